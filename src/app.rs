@@ -1,0 +1,1 @@
+//! Owns what runs. Start is the first reload.

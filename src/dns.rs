@@ -1,0 +1,1 @@
+//! DNS of protected hosts: interception, forwarding, blocked answers, and reading answers into bindings.

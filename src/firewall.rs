@@ -1,0 +1,1 @@
+//! The kernel's ruleset as a value, rendered from a policy. Pure.

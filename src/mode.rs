@@ -1,0 +1,1 @@
+//! The ways to run: gateway, sidecar, exec, demo; what each captures and how.

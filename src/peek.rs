@@ -1,0 +1,71 @@
+//! What the first bytes of a flow say about its name.
+//!
+//! Three outcomes, never two (SPEC I4). Fails closed: what began as one of our protocols and cannot be read is
+//! [`Outcome::Unreadable`], which is blocked unless a Network says otherwise.
+
+use crate::name::DomainName;
+use crate::wire::Malformed;
+
+/// Where a name was read.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Via {
+    Dns,
+    Http,
+    Tls,
+    Quic,
+}
+
+/// What peeking found, and what came with it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Discovery {
+    pub outcome: Outcome,
+    /// The protocol that the bytes began as; `None` if they look like none of ours.
+    pub via: Option<Via>,
+    /// Present for a TLS or QUIC hello that was read to its end.
+    pub fingerprint: Option<Box<Fingerprint>>,
+    /// The hello carries an encrypted inner hello. GREASE looks the same on the wire (RFC 9849, 6.2).
+    pub ech: bool,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Outcome {
+    Name(DomainName),
+    /// None of our protocols, or a well-formed hello or request that names nobody.
+    NoName,
+    Unreadable(Unreadable),
+}
+
+/// Why a flow that began as TLS, HTTP or QUIC could not be read to its name.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Unreadable {
+    Malformed(Malformed),
+    /// Two names that contradict each other: two SNIs, two Hosts, a Host beside another target (SPEC I8).
+    Contradiction(Malformed),
+    /// The beginning ran past the limit of held bytes.
+    TooLong,
+    /// The beginning did not end before the deadline.
+    TimedOut,
+    /// The client closed in the midst of it.
+    Ended,
+}
+
+/// The fingerprints of a ClientHello.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Fingerprint {
+    /// `771,4865-4866,0-11-10,29-23,0`: JA3 before hashing, GREASE left out.
+    pub ja3_full: String,
+    /// The MD5 of `ja3_full`, 32 hexadecimal digits.
+    pub ja3: String,
+    /// `t13d1516h2_8daaf6152771_b186095e22b6`.
+    pub ja4: String,
+}
+
+impl Discovery {
+    pub fn no_name(via: Option<Via>) -> Self {
+        Self { outcome: Outcome::NoName, via, fingerprint: None, ech: false }
+    }
+
+    pub fn unreadable(via: Via, why: Unreadable) -> Self {
+        Self { outcome: Outcome::Unreadable(why), via: Some(via), fingerprint: None, ech: false }
+    }
+}

@@ -1,0 +1,1 @@
+//! Flows: intercept, inspect, judge, act, record.

@@ -1,0 +1,1 @@
+//! The Linux edge, and the only place with `unsafe`: sockets, netlink, namespaces, privileges.

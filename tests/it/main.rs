@@ -1,0 +1,5 @@
+//! Integration tests: real packets between namespaces of their own.
+
+#![allow(clippy::unwrap_used, clippy::panic)]
+
+mod architecture;
