@@ -1,1 +1,7 @@
 //! The Linux edge, and the only place with `unsafe`: sockets, netlink, namespaces, privileges.
+
+pub mod epoll;
+pub mod limits;
+pub mod pipe;
+pub mod readable;
+pub mod tcp;
