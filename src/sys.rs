@@ -1,3 +1,4 @@
 //! The Linux edge, and the only place with `unsafe`: sockets, netlink, namespaces, privileges.
 
+pub mod netns;
 pub mod rtnl;
