@@ -5,3 +5,5 @@ pub mod limits;
 pub mod pipe;
 pub mod readable;
 pub mod tcp;
+pub mod netns;
+pub mod rtnl;
