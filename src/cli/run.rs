@@ -1,11 +1,14 @@
 //! `tidegate run`: the gateway.
 
+use std::io::IsTerminal;
 use std::process::ExitCode;
 use std::time::Duration;
 
 use clap::Args;
+use tracing_subscriber::EnvFilter;
 
 use super::ConfigArg;
+use crate::app::{self, Ending};
 
 #[derive(Clone, Debug, Args)]
 pub struct RunArgs {
@@ -20,9 +23,29 @@ pub struct RunArgs {
 }
 
 pub fn run(args: RunArgs) -> ExitCode {
-    if let Err(status) = args.config.load() {
-        return status;
+    let loaded = match args.config.load() {
+        Ok(loaded) => loaded,
+        Err(status) => return status,
+    };
+    log_to_standard_error();
+    let ending = Ending { drain: args.drain, keep_rules: args.keep_rules };
+    match app::run(loaded, &args.config.config, ending) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(failure) => {
+            eprintln!("tidegate run: {failure}");
+            ExitCode::FAILURE
+        }
     }
-    eprintln!("tidegate run: not built yet in version {}", env!("CARGO_PKG_VERSION"));
-    ExitCode::FAILURE
+}
+
+/// Messages for the operator; `RUST_LOG` chooses which. Records go to standard output, and nowhere near these.
+fn log_to_standard_error() {
+    let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new("info"));
+    let subscriber = tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_writer(std::io::stderr)
+        .with_target(false)
+        .with_ansi(std::io::stderr().is_terminal());
+    // A second call finds the first still in force.
+    let _ = subscriber.try_init();
 }
