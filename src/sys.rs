@@ -1,3 +1,5 @@
 //! The Linux edge, and the only place with `unsafe`: sockets, netlink, namespaces, privileges.
 
+pub mod capture;
+pub mod nft;
 pub mod rtnl;
