@@ -1,1 +1,3 @@
 //! The ways to run: gateway, sidecar, exec, demo; what each captures and how.
+
+pub mod demo;

@@ -2,4 +2,5 @@
 
 pub mod capture;
 pub mod nft;
+pub mod netns;
 pub mod rtnl;

@@ -53,17 +53,25 @@ impl Rtnl {
         self.change(operation, message, NLM_F_CREATE | NLM_F_EXCL, &[libc::EEXIST])
     }
 
+    /// Makes every address of `prefix` an address of this host, without a list of them: what serves a whole network
+    /// from one namespace.
+    pub fn add_local_prefix(&mut self, prefix: IpNet) -> Result<(), RtnlError> {
+        let message = RouteNetlinkMessage::NewRoute(self.local(prefix, LOCAL_TABLE)?);
+        let operation = || format!("add route local {prefix} dev lo");
+        self.change(operation, message, NLM_F_CREATE | NLM_F_EXCL, &[libc::EEXIST])
+    }
+
     /// Makes every address of the family local to this host in `table` (`local default dev lo`): how packets that a
     /// rule sends to the table reach a transparent socket. The link `lo` must be up.
     pub fn add_local_default(&mut self, family: Family, table: u32) -> Result<(), RtnlError> {
-        let message = RouteNetlinkMessage::NewRoute(self.local_default(family, table)?);
+        let message = RouteNetlinkMessage::NewRoute(self.local(default_of(family), table)?);
         let operation = || format!("add {family} route local default dev lo to table {table}");
         self.change(operation, message, NLM_F_CREATE | NLM_F_EXCL, &[libc::EEXIST])
     }
 
     /// Takes away what [`Rtnl::add_local_default`] added. A route that is not there is no error.
     pub fn delete_local_default(&mut self, family: Family, table: u32) -> Result<(), RtnlError> {
-        let message = RouteNetlinkMessage::DelRoute(self.local_default(family, table)?);
+        let message = RouteNetlinkMessage::DelRoute(self.local(default_of(family), table)?);
         let operation = || format!("delete {family} route local default dev lo of table {table}");
         self.change(operation, message, 0, &[libc::ESRCH, libc::ENOENT])
     }
@@ -99,8 +107,8 @@ impl Rtnl {
         Ok(answer.iter().filter_map(|message| read_rule(family, message)).collect())
     }
 
-    fn local_default(&mut self, family: Family, table: u32) -> Result<RouteMessage, RtnlError> {
-        let mut message = route(default_of(family), table);
+    fn local(&mut self, prefix: IpNet, table: u32) -> Result<RouteMessage, RtnlError> {
+        let mut message = route(prefix, table);
         message.header.kind = RouteType::Local;
         message.header.scope = RouteScope::Host;
         message.attributes.push(RouteAttribute::Oif(self.link_index("lo")?));
@@ -158,3 +166,6 @@ fn read_rule(family: Family, message: &RouteNetlinkMessage) -> Option<FwmarkRule
     }
     Some(FwmarkRule { family, mark: mark?, table, priority })
 }
+
+/// The table in which the kernel keeps a host's own addresses.
+const LOCAL_TABLE: u32 = 255;
