@@ -13,9 +13,11 @@ use tokio::signal::unix::{SignalKind, signal};
 
 use crate::config::limits::Limits;
 use crate::config::{self, Loaded};
+use crate::firewall::{self, Capture};
 use crate::mode::gateway::{self, Gateway, Listeners};
 use crate::policy::snapshot::Snapshot;
 use crate::proxy::{relay, worker};
+use crate::sys::capture;
 use crate::sys::limits::raise_descriptors;
 use crate::telemetry::{Queue, Telemetry};
 
@@ -37,6 +39,7 @@ pub struct Failure {
 #[derive(Debug)]
 struct App {
     snapshot: Arc<ArcSwap<Snapshot>>,
+    capture: Capture,
     generation: u64,
 }
 
@@ -59,7 +62,11 @@ pub fn run(loaded: Loaded, path: &Path, ending: Ending) -> Result<(), Failure> {
 fn serve(loaded: Loaded, path: &Path, ending: Ending, telemetry: &Telemetry) -> Result<(), Failure> {
     let settings = settings(&loaded.limits).map_err(because("read the limit of descriptors"))?;
     let listeners = Listeners::open(settings.workers).map_err(because("open transparent listeners"))?;
-    let mut app = App { snapshot: Arc::new(ArcSwap::from_pointee(loaded.snapshot(1))), generation: 1 };
+    let mut app = App {
+        snapshot: Arc::new(ArcSwap::from_pointee(loaded.snapshot(1))),
+        capture: Capture::tcp(listeners.tcp),
+        generation: 1,
+    };
     app.apply(&loaded)?;
     let gateway = Gateway::start(listeners, &settings, &app.snapshot, telemetry).map_err(because("start the workers"))?;
     eprintln!("ready");
@@ -68,17 +75,18 @@ fn serve(loaded: Loaded, path: &Path, ending: Ending, telemetry: &Telemetry) -> 
     let _ = sd_notify::notify(&[sd_notify::NotifyState::Stopping]);
     // Live flows need the rules that bring their packets here: they go last.
     gateway.stop(ending.drain);
-    Ok(())
+    if ending.keep_rules { Ok(()) } else { capture::remove().map_err(because("take the rules away")) }
 }
 
 impl App {
     /// Puts a checked configuration in force.
     fn apply(&mut self, loaded: &Loaded) -> Result<(), Failure> {
         let next = loaded.snapshot(self.generation);
+        let ruleset = firewall::render(&next, &self.capture);
         // First who judges, then what is captured: nothing is captured that nobody would judge.
         self.snapshot.store(Arc::new(next));
         self.generation += 1;
-        Ok(())
+        capture::install(&ruleset).map_err(because("put the rules in place"))
     }
 
     /// Reloads at SIGHUP; returns at SIGTERM or SIGINT.

@@ -3,7 +3,7 @@
 //! Each worker is a thread with a runtime, listeners and a relay of its own; flows never move between workers.
 
 use std::io;
-use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::os::fd::OwnedFd;
 use std::rc::Rc;
 use std::sync::Arc;
@@ -15,6 +15,7 @@ use tokio::sync::watch;
 use tokio::task::LocalSet;
 use tokio::time::Instant;
 
+use crate::firewall::Listener;
 use crate::policy::snapshot::Snapshot;
 use crate::proxy;
 use crate::proxy::relay::{self, ClosedBy, Relay};
@@ -33,9 +34,8 @@ pub struct Settings {
 /// The listeners of every worker, and the ports that the kernel's rules must name.
 #[derive(Debug)]
 pub struct Listeners {
-    pub tcp4: u16,
-    pub tcp6: u16,
-    workers: Vec<[OwnedFd; 2]>,
+    pub tcp: Listener,
+    workers: Vec<Vec<OwnedFd>>,
 }
 
 /// The running workers.
@@ -47,15 +47,28 @@ pub struct Gateway {
 }
 
 impl Listeners {
-    /// Opens them at ports of the kernel's choice. Nothing is accepted yet.
+    /// Opens them at ports of the kernel's choice. Nothing is accepted yet. A host without one of the families gets
+    /// none for it, and the rules drop what it should have had.
     pub fn open(workers: usize) -> io::Result<Self> {
-        let first = [listen(Ipv4Addr::LOCALHOST.into(), 0)?, listen(Ipv6Addr::LOCALHOST.into(), 0)?];
-        let (tcp4, tcp6) = (tcp::local_address(&first[0])?.port(), tcp::local_address(&first[1])?.port());
-        let mut all = vec![first];
-        for _ in 1..workers {
-            all.push([listen(Ipv4Addr::LOCALHOST.into(), tcp4)?, listen(Ipv6Addr::LOCALHOST.into(), tcp6)?]);
+        let mut all = Self { tcp: Listener { v4: None, v6: None }, workers: Vec::new() };
+        all.workers.resize_with(workers, Vec::new);
+        all.tcp.v4 = all.add(Ipv4Addr::LOCALHOST.into())?;
+        all.tcp.v6 = all.add(Ipv6Addr::LOCALHOST.into())?;
+        Ok(all)
+    }
+
+    /// One listener for each worker, all at the port that the kernel gave the first.
+    fn add(&mut self, address: IpAddr) -> io::Result<Option<u16>> {
+        let mut port = 0;
+        for worker in &mut self.workers {
+            let socket = match tcp::listen(SocketAddr::new(address, port), BACKLOG) {
+                Err(error) if port == 0 && lacks_family(&error) => return Ok(None),
+                result => result?,
+            };
+            port = tcp::local_address(&socket)?.port();
+            worker.push(socket);
         }
-        Ok(Self { tcp4, tcp6, workers: all })
+        Ok(Some(port))
     }
 }
 
@@ -96,7 +109,7 @@ impl Gateway {
 
 /// All that a worker's thread begins with.
 struct Seat {
-    sockets: [OwnedFd; 2],
+    sockets: Vec<OwnedFd>,
     settings: Settings,
     snapshot: Arc<ArcSwap<Snapshot>>,
     telemetry: Telemetry,
@@ -142,8 +155,8 @@ async fn drain(census: &Census, until: Instant) {
     }
 }
 
-fn listen(address: std::net::IpAddr, port: u16) -> io::Result<OwnedFd> {
-    tcp::listen(SocketAddr::new(address, port), BACKLOG)
+fn lacks_family(error: &io::Error) -> bool {
+    matches!(error.raw_os_error(), Some(libc::EAFNOSUPPORT | libc::EADDRNOTAVAIL))
 }
 
 /// Flows that may wait to be accepted; the kernel caps it at `net.core.somaxconn`.
