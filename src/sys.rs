@@ -2,6 +2,11 @@
 
 pub mod capture;
 pub mod ending;
+pub mod epoll;
+pub mod limits;
 pub mod netns;
 pub mod nft;
+pub mod pipe;
+pub mod readable;
 pub mod rtnl;
+pub mod tcp;

@@ -14,7 +14,7 @@ mod repair;
 
 use std::io;
 use std::net::SocketAddr;
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, OwnedFd};
 use std::time::Duration;
 
 use socket2::SockRef;
@@ -22,6 +22,7 @@ use socket2::SockRef;
 use crate::firewall::{FlowKey, FlowSet};
 use crate::policy::{DropAction, Transport};
 use crate::sys::nft::NftSocket;
+use crate::sys::tcp::reset;
 use icmp::{IcmpSocket, Refused};
 
 /// Ends flows of the network namespace in which it was opened. Its calls block for microseconds; each worker may have
@@ -49,7 +50,7 @@ impl Ender {
     }
 
     /// Ends a captured connection: its local address is the original destination. Nothing may lie in its send queue.
-    pub fn end<S: AsFd>(&mut self, stream: S, action: DropAction) -> Ended {
+    pub fn end(&mut self, stream: OwnedFd, action: DropAction) -> Ended {
         let done = match action {
             DropAction::TcpReset => Ok(()),
             DropAction::IcmpUnreachable => self.send_unreachable(&stream),
@@ -91,13 +92,6 @@ impl Ender {
         self.discard_flow(&FlowKey { transport: Transport::Tcp, client, remote }, None)?;
         repair::mute(stream)
     }
-}
-
-/// Closes the connection with a RST, whatever it holds.
-pub fn reset<S: AsFd>(stream: S) {
-    // Where this fails the connection is gone already.
-    let _ = SockRef::from(&stream).set_linger(Some(Duration::ZERO));
-    drop(stream);
 }
 
 fn ends(stream: &impl AsFd) -> io::Result<(SocketAddr, SocketAddr)> {
