@@ -1,4 +1,5 @@
 //! The Linux edge, and the only place with `unsafe`: sockets, netlink, namespaces, privileges.
 
+pub mod child;
 pub mod netns;
 pub mod rtnl;
