@@ -4,6 +4,7 @@
 //! [`Outcome::Unreadable`], which is blocked unless a Network says otherwise.
 
 mod hello;
+pub mod tcp;
 
 use crate::name::DomainName;
 pub use crate::wire::fingerprint::{Carrier, Fingerprint};
