@@ -4,6 +4,7 @@
 //! [`Outcome::Unreadable`], which is blocked unless a Network says otherwise.
 
 mod hello;
+pub mod tcp;
 
 use crate::name::DomainName;
 pub use crate::wire::fingerprint::{Carrier, Fingerprint};
@@ -55,6 +56,12 @@ pub enum Unreadable {
 impl Discovery {
     pub fn no_name(via: Option<Via>) -> Self {
         Self { outcome: Outcome::NoName, via, fingerprint: None, ech: false }
+    }
+
+    /// What a well-formed request says: the name that it asks for, if it asks for one.
+    pub fn of_request(name: Option<DomainName>) -> Self {
+        let outcome = name.map_or(Outcome::NoName, Outcome::Name);
+        Self { outcome, via: Some(Via::Http), fingerprint: None, ech: false }
     }
 
     pub fn unreadable(via: Via, why: Unreadable) -> Self {

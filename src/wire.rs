@@ -4,6 +4,7 @@
 //! Fails closed: what a parser cannot read to the end is [`Malformed`], with the field and the RFC section.
 
 pub mod fingerprint;
+pub mod http;
 pub mod reader;
 pub mod tls;
 
