@@ -5,6 +5,7 @@
 
 mod hello;
 pub mod tcp;
+pub mod watch;
 
 use crate::name::DomainName;
 pub use crate::wire::fingerprint::{Carrier, Fingerprint};

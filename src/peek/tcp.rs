@@ -13,6 +13,7 @@
 use super::{Carrier, Discovery, Unreadable, Via};
 use crate::wire::http::begin::{Begin, Beginning};
 use crate::wire::http::{HeadEnd, Request};
+use crate::wire::http2::{Next, Requests};
 use crate::wire::tls::records::{ALERT, CHANGE_CIPHER_SPEC, Followed, HANDSHAKE, Records};
 use crate::wire::{Fault, Malformed};
 
@@ -64,8 +65,12 @@ pub struct TcpPeek {
 pub(super) enum Began {
     Open(Beginning),
     Tls(Records),
-    /// HTTP/1, whose head is sought. The request is there once its head was read.
-    Http(HeadEnd, Option<FirstRequest>),
+    /// HTTP/1, whose first head is sought.
+    Http(HeadEnd),
+    /// HTTP/1, whose first head was read.
+    Request(FirstRequest),
+    /// HTTP/2, followed to this place.
+    Http2(Box<Requests>, usize),
     Other,
 }
 
@@ -100,6 +105,7 @@ impl TcpPeek {
         let why = match budget {
             _ if !self.has_begun() => return Some(Discovery::no_name(None)),
             Budget::Packets => return None,
+            _ if self.is_named_later() => return Some(Discovery::no_name(Some(Via::Http))),
             Budget::Deadline => Unreadable::TimedOut,
             Budget::Ended => Unreadable::Ended,
         };
@@ -111,8 +117,14 @@ impl TcpPeek {
         match &self.began {
             Began::Open(beginning) => beginning.is_request(),
             Began::Other => false,
-            Began::Tls(_) | Began::Http(..) => true,
+            Began::Tls(_) | Began::Http(_) | Began::Request(_) | Began::Http2(..) => true,
         }
+    }
+
+    /// Whether the client has begun HTTP/2 and asks for nothing before the server answers, as some do: the requests
+    /// that will name the host are judged as they come.
+    pub fn is_named_later(&self) -> bool {
+        matches!(&self.began, Began::Http2(requests, _) if requests.is_between_frames())
     }
 
     fn via(&self) -> Via {
@@ -126,7 +138,9 @@ impl TcpPeek {
         match &mut self.began {
             Began::Open(_) => self.begin(held),
             Began::Tls(_) => self.hello(held),
-            Began::Http(..) => self.head(held),
+            Began::Http(_) => self.head(held),
+            Began::Request(first) => Step::Found(Discovery::of_request(first.request.name.clone())),
+            Began::Http2(..) => self.http2(held),
             Began::Other => Step::Found(Discovery::no_name(None)),
         }
     }
@@ -139,11 +153,12 @@ impl TcpPeek {
                 self.began = Began::Other;
                 return Step::Found(Discovery::no_name(None));
             }
-            Begin::Malformed | Begin::Http2 => return unreadable(Via::Http, REQUEST_LINE.into()),
-            Begin::Http1 => self.began = Began::Http(HeadEnd::from(beginning.line()), None),
+            Begin::Malformed => return unreadable(Via::Http, REQUEST_LINE.into()),
+            Begin::Http1 => self.began = Began::Http(HeadEnd::from(beginning.line())),
+            Begin::Http2 => self.began = Began::Http2(Box::default(), 0),
             Begin::Simple(end) => return self.simple(held, end),
         }
-        self.head(held)
+        self.step(held)
     }
 
     fn simple(&mut self, held: &[u8], end: usize) -> Step {
@@ -154,7 +169,7 @@ impl TcpPeek {
     }
 
     fn head(&mut self, held: &[u8]) -> Step {
-        let Began::Http(head_end, _) = &mut self.began else { return self.step(held) };
+        let Began::Http(head_end) = &mut self.began else { return self.step(held) };
         let end = match head_end.find(held) {
             Ok(Some(end)) => end,
             Ok(None) => return Step::NeedMore { at_least: held.len() + 1 },
@@ -168,8 +183,24 @@ impl TcpPeek {
 
     fn found(&mut self, first: FirstRequest) -> Step {
         let discovery = Discovery::of_request(first.request.name.clone());
-        self.began = Began::Http(HeadEnd::default(), Some(first));
+        self.began = Began::Request(first);
         Step::Found(discovery)
+    }
+
+    /// Follows the frames up to the first request, which stays for [`super::watch`] to pass over.
+    fn http2(&mut self, held: &[u8]) -> Step {
+        let Began::Http2(requests, at) = &mut self.began else { return self.step(held) };
+        loop {
+            match requests.next(held.get(*at..).unwrap_or_default()) {
+                Ok(Next::Needs(more)) => return Step::NeedMore { at_least: *at + more },
+                Ok(Next::Pass(length)) => *at += length,
+                Ok(Next::Request { name, length }) => {
+                    *at += length;
+                    return Step::Found(Discovery::of_request(name));
+                }
+                Err(fault) => return unreadable(Via::Http, fault),
+            }
+        }
     }
 
     fn hello(&mut self, held: &[u8]) -> Step {

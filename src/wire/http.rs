@@ -284,7 +284,7 @@ fn skip_empty_lines(mut bytes: &[u8]) -> &[u8] {
 }
 
 /// A method or a field name (RFC 9110, section 5.6.2).
-fn is_token(octets: &[u8]) -> bool {
+pub(super) fn is_token(octets: &[u8]) -> bool {
     !octets.is_empty() && octets.iter().all(|octet| IS_TOKEN.get(usize::from(*octet)) == Some(&true))
 }
 
@@ -294,7 +294,7 @@ fn is_visible(octets: &[u8]) -> bool {
 }
 
 /// Visible octets, spaces and tabs (RFC 9110, section 5.5).
-fn is_field_value(octets: &[u8]) -> bool {
+pub(super) fn is_field_value(octets: &[u8]) -> bool {
     octets.iter().fold(true, |all, octet| all & ((*octet >= b' ') & (*octet != 0x7f) | (*octet == b'\t')))
 }
 
