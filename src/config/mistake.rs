@@ -58,7 +58,7 @@ impl Source {
 
     /// Line and column of an octet, both from 1; the column counts characters.
     fn position(&self, at: usize) -> (usize, usize) {
-        let at = self.text.floor_char_boundary(at.min(self.text.len()));
+        let at = boundary(&self.text, at);
         let before = self.text.get(..at).unwrap_or_default();
         let line = before.bytes().filter(|b| *b == b'\n').count();
         let column = before.rsplit('\n').next().unwrap_or_default().chars().count();
@@ -142,11 +142,16 @@ impl Mistake {
     /// The span as far as its first line goes, within the text.
     fn visible_span(&self) -> Range<usize> {
         let text = &self.source.text;
-        let start = text.floor_char_boundary(self.span.start.min(text.len()));
-        let end = text.ceil_char_boundary(self.span.end.clamp(start, text.len()));
+        let start = boundary(text, self.span.start);
+        let end = boundary(text, self.span.end).max(start);
         let shown = text.get(start..end).unwrap_or_default();
         start..start + shown.lines().next().unwrap_or_default().len()
     }
+}
+
+/// The last boundary between characters that is not past `at`.
+fn boundary(text: &str, at: usize) -> usize {
+    (0..=at.min(text.len())).rev().find(|at| text.is_char_boundary(*at)).unwrap_or(0)
 }
 
 impl fmt::Display for Severity {
