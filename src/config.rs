@@ -3,6 +3,7 @@
 //! Fails closed: a configuration with one mistake is no configuration. A key that nobody knows, and one whose feature
 //! does not exist yet, is a mistake (see [`unbuilt`]).
 
+mod contents;
 mod dns;
 mod document;
 mod inspection;
@@ -15,6 +16,7 @@ mod network;
 mod policy;
 pub(crate) mod port;
 mod reader;
+mod rule;
 mod tie;
 mod unbuilt;
 
@@ -26,10 +28,11 @@ use crate::policy::network::{Network, Port};
 use crate::policy::rules::Policy;
 use crate::policy::snapshot::Snapshot;
 
+use document::Document;
 use limits::{GatewaySettings, Limits};
 use list::Slot;
-use mistake::Report;
 pub use mistake::{Mistake, Mistakes, Severity};
+use mistake::{Report, Source};
 use named::{Named, name_of};
 use network::{Known, Written};
 use reader::{Located, Table};
@@ -82,7 +85,7 @@ fn read(path: &Path, report: &Report) -> Option<Loaded> {
     }
     let mut files: Vec<PathBuf> = std::iter::once(&source).chain(&included).map(|file| file.path.clone()).collect();
     let mut tops = vec![top];
-    tops.extend(included.iter().zip(&documents).map(|(source, document)| Table::top(report, source, document)));
+    tops.extend(included.iter().zip(&documents).map(|(source, document)| included_top(report, source, document)));
     let objects = Objects::read(&mut tops, report, &mut files);
     tie::check(&objects.networks, report);
     let networks = objects.networks_of(&enforcer, report);
@@ -90,6 +93,17 @@ fn read(path: &Path, report: &Report) -> Option<Loaded> {
     let lists = objects.lists.iter().filter_map(Slot::ready).cloned().collect();
     let warnings = Mistakes::default();
     Some(Loaded { enforcer: enforcer.value.into(), networks, policies, lists, gateway, limits, warnings, files })
+}
+
+/// An included file defines objects alone.
+fn included_top<'a>(report: &'a Report, source: &Arc<Source>, document: &'a Document<'a>) -> Table<'a> {
+    let mut top = Table::top(report, source, document);
+    for key in ["name", "include", "gateway", "sidecar", "limits", "geoip", "telemetry"] {
+        if let Some(place) = top.forbid(key) {
+            report.error(&place, format!("`{key}` in an included file"), "move it to the file that includes this one");
+        }
+    }
+    top
 }
 
 fn enforcer(top: &mut Table<'_>, report: &Report) -> Located<String> {

@@ -20,7 +20,36 @@ pub(super) fn read(mut table: Table<'_>, name: &str, lists: &Named<Slot>, report
     let fingerprints = table.tables("fingerprints").into_iter().filter_map(|rule| fingerprint(rule, report)).collect();
     table.take("countries");
     table.take("asns");
-    Some(Arc::new(Policy { name: name.into(), default: default?, lists, thresholds, fingerprints }))
+    let policy = Policy { name: name.into(), default: default?, lists, thresholds, fingerprints };
+    warn_of(&policy, table, report);
+    Some(Arc::new(policy))
+}
+
+fn warn_of(policy: &Policy, table: Table<'_>, report: &Report) {
+    let blocks = policy.lists.iter().any(|list| list.verdict != ListVerdict::Allow);
+    if policy.default == IpVerdict::Allow && !blocks && policy.fingerprints.is_empty() && !table.has("lists") {
+        let what = format!("the policy `{}` blocks nothing", policy.name);
+        report.warning(&table.place, what, "add a list, or `default = \"block\"`");
+    }
+    let required = policy.fingerprints.iter().filter(|rule| rule.demand == FingerprintDemand::Require);
+    let mut seen: Vec<&FingerprintRule> = Vec::new();
+    for rule in required {
+        if let Some(name) = seen.iter().find_map(|other| shared_name(other, rule)) {
+            let what = format!("two fingerprints are required of {name}: no flow can have both");
+            report.warning(&table.place, what, "leave one out");
+        }
+        seen.push(rule);
+    }
+}
+
+fn shared_name(a: &FingerprintRule, b: &FingerprintRule) -> Option<String> {
+    if a.value == b.value {
+        return None;
+    }
+    if a.domains.is_empty() && b.domains.is_empty() {
+        return Some("every name".to_owned());
+    }
+    a.domains.iter().find(|name| b.domains.contains(name)).map(|name| format!("`{name}`"))
 }
 
 fn lists_of(table: &mut Table<'_>, lists: &Named<Slot>, report: &Report) -> Vec<Arc<List>> {

@@ -82,6 +82,12 @@ impl<'a> Table<'a> {
         self.take(key)
     }
 
+    /// Makes a key known that must not be here, and tells where it is.
+    pub(super) fn forbid(&mut self, key: &'static str) -> Option<Place> {
+        self.known.push(key);
+        self.entries.get_key_value(key).map(|(name, _)| self.at(name.span()))
+    }
+
     pub(super) fn has(&self, key: &str) -> bool {
         self.entries.contains_key(key)
     }

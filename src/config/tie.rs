@@ -1,4 +1,4 @@
-//! Networks that tie for a packet (SPEC N4).
+//! Networks that tie for a packet (SPEC N4), and those that take packets from another without judging them.
 //!
 //! The longest prefix whose Port covers a packet judges it. So two Networks tie exactly if both protect the *same* prefix, with
 //! Ports that share a protocol and a port, on an enforcer that both act on. Directions do not separate them: a
@@ -12,27 +12,43 @@ use super::mistake::{Place, Report};
 use super::named::Named;
 use super::network::Written;
 use super::port::{PROTOCOLS, TCP, UDP};
+use crate::policy::Direction;
 use crate::policy::network::{Mode, Port, Protocol};
 
 struct Claim<'a> {
     written: &'a Written,
+    prefix: IpNet,
     port: Option<&'a Port>,
     place: &'a Place,
 }
 
 pub(super) fn check(networks: &Named<Option<Written>>, report: &Report) {
     let mut claims: HashMap<IpNet, Vec<Claim<'_>>> = HashMap::new();
-    for written in networks.iter().flatten().filter(|written| written.network.mode != Mode::Off) {
-        for (ip, place) in written.network.ips.iter().zip(&written.places) {
-            let claim = Claim { written, port: ip.port.as_deref(), place };
-            let rivals = claims.entry(ip.prefix).or_default();
-            // One tie is enough to say of each address.
-            if let Some((rival, shared)) = rivals.iter().find_map(|rival| Some((rival, claim.shares_with(rival)?))) {
-                claim.report(rival, ip.prefix, &shared, report);
-            }
-            rivals.push(claim);
+    for claim in networks.iter().flatten().flat_map(claims_of) {
+        let rivals = claims.entry(claim.prefix).or_default();
+        // One tie is enough to say of each address.
+        if let Some((rival, shared)) = rivals.iter().find_map(|rival| Some((rival, claim.shares_with(rival)?))) {
+            claim.report_tie(rival, &shared, report);
+        }
+        rivals.push(claim);
+    }
+    for claim in claims.values().flatten() {
+        let around = wider(claim.prefix).filter_map(|prefix| claims.get(&prefix)).flatten();
+        let robbed = around.filter_map(|other| Some((other, claim.takes_unjudged(other)?)));
+        if let Some((other, direction)) = robbed.last() {
+            claim.report_gap(other, direction, report);
         }
     }
+}
+
+fn claims_of(written: &Written) -> impl Iterator<Item = Claim<'_>> {
+    let ips = written.network.ips.iter().zip(&written.places).filter(|_| written.network.mode != Mode::Off);
+    ips.map(|(ip, place)| Claim { written, prefix: ip.prefix, port: ip.port.as_deref(), place })
+}
+
+/// Every prefix that holds this one, widest first.
+fn wider(prefix: IpNet) -> impl Iterator<Item = IpNet> {
+    (0..prefix.prefix_len()).filter_map(move |length| Some(IpNet::new(prefix.addr(), length).ok()?.trunc()))
 }
 
 impl Claim<'_> {
@@ -45,7 +61,8 @@ impl Claim<'_> {
         overlap(self.port, rival.port)
     }
 
-    fn report(&self, rival: &Self, prefix: IpNet, shared: &str, report: &Report) {
+    fn report_tie(&self, rival: &Self, shared: &str, report: &Report) {
+        let prefix = self.prefix;
         let (own, other) = (&self.written.network.name, &rival.written.network.name);
         let there = rival.place.line();
         if std::ptr::eq(self.written, rival.written) {
@@ -57,6 +74,25 @@ impl Claim<'_> {
             "the other is at {there}: give them different prefixes, Ports that do not overlap, or different `enforcers`"
         );
         report.error(self.place, what, mend);
+    }
+}
+
+impl Claim<'_> {
+    /// The direction that the wider Network judges, and this one, to which the packets go, does not.
+    fn takes_unjudged(&self, wider: &Self) -> Option<Direction> {
+        let (own, other) = (&self.written.network, &wider.written.network);
+        let gap = |direction: &Direction| own.rule(*direction).is_none() && other.rule(*direction).is_some();
+        let direction = [Direction::Outbound, Direction::Inbound].into_iter().find(gap)?;
+        self.shares_with(wider).map(|_| direction)
+    }
+
+    fn report_gap(&self, wider: &Self, direction: Direction, report: &Report) {
+        let (own, other) = (&self.written.network.name, &wider.written.network.name);
+        let (prefix, around) = (self.prefix, wider.prefix);
+        let what = format!(
+            "{direction} flows of {prefix} pass unjudged: `{own}` takes them from `{other}` ({around}), which judges them"
+        );
+        report.warning(self.place, what, format!("give `{own}` a policy for {direction}, if that is not meant"));
     }
 }
 
