@@ -24,7 +24,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use crate::list::List;
-use crate::policy::network::{Network, Port};
+use crate::policy::network::Network;
 use crate::policy::rules::Policy;
 use crate::policy::snapshot::Snapshot;
 
@@ -89,7 +89,7 @@ fn read(path: &Path, report: &Report) -> Option<Loaded> {
     let objects = Objects::read(&mut tops, report, &mut files);
     tie::check(&objects.networks, report);
     let networks = objects.networks_of(&enforcer, report);
-    let policies = objects.policies.iter().flatten().cloned().collect();
+    let policies = objects.policies.iter().cloned().collect();
     let lists = objects.lists.iter().filter_map(Slot::ready).cloned().collect();
     let warnings = Mistakes::default();
     Some(Loaded { enforcer: enforcer.value.into(), networks, policies, lists, gateway, limits, warnings, files })
@@ -121,8 +121,8 @@ fn enforcer(top: &mut Table<'_>, report: &Report) -> Located<String> {
 /// Every object that the files define.
 struct Objects {
     lists: Named<Slot>,
-    policies: Named<Option<Arc<Policy>>>,
-    networks: Named<Option<Written>>,
+    policies: Named<Arc<Policy>>,
+    networks: Named<Written>,
 }
 
 impl Objects {
@@ -130,20 +130,22 @@ impl Objects {
     fn read(tops: &mut [Table<'_>], report: &Report, files: &mut Vec<PathBuf>) -> Self {
         let lists = define("list", tops, report, |table, name| list::read(table, name, report, files));
         let policies = define("policy", tops, report, |table, name| policy::read(table, name, &lists, report));
-        let ports: Named<Option<Arc<Port>>> =
-            define("port", tops, report, |table, name| port::read(table, name, report));
+        let ports = define("port", tops, report, |table, name| port::read(table, name, report));
         let known = Known { policies: &policies, ports: &ports };
         let networks = define("network", tops, report, |table, name| network::read(table, name, known, report));
-        lists.warn_of_unused("policy", report);
-        policies.warn_of_unused("network", report);
-        ports.warn_of_unused("network", report);
+        // After an error it may be the one who names it that was left out.
+        if report.errors() == 0 {
+            lists.warn_of_unused("policy", report);
+            policies.warn_of_unused("network", report);
+            ports.warn_of_unused("network", report);
+        }
         Self { lists, policies, networks }
     }
 
     fn networks_of(&self, enforcer: &Located<String>, report: &Report) -> Vec<Arc<Network>> {
-        let own = self.networks.iter().flatten().filter(|written| written.acts_on(&enforcer.value));
+        let own = self.networks.iter().filter(|written| written.acts_on(&enforcer.value));
         let own: Vec<_> = own.map(|written| written.network.clone()).collect();
-        if own.is_empty() {
+        if own.is_empty() && report.errors() == 0 {
             let what = format!("no network acts on this enforcer, `{}`: nothing is judged", enforcer.value);
             report.warning(&enforcer.place, what, "add a [[network]], or name this enforcer in `enforcers`");
         }
@@ -156,12 +158,16 @@ fn define<T>(
     kind: &'static str,
     tops: &mut [Table<'_>],
     report: &Report,
-    mut read: impl FnMut(Table<'_>, &str) -> T,
+    mut read: impl FnMut(Table<'_>, &str) -> Option<T>,
 ) -> Named<T> {
     let mut found = Named::new(kind);
     for mut table in tops.iter_mut().flat_map(|top| top.tables(kind)) {
+        let (place, errors) = (table.place.clone(), report.errors());
         let name = name_of(&mut table, report);
         let object = read(table, name.as_ref().map_or("", |name| &name.value));
+        if object.is_none() && report.errors() == errors {
+            report.error(&place, format!("this {kind} cannot be read"), "compare it with the reference");
+        }
         if let Some(name) = name {
             found.insert(name, object, report);
         }

@@ -36,12 +36,14 @@ fn at_most<T: PartialEq>(
     read: impl Fn(&Located<String>, &Report) -> Option<T>,
 ) -> Vec<T> {
     let mut found = Vec::new();
+    let mut surplus = most;
     for item in table.array(key).iter().filter_map(|item| item.text()) {
         let Some(value) = read(&item, report) else { continue };
         if found.contains(&value) {
             report.warning(&item.place, format!("`{}` is named twice", item.value), "name it once");
         } else if found.len() >= most {
-            let what = format!("`{}` is one too many in `{key}`", item.value);
+            surplus += 1;
+            let what = format!("`{}` is number {surplus} in `{key}`", item.value);
             report.error(&item.place, what, format!("leave it out: at most {most}"));
         } else {
             found.push(value);

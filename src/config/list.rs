@@ -18,21 +18,19 @@ pub(super) enum Slot {
     Ready(Arc<List>),
     /// `enabled = false`.
     Disabled,
-    /// Reported already.
-    Broken,
 }
 
 impl Slot {
     pub(super) fn ready(&self) -> Option<&Arc<List>> {
         match self {
             Self::Ready(list) => Some(list),
-            _ => None,
+            Self::Disabled => None,
         }
     }
 }
 
 /// `files`: takes the list file, if it has one.
-pub(super) fn read(mut table: Table<'_>, name: &str, report: &Report, files: &mut Vec<PathBuf>) -> Slot {
+pub(super) fn read(mut table: Table<'_>, name: &str, report: &Report, files: &mut Vec<PathBuf>) -> Option<Slot> {
     let verdict = verdict(&mut table, report);
     table.word("format", &[("auto", ()), ("plain", ())], ());
     table.take("url");
@@ -53,17 +51,14 @@ pub(super) fn read(mut table: Table<'_>, name: &str, report: &Report, files: &mu
         let what = format!("the allow list `{name}` holds every address of a family");
         report.warning(&table.place, what, "no block list counts for them: take the prefix of length 0 out");
     }
-    match verdict {
-        _ if !enabled => Slot::Disabled,
-        None => Slot::Broken,
-        Some(verdict) => Slot::Ready(Arc::new(contents.into_list(name, verdict))),
-    }
+    let list = contents.into_list(name, verdict?);
+    Some(if enabled { Slot::Ready(Arc::new(list)) } else { Slot::Disabled })
 }
 
 fn read_entries(table: &mut Table<'_>, contents: &mut Contents, name: &str, report: &Report) {
     let Some(written) = table.take("entries") else { return };
     let place = written.place.clone();
-    let entries = written.items();
+    let Some(entries) = written.items() else { return };
     for entry in entries.iter().filter_map(|entry| entry.text()) {
         contents.take_inline(&entry, report);
     }

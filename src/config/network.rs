@@ -26,8 +26,8 @@ pub(super) struct Written {
 /// What a Network may name.
 #[derive(Clone, Copy)]
 pub(super) struct Known<'a> {
-    pub(super) policies: &'a Named<Option<Arc<Policy>>>,
-    pub(super) ports: &'a Named<Option<Arc<Port>>>,
+    pub(super) policies: &'a Named<Arc<Policy>>,
+    pub(super) ports: &'a Named<Arc<Port>>,
 }
 
 impl Written {
@@ -75,13 +75,14 @@ fn warn_of_idle_inspection(table: &Table<'_>, inspection: &Inspection, report: &
 const MODES: &[(&str, Mode)] = &[("enforce", Mode::Enforce), ("monitor", Mode::Monitor), ("off", Mode::Off)];
 
 fn enforcers(table: &mut Table<'_>) -> Option<Vec<String>> {
-    let names = table.take("enforcers")?.items();
+    let names = table.take("enforcers")?.items()?;
     Some(names.iter().filter_map(|name| name.text()).map(|name| name.value).collect())
 }
 
 fn ips(table: &mut Table<'_>, name: &str, known: Known<'_>, report: &Report) -> Vec<Located<ProtectedIp>> {
     let Some(written) = table.demand("ips", "[{ ip = \"10.1.0.0\", maskbits = 24 }]") else { return Vec::new() };
-    let (place, items) = (written.place.clone(), written.items());
+    let place = written.place.clone();
+    let Some(items) = written.items() else { return Vec::new() };
     if items.is_empty() {
         let mend = "write `ips = [{ ip = \"10.1.0.0\", maskbits = 24 }]`";
         report.error(&place, format!("the network `{name}` protects nothing"), mend);
@@ -105,7 +106,7 @@ fn protected_ip(mut table: Table<'_>, known: Known<'_>, report: &Report) -> Opti
     let prefix = prefix(&ip?, address?, u8::try_from(maskbits).ok()?, has_mask, report)?;
     let port = match port {
         None => None,
-        Some(found) => Some(found?.clone()?),
+        Some(found) => Some(found?.clone()),
     };
     Some(Located { value: ProtectedIp { prefix, port }, place })
 }

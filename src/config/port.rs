@@ -38,7 +38,7 @@ pub(super) fn read(mut table: Table<'_>, name: &str, report: &Report) -> Option<
     let example = "[{ protocol = \"tcp\", ports = [443] }]";
     let written = table.demand("protocols", example)?;
     let place = written.place.clone();
-    let items = written.items();
+    let items = written.items()?;
     if items.is_empty() {
         report.error(&place, format!("the port `{name}` has no protocols"), format!("write `protocols = {example}`"));
     }
@@ -52,12 +52,13 @@ pub(super) fn read(mut table: Table<'_>, name: &str, report: &Report) -> Option<
 fn protocol(mut table: Table<'_>, report: &Report) -> Option<Protocol> {
     let number = table.demand("protocol", "\"tcp\"").and_then(|value| protocol_number(&value));
     let has_ports = matches!(number, Some(TCP | UDP));
+    let ports = table.take("ports");
     if has_ports && !table.has("ports") {
         report.error(&table.place, "tcp and udp need ports", "add `ports = [443]` or `ports = [\"1-65535\"]`");
         return None;
     }
-    let Some(written) = table.take("ports") else { return Some(Protocol { number: number?, ports: Vec::new() }) };
-    let (place, items) = (written.place.clone(), written.items());
+    let Some(written) = ports else { return Some(Protocol { number: number?, ports: Vec::new() }) };
+    let (place, items) = (written.place.clone(), written.items()?);
     if number.is_some() && !has_ports && !items.is_empty() {
         report.error(&place, "this protocol takes no ports", "leave `ports` out: only tcp and udp have them here");
         return None;

@@ -67,7 +67,9 @@ impl<'a> Table<'a> {
     fn refuse(&self, place: &Place, value: &Value<'_>, refused: Refused, what: &str) {
         let path = &value.path;
         let (what, mend) = match refused {
-            Refused::As(word) => (format!("`{path}` = `{word}` is not built yet: {what}"), "take another value"),
+            Refused::As(word) => {
+                (format!("`{path}` = `{word}` is not built yet: {what}"), "take another value, or leave it out")
+            }
             _ => (format!("`{path}` is not built yet: {what}"), "leave it out"),
         };
         self.report.error(place, what, mend);
@@ -143,11 +145,19 @@ impl<'a> Table<'a> {
 
     /// The tables of `[[key]]`, or of an array of inline tables.
     pub(super) fn tables(&mut self, key: &'static str) -> Vec<Table<'a>> {
-        self.array(key).into_iter().filter_map(|item| item.table()).collect()
+        let Some(value) = self.take(key) else { return Vec::new() };
+        if value.value.is_table() {
+            value.refuse::<()>(
+                format!("`{}` is one table here", value.path),
+                format!("write [[{key}]]: there may be several"),
+            );
+            return Vec::new();
+        }
+        value.items().unwrap_or_default().into_iter().filter_map(|item| item.table()).collect()
     }
 
     pub(super) fn array(&mut self, key: &'static str) -> Vec<Value<'a>> {
-        self.take(key).map(|value| value.items()).unwrap_or_default()
+        self.take(key).and_then(|value| value.items()).unwrap_or_default()
     }
 
     /// How messages speak of this table.
@@ -185,18 +195,15 @@ impl<'a> Value<'a> {
         Some(Table { place: self.place, path: self.path, report: self.report, entries, known: Vec::new(), free: false })
     }
 
-    pub(super) fn items(self) -> Vec<Value<'a>> {
-        let DeValue::Array(items) = self.value else {
-            self.wrong::<()>("an array, as in `[..]`");
-            return Vec::new();
-        };
+    pub(super) fn items(self) -> Option<Vec<Value<'a>>> {
+        let DeValue::Array(items) = self.value else { return self.wrong("an array, as in `[..]`") };
         let item = |item: &'a Spanned<DeValue<'a>>| Value {
             place: Place { source: self.place.source.clone(), span: item.span() },
             path: self.path.clone(),
             report: self.report,
             value: item.get_ref(),
         };
-        items.iter().map(item).collect()
+        Some(items.iter().map(item).collect())
     }
 
     pub(super) fn boolean(&self) -> Option<bool> {
@@ -218,7 +225,9 @@ impl<'a> Value<'a> {
         let number = i128::from_str_radix(written.as_str(), written.radix()).ok();
         match number.and_then(|number| u64::try_from(number).ok()).filter(|number| range.contains(number)) {
             Some(number) => Some(number),
-            None => self.refuse(format!("`{}` is {} here", self.path, written.as_str()), format!("{low} to {high}")),
+            None => {
+                self.refuse(format!("`{}` is {} here", self.path, written.as_str()), format!("write {low} to {high}"))
+            }
         }
     }
 
@@ -233,7 +242,7 @@ impl<'a> Value<'a> {
             return Some(duration);
         }
         let say = humantime::format_duration;
-        let mend = format!("from {} to {}", say(*range.start()), say(*range.end()));
+        let mend = format!("write {} to {}", say(*range.start()), say(*range.end()));
         self.refuse(format!("`{}` is {text} here", self.path), mend)
     }
 
@@ -252,7 +261,7 @@ impl<'a> Value<'a> {
         if range.contains(&size) {
             return Some(size);
         }
-        let mend = format!("from {} to {} octets", range.start(), range.end());
+        let mend = format!("write {} to {} octets", range.start(), range.end());
         self.refuse(format!("`{}` is {text} here", self.path), mend)
     }
 

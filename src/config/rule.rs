@@ -59,7 +59,7 @@ fn rule(table: &mut Table<'_>, key: &'static str, ips: Ips<'_>, known: Known<'_>
     if let Some((drop, place)) = &drop {
         check_drop(*drop, key, ips, place, report);
     }
-    let policy = known.policies.find(&policy?, report)?.clone()?;
+    let policy = known.policies.find(&policy?, report)?.clone();
     Some(Rule { policy, drop: drop.map_or(DropAction::Discard, |(drop, _)| drop) })
 }
 

@@ -22,9 +22,9 @@ struct Claim<'a> {
     place: &'a Place,
 }
 
-pub(super) fn check(networks: &Named<Option<Written>>, report: &Report) {
+pub(super) fn check(networks: &Named<Written>, report: &Report) {
     let mut claims: HashMap<IpNet, Vec<Claim<'_>>> = HashMap::new();
-    for claim in networks.iter().flatten().flat_map(claims_of) {
+    for claim in networks.iter().flat_map(claims_of) {
         let rivals = claims.entry(claim.prefix).or_default();
         // One tie is enough to say of each address.
         if let Some((rival, shared)) = rivals.iter().find_map(|rival| Some((rival, claim.shares_with(rival)?))) {
