@@ -99,6 +99,7 @@ fn matching(pattern: &Located<String>, report: &Report) -> Vec<PathBuf> {
     }
     let mut found = match files_in(folder, name) {
         Ok(found) => found,
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => Vec::new(),
         Err(error) => {
             let what = format!("cannot read the folder {}: {error}", folder.display());
             report.error(&pattern.place, what, "make it, or leave the pattern out");

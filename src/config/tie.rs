@@ -32,6 +32,11 @@ pub(super) fn check(networks: &Named<Written>, report: &Report) {
         }
         rivals.push(claim);
     }
+    for same_prefix in claims.values() {
+        if let Some(claim) = same_prefix.iter().find(|claim| claim.port.is_some() && !claim.has_catch_all(&claims)) {
+            claim.report_hole(report);
+        }
+    }
     for claim in claims.values().flatten() {
         let around = wider(claim.prefix).filter_map(|prefix| claims.get(&prefix)).flatten();
         let robbed = around.filter_map(|other| Some((other, claim.takes_unjudged(other)?)));
@@ -86,6 +91,19 @@ impl Claim<'_> {
         self.shares_with(wider).map(|_| direction)
     }
 
+    /// Whether some Network judges the packets of this prefix that the Port does not cover.
+    fn has_catch_all(&self, claims: &HashMap<IpNet, Vec<Claim<'_>>>) -> bool {
+        let around = wider(self.prefix).chain([self.prefix]).filter_map(|prefix| claims.get(&prefix)).flatten();
+        let mut catch_alls = around.filter(|other| other.port.is_none());
+        catch_alls.any(|other| meet(self.written.enforcers.as_deref(), other.written.enforcers.as_deref()))
+    }
+
+    fn report_hole(&self, report: &Report) {
+        let what = format!("packets of {} that no Port named for it covers pass unjudged", self.prefix);
+        let mend = "add a network with a shorter prefix, such as 0.0.0.0/0, for all the rest, if that is not meant";
+        report.warning(self.place, what, mend);
+    }
+
     fn report_gap(&self, wider: &Self, direction: Direction, report: &Report) {
         let (own, other) = (&self.written.network.name, &wider.written.network.name);
         let (prefix, around) = (self.prefix, wider.prefix);
@@ -107,7 +125,7 @@ fn meet(a: Option<&[String]>, b: Option<&[String]>) -> bool {
 fn overlap(a: Option<&Port>, b: Option<&Port>) -> Option<String> {
     match (a, b) {
         (None, None) => Some("every protocol and port".to_owned()),
-        (Some(port), None) | (None, Some(port)) => Some(format!("the Port `{}`", port.name)),
+        (Some(port), None) | (None, Some(port)) => Some(format!("every protocol and port of the Port `{}`", port.name)),
         (Some(a), Some(b)) => {
             a.protocols.iter().find_map(|own| b.protocols.iter().find_map(|other| shared(own, other)))
         }

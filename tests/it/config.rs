@@ -4,6 +4,8 @@
 
 use std::path::{Path, PathBuf};
 
+use proptest::prelude::*;
+use proptest::sample::Index;
 use tidegate::config::{self, Mistakes};
 
 #[test]
@@ -66,6 +68,138 @@ fn a_configuration_that_is_not_there_is_a_mistake_and_not_a_default() {
     let mistakes = config::load(Path::new("/nonexistent/tidegate.toml")).unwrap_err();
     let text = mistakes.to_string();
     assert!(text.starts_with("/nonexistent/tidegate.toml:1:1: error: cannot read"), "{text}");
+}
+
+#[test]
+fn every_key_of_the_interface_is_read_or_refused_as_not_built() {
+    let mistakes = config::load(&data("interface.toml")).unwrap_err();
+    for mistake in &mistakes.0 {
+        let by_design = mistake.what.contains("is not built yet")
+            || mistake.what == "no policy is named `office-in`"
+            || mistake.severity == config::Severity::Warning;
+        assert!(by_design, "{mistake}");
+    }
+}
+
+#[test]
+fn the_reference_speaks_of_every_key_of_the_interface() {
+    let reference = std::fs::read_to_string(conf("tidegate.toml")).unwrap();
+    let interface: toml::Table = toml::from_str(&std::fs::read_to_string(data("interface.toml")).unwrap()).unwrap();
+    let mut keys = Vec::new();
+    keys_of(&toml::Value::Table(interface), &mut keys);
+    assert!(keys.len() > 50, "{keys:?}");
+    for key in keys {
+        let said = reference.contains(&format!("{key} = ")) || reference.contains(&format!("{key}]"));
+        assert!(said, "conf/tidegate.toml does not speak of `{key}`");
+    }
+}
+
+#[test]
+fn the_configurations_of_conf_are_good_and_give_no_warning() {
+    let mut files = toml_files(&conf("examples"));
+    assert!(files.len() >= 4, "{files:?}");
+    files.extend(toml_files(&conf("")));
+    for file in files {
+        let loaded = config::load(&file).unwrap_or_else(|mistakes| panic!("{mistakes}"));
+        assert!(loaded.warnings.0.is_empty(), "{}", loaded.warnings);
+        assert!(!loaded.networks.is_empty(), "{}", file.display());
+    }
+}
+
+/// Each line that conf/ comments out as not built (# and no blank), put in force alone, is refused for just that reason.
+#[test]
+fn what_conf_leaves_out_as_not_built_is_refused_as_not_built() {
+    let text = std::fs::read_to_string(conf("tidegate.toml")).unwrap();
+    let lines: Vec<&str> = text.lines().collect();
+    let folder = tempfile::tempdir().unwrap();
+    let mut seen = 0;
+    for (index, line) in lines.iter().enumerate() {
+        let Some(option) = line.strip_prefix('#').filter(|rest| rest.starts_with(|c: char| c.is_ascii_lowercase()))
+        else {
+            continue;
+        };
+        let file = folder.path().join("tidegate.toml");
+        std::fs::write(&file, in_force(&lines, index, option)).unwrap();
+        let mistakes = config::load(&file).expect_err(line);
+        // The keys of [geoip] stand under a header that is commented out too.
+        let refused = mistakes
+            .0
+            .iter()
+            .any(|m| m.what.contains("is not built yet") || m.what.contains("`country`") || m.what.contains("`asn`"));
+        assert!(refused, "{line}\n{mistakes}");
+        seen += 1;
+    }
+    assert!(seen > 25, "{seen} lines");
+}
+
+/// The file with one commented line in force, in place of the line that sets the same key just above it.
+fn in_force(lines: &[&str], index: usize, option: &str) -> String {
+    let key = option.split(" = ").next().unwrap();
+    let same = |line: &&&str| line.split(" = ").next() == Some(key);
+    let near = index.saturating_sub(8);
+    let replaced = lines[near..index].iter().rposition(|line| same(&line)).map(|at| near + at);
+    let kept = lines.iter().enumerate().filter(|(at, _)| Some(*at) != replaced);
+    kept.map(|(at, line)| if at == index { format!("{option}\n") } else { format!("{line}\n") }).collect()
+}
+
+fn keys_of(value: &toml::Value, keys: &mut Vec<String>) {
+    match value {
+        toml::Value::Table(table) => {
+            for (key, value) in table {
+                keys.push(key.clone());
+                keys_of(value, keys);
+            }
+        }
+        toml::Value::Array(items) => items.iter().for_each(|item| keys_of(item, keys)),
+        _ => {}
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(256))]
+
+    #[test]
+    fn no_text_makes_the_reader_panic(text in "(?s).{0,400}") {
+        load_text(&text);
+    }
+
+    #[test]
+    fn no_damage_to_a_good_file_makes_the_reader_panic(
+        damage in proptest::collection::vec((any::<Index>(), 0..30_usize, "[\\[\\]{}=\"'#,.\n a-z0-9é\u{0}-]{0,6}"), 1..6),
+    ) {
+        let mut text = std::fs::read_to_string(data("interface.toml")).unwrap();
+        for (at, cut, put) in damage {
+            let boundary = |mut at: usize| { while !text.is_char_boundary(at) { at -= 1; } at };
+            let start = boundary(at.index(text.len() + 1));
+            let end = boundary((start + cut).min(text.len())).max(start);
+            text.replace_range(start..end, &put);
+        }
+        load_text(&text);
+    }
+}
+
+/// Whatever comes of it, its mistakes can be shown and stand within the file.
+fn load_text(text: &str) {
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("tidegate.toml");
+    std::fs::write(&file, text).unwrap();
+    let mistakes = match config::load(&file) {
+        Ok(loaded) => loaded.warnings,
+        Err(mistakes) => {
+            assert!(mistakes.has_errors());
+            mistakes
+        }
+    };
+    _ = mistakes.render(true);
+    _ = mistakes.render(false);
+    for mistake in &mistakes.0 {
+        let (line, column) = mistake.position();
+        assert!(line >= 1 && line <= text.split('\n').count() && column >= 1, "{mistake}");
+    }
+}
+
+fn conf(name: &str) -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("conf").join(name)
 }
 
 fn lines(mistakes: &Mistakes, folder: &Path) -> Vec<String> {
