@@ -161,3 +161,37 @@ fn is_ja4(text: &str) -> bool {
         && is_hex(ciphers, 12)
         && is_hex(extensions, 12)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn fingerprints_are_known_by_their_shape() {
+        for good in [
+            "3fed133de60c35724739b913924b6c24",
+            "3FED133DE60C35724739B913924B6C24",
+            "771,4865-4866-4867,0-11-10,29-23,0",
+            "771,,,,",
+            "t13d1516h2_8daaf6152771_b186095e22b6",
+            "q13i0312h3_55b375c5d22e_06cda9e17597",
+        ] {
+            assert!(is_fingerprint(good), "{good}");
+        }
+        for bad in [
+            "",
+            "3fed133de60c35724739b913924b6c2",
+            "3fed133de60c35724739b913924b6c2g",
+            "771,4865,0,29",
+            ",4865,0,29,0",
+            "771,70000,0,29,0",
+            "771,4865--4866,0,29,0",
+            "t13d1516h2_8daaf6152771",
+            "x13d1516h2_8daaf6152771_b186095e22b6",
+            "t13d1516h2_8DAAF6152771_b186095e22b6",
+            "t13d1516h2é_8daaf6152771_b186095e22b6",
+        ] {
+            assert!(!is_fingerprint(bad), "{bad}");
+        }
+    }
+}

@@ -113,3 +113,50 @@ fn range(written: &Located<String>, report: &Report) -> Option<RangeInclusive<u1
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::super::reader::read_alone;
+    use super::*;
+
+    #[test]
+    fn every_written_form_of_a_port_means_the_same() {
+        for written in ["443", "\"443\"", "\":443\"", "\"443-443\"", "\":443-:443\"", "\" 443 \""] {
+            let text = format!("protocols = [{{ protocol = \"tcp\", ports = [{written}] }}]");
+            let (port, mistakes) = read_alone(&text, |table, report| read(table, "p", report));
+            assert!(mistakes.is_empty(), "{mistakes:?}");
+            assert_eq!(port.unwrap().protocols, [Protocol { number: 6, ports: vec![443..=443] }], "{written}");
+        }
+    }
+
+    #[test]
+    fn a_range_has_both_its_ends_and_nothing_beyond() {
+        for written in ["9870-9880", ":9870-:9880", "9870 - 9880"] {
+            let text = format!("protocols = [{{ protocol = \"tcp\", ports = [\"{written}\"] }}]");
+            let (port, _) = read_alone(&text, |table, report| read(table, "p", report));
+            let port = port.unwrap();
+            for (number, covered) in [(9869, false), (9870, true), (9880, true), (9881, false)] {
+                assert_eq!(port.covers(TCP, Some(number)), covered, "{written} {number}");
+                assert!(!port.covers(UDP, Some(number)));
+            }
+        }
+    }
+
+    #[test]
+    fn one_bad_port_makes_the_object_unusable_rather_than_narrower() {
+        let text = "protocols = [{ protocol = \"tcp\", ports = [443, 70000] }]";
+        let (port, mistakes) = read_alone(text, |table, report| read(table, "p", report));
+        assert!(port.is_none());
+        assert_eq!(mistakes.len(), 1, "{mistakes:?}");
+    }
+
+    #[test]
+    fn protocols_are_named_or_numbered() {
+        for (text, number) in [("tcp", 6), ("ICMPv6", 58), ("esp", 50), ("47", 47), ("0", 0), ("255", 255)] {
+            assert_eq!(number_of(text), Some(number), "{text}");
+        }
+        for text in ["", "tpc", "256", "-1"] {
+            assert_eq!(number_of(text), None, "{text}");
+        }
+    }
+}

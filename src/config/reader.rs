@@ -332,3 +332,64 @@ fn quoted(words: &[&str]) -> String {
     let quoted: Vec<String> = words.iter().map(|word| format!("\"{word}\"")).collect();
     quoted.join(", ")
 }
+
+/// Reads a table written alone, outside its place in the file, with the mistakes found as lines.
+#[cfg(test)]
+pub(super) fn read_alone<T>(text: &str, read: impl FnOnce(Table<'_>, &Report) -> T) -> (T, Vec<String>) {
+    let report = Report::default();
+    let source = Source::whole("t".into(), text.to_owned());
+    let document = super::document::parse(&source, &report);
+    let found = read(Table::top(&report, &source, &document), &report);
+    let mistakes = report.into_mistakes().to_string();
+    (found, mistakes.lines().map(str::to_owned).collect())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_key_that_no_reader_asks_for_is_reported_even_if_reading_stops_early() {
+        let (_, mistakes) = read_alone("a = 1\nb = 2", |mut table, _| _ = table.take("a"));
+        assert_eq!(mistakes, ["t:2:1: error: unknown key `b` in the file: the file has: a"]);
+    }
+
+    #[test]
+    fn numbers_are_read_in_every_radix_and_never_wrap() {
+        for (written, expected) in [
+            ("10", Some(10)),
+            ("0x1F", Some(31)),
+            ("0b101", Some(5)),
+            ("1_000", Some(1000)),
+            ("-1", None),
+            ("1001", None),
+            ("18446744073709551617", None),
+            ("340282366920938463463374607431768211457", None),
+            ("5.0", None),
+        ] {
+            let text = format!("n = {written}");
+            let (found, mistakes) = read_alone(&text, |mut table, _| table.take("n")?.number(0..=1000));
+            assert_eq!(found, expected, "{written}");
+            assert_eq!(mistakes.is_empty(), expected.is_some(), "{written}: {mistakes:?}");
+        }
+    }
+
+    #[test]
+    fn sizes_have_binary_units_and_never_wrap() {
+        for (written, expected) in [
+            ("65536", Some(65_536)),
+            ("\"64KiB\"", Some(65_536)),
+            ("\"1 MiB\"", Some(1 << 20)),
+            ("\"100B\"", Some(100)),
+            ("\"64KB\"", None),
+            ("\"KiB\"", None),
+            ("\"18014398509481985KiB\"", None),
+            ("\"2GiB\"", None),
+        ] {
+            let text = format!("n = {written}");
+            let (found, mistakes) = read_alone(&text, |mut table, _| table.take("n")?.size(0..=1 << 30));
+            assert_eq!(found, expected, "{written}");
+            assert_eq!(mistakes.is_empty(), expected.is_some(), "{written}: {mistakes:?}");
+        }
+    }
+}

@@ -92,3 +92,81 @@ fn check_drop(drop: DropAction, direction: &str, ips: Ips<'_>, place: &Place, re
 fn has_tcp(ip: &ProtectedIp) -> bool {
     ip.port.as_ref().is_none_or(|port| port.protocols.iter().any(|protocol| protocol.number == TCP))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::super::named::Named;
+    use super::super::reader::read_alone;
+    use super::*;
+    use crate::policy::IpVerdict;
+    use crate::policy::rules::Policy;
+    use std::collections::HashMap;
+    use std::sync::Arc;
+
+    fn read_rules(text: &str) -> (String, Vec<String>) {
+        let policies = read_alone("", |_, report| {
+            let mut policies = Named::new("policy");
+            let place = Place::start_of(&super::super::mistake::Source::whole("p".into(), String::new()));
+            let policy = Policy {
+                name: "p".into(),
+                default: IpVerdict::Block,
+                lists: Vec::new(),
+                thresholds: HashMap::new(),
+                fingerprints: Vec::new(),
+            };
+            policies.insert(Located { value: "p".to_owned(), place }, Some(Arc::new(policy)), report);
+            policies
+        });
+        let ports = Named::new("port");
+        read_alone(text, |mut table, report| {
+            let known = Known { policies: &policies.0, ports: &ports };
+            let (outbound, inbound) = super::read(&mut table, "n", &[], known, report);
+            let say = |rule: Option<Rule>| rule.map_or("-", |rule| rule.drop.as_str());
+            format!("{} {}", say(outbound), say(inbound))
+        })
+    }
+
+    #[test]
+    fn directions_are_those_that_have_a_policy_or_those_that_are_stated() {
+        let out = "outbound = { policy = \"p\", drop = \"icmp-unreachable\" }\n";
+        let inn = "inbound = { policy = \"p\" }\n";
+        for (text, rules, mistakes) in [
+            (format!("{out}{inn}"), "icmp-unreachable discard", vec![]),
+            (format!("directions = \"both\"\n{out}{inn}"), "icmp-unreachable discard", vec![]),
+            (out.to_owned(), "icmp-unreachable -", vec![]),
+            (inn.to_owned(), "- discard", vec![]),
+            (
+                format!("directions = \"both\"\n{out}"),
+                "icmp-unreachable -",
+                vec![
+                    "t:1:14: error: the network `n` has no policy for its inbound direction: add `inbound = { policy = \
+                      \"..\", drop = \"discard\" }`",
+                ],
+            ),
+            (
+                format!("directions = \"inbound\"\n{out}{inn}"),
+                "icmp-unreachable discard",
+                vec![
+                    "t:1:14: error: `outbound` is given, but `directions` leaves that direction unjudged: write \
+                      `directions = \"both\"`, or leave `outbound` out",
+                ],
+            ),
+        ] {
+            assert_eq!(
+                read_rules(&text),
+                (rules.to_owned(), mistakes.iter().map(|m| (*m).to_owned()).collect()),
+                "{text}"
+            );
+        }
+    }
+
+    #[test]
+    fn what_shows_a_scanner_that_something_is_there_is_warned_of() {
+        for drop in ["tcp-reset", "icmp-unreachable"] {
+            let (_, mistakes) = read_rules(&format!("inbound = {{ policy = \"p\", drop = \"{drop}\" }}"));
+            let expected =
+                format!("t:1:34: warning: `{drop}` shows a scanner that something is there: `discard` shows nothing");
+            assert_eq!(mistakes, [expected]);
+        }
+    }
+}
