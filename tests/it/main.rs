@@ -3,5 +3,7 @@
 #![allow(clippy::unwrap_used, clippy::panic)]
 
 mod architecture;
+mod cli;
+mod config;
 mod inside;
 mod namespaces;
