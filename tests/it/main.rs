@@ -3,5 +3,6 @@
 #![allow(clippy::unwrap_used, clippy::panic)]
 
 mod architecture;
+mod capture;
 mod inside;
 mod namespaces;
