@@ -3,5 +3,8 @@
 #![allow(clippy::unwrap_used, clippy::panic)]
 
 mod architecture;
+mod failing;
+mod gateway;
 mod inside;
+mod matrix;
 mod namespaces;
