@@ -2,6 +2,7 @@
 
 pub mod capture;
 pub mod child;
+pub mod ending;
 pub mod epoll;
 pub mod limits;
 pub mod netns;

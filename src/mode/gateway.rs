@@ -20,6 +20,7 @@ use crate::policy::snapshot::Snapshot;
 use crate::proxy;
 use crate::proxy::relay::{self, ClosedBy, Relay};
 use crate::proxy::worker::{self, Census, Worker};
+use crate::sys::ending::Ender;
 use crate::sys::tcp;
 use crate::telemetry::Telemetry;
 
@@ -90,6 +91,7 @@ impl Gateway {
                 snapshot: snapshot.clone(),
                 telemetry: telemetry.clone(),
                 census: census.clone(),
+                ender: Ender::open()?,
                 stopped: stopped.clone(),
             };
             threads.push(std::thread::Builder::new().name(format!("worker-{number}")).spawn(move || seat.work())?);
@@ -114,6 +116,7 @@ struct Seat {
     snapshot: Arc<ArcSwap<Snapshot>>,
     telemetry: Telemetry,
     census: Arc<Census>,
+    ender: Ender,
     stopped: watch::Receiver<Option<Instant>>,
 }
 
@@ -133,6 +136,7 @@ impl Seat {
             self.telemetry.clone(),
             relay.clone(),
             self.census.clone(),
+            self.ender,
         ));
         tokio::task::spawn_local(relay.clone().run());
         let accepting: Vec<_> = self

@@ -220,20 +220,30 @@ impl Relay {
 
     fn end(&self, table: &mut Table, slot: usize, why: ClosedBy) {
         let Some(flow) = table.remove(slot) else { return };
-        if matches!(why, ClosedBy::Refused | ClosedBy::Unreachable) {
-            self.telemetry.count(|c| &c.unreachable);
-        }
         let mut record = *flow.record;
         record.bytes_out = Some(flow.up.moved);
         record.bytes_in = Some(flow.down.moved);
-        record.duration_ms = u64::try_from(flow.opened.elapsed().as_millis()).ok();
-        record.closed_by = Some(why.as_str());
-        record.time = std::time::SystemTime::now();
-        self.telemetry.record(record);
+        self.record_end(record, flow.opened, why);
         if !matches!(why, ClosedBy::Client | ClosedBy::Server) {
             tcp::reset(flow.client);
             tcp::reset(flow.server);
         }
+    }
+
+    /// Records an allowed flow for which not even a socket to dial with could be had.
+    pub fn end_undialled(&self, mut record: Record, opened: Instant) {
+        (record.bytes_out, record.bytes_in) = (Some(0), Some(0));
+        self.record_end(record, opened, ClosedBy::Unreachable);
+    }
+
+    fn record_end(&self, mut record: Record, opened: Instant, why: ClosedBy) {
+        if matches!(why, ClosedBy::Refused | ClosedBy::Unreachable) {
+            self.telemetry.count(|c| &c.unreachable);
+        }
+        record.duration_ms = u64::try_from(opened.elapsed().as_millis()).ok();
+        record.closed_by = Some(why.as_str());
+        record.time = std::time::SystemTime::now();
+        self.telemetry.record(record);
     }
 
     /// Seconds since the relay began: a coarse clock that costs four octets a flow.

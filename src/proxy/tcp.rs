@@ -14,6 +14,7 @@ use super::inspect::{Gone, inspect};
 use super::relay::Handover;
 use super::worker::{Place, Worker};
 use crate::policy::{ClientAddr, DropAction, OrigDst, Transport};
+use crate::sys::ending::Ended;
 use crate::sys::readable::readable;
 use crate::sys::tcp;
 
@@ -87,15 +88,17 @@ fn pass(worker: &Worker, flow: &Flow, judgement: Judgement, client: OwnedFd, hel
             place,
         }),
         Err(_) => {
-            worker.telemetry.count(|c| &c.unreachable);
+            worker.relay.end_undialled(*judgement.record, flow.opened);
             tcp::reset(client);
         }
     }
 }
 
-fn refuse(_worker: &Worker, _flow: &Flow, action: DropAction, client: OwnedFd) {
-    match action {
-        DropAction::TcpReset | DropAction::IcmpUnreachable | DropAction::Discard => tcp::reset(client),
+/// Ends a blocked flow as its Network says; where the kernel cannot, by a reset, which is counted.
+fn refuse(worker: &Worker, flow: &Flow, action: DropAction, client: OwnedFd) {
+    if let Ended::Reset { why } = worker.ender.borrow_mut().end(client, action) {
+        worker.telemetry.count(|c| &c.ended_by_reset);
+        tracing::warn!(flow = flow.id, %action, %why, "ended by a reset instead");
     }
 }
 

@@ -9,6 +9,7 @@ use arc_swap::ArcSwap;
 
 use super::relay::Relay;
 use crate::policy::snapshot::Snapshot;
+use crate::sys::ending::Ender;
 use crate::telemetry::Telemetry;
 
 #[derive(Clone, Debug)]
@@ -28,6 +29,7 @@ pub struct Worker {
     pub telemetry: Telemetry,
     pub relay: Rc<Relay>,
     pub census: Arc<Census>,
+    pub ender: RefCell<Ender>,
     /// Where octets stand between the socket and the flow that holds them.
     pub scratch: RefCell<Box<[u8]>>,
 }
@@ -39,9 +41,10 @@ impl Worker {
         telemetry: Telemetry,
         relay: Rc<Relay>,
         census: Arc<Census>,
+        ender: Ender,
     ) -> Self {
         let scratch = RefCell::new(vec![0; settings.held].into());
-        Self { settings, snapshot, telemetry, relay, census, scratch }
+        Self { settings, snapshot, telemetry, relay, census, ender: RefCell::new(ender), scratch }
     }
 }
 
