@@ -66,11 +66,11 @@ fn every_cell_holds(lab: &Lab, inspection: &str) {
     }
     assert_eq!(tried.len(), 8 * 4);
 
-    let ended = gateway.stop();
+    let records = gateway.stop().records();
     for flow in &tried {
         let arrived = tap.count(lab, flow.destination).unwrap();
         assert_eq!(arrived > 0, flow.passes, "{flow:?}: {arrived} packets reached the server");
-        let verdicts: Vec<_> = ended.records.iter().filter(|r| is_from(r, flow.source) && is_verdict(r)).collect();
+        let verdicts: Vec<_> = records.iter().filter(|r| is_from(r, flow.source) && is_verdict(r)).collect();
         let [record] = verdicts[..] else { panic!("{flow:?} has not one verdict: {verdicts:#?}") };
         assert_record(flow, record, inspection);
     }
@@ -96,7 +96,7 @@ fn try_cell(lab: &Lab, trust: &Trust, site: Site, name: Option<&'static str>, ho
             let Outcome { saw, source } = lab.client.run(ask).unwrap();
             let source = source.unwrap_or_else(|| panic!("{request:?} found no listener: {saw}"));
             match passes {
-                true => assert_eq!(saw, Saw::Answer(format!("{source} asked {destination}\n")), "{request:?}"),
+                true => assert_eq!(saw, Saw::Answer(format!("{} asked {destination}\n", source.ip())), "{request:?}"),
                 false => assert_eq!(saw, Saw::Reset, "{request:?}"),
             }
             tried.push(Tried { source, destination, name, site, speaks, passes });

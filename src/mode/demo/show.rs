@@ -2,13 +2,12 @@
 
 use std::fmt::Write;
 
-use serde_json::Value;
-
 use super::Report;
 use super::flows::Flow;
 use super::lab::Site;
-use super::plan::{DROPS, EXPECTED, Named};
+use super::plan::{DROPS, EXPECTED, Named, Speaks, Trial};
 use crate::policy::{DropAction, InspectionType};
+use crate::sys::rtnl::Family;
 
 /// The whole page; `color` adds the escapes of a terminal and changes no word.
 pub(super) fn page(report: &Report, color: bool) -> String {
@@ -110,29 +109,36 @@ fn meaning(drop: DropAction) -> &'static str {
 
 fn records(page: &mut String, report: &Report, paint: Paint) {
     add(page, format_args!("  {}\n", paint.bold("some records (each one line on standard output)")));
-    for named in [Named::Allowed, Named::Blocked, Named::NotAtAll] {
-        let flow = report.matrix.iter().filter(|flow| flow.trial.named == named);
-        let record = flow.filter(|flow| flow.trial.site == Site::B).find_map(|flow| flow.record.as_ref());
-        for line in record.into_iter().flat_map(wrapped) {
+    let samples = [
+        (Site::A, Named::Blocked, Speaks::Tls, Family::V4),
+        (Site::B, Named::Allowed, Speaks::Http, Family::V6),
+        (Site::B, Named::NotAtAll, Speaks::Tls, Family::V4),
+    ];
+    for sample in samples {
+        let mut flows = report.matrix.iter().filter(|flow| {
+            let Trial { site, named, speaks, family, inspection, .. } = flow.trial;
+            inspection == InspectionType::Explicit && sample == (site, named, speaks, family)
+        });
+        let record = flows.find_map(|flow| flow.record.as_ref());
+        for line in record.into_iter().flat_map(|record| wrapped(&record.line)) {
             add(page, format_args!("    {}\n", paint.dim(&line)));
         }
     }
     page.push('\n');
 }
 
-/// The record as it was, broken into lines of at most [`WIDTH`] columns between its fields.
-fn wrapped(record: &Value) -> Vec<String> {
-    let mut lines = vec![String::from("{")];
-    let fields = record.as_object().into_iter().flatten();
-    for (index, (key, value)) in fields.enumerate() {
-        let field = format!("{}{}:{value}", if index == 0 { "" } else { "," }, Value::from(key.as_str()));
-        match lines.last_mut() {
-            Some(line) if line.len() + field.len() <= WIDTH => line.push_str(&field),
-            _ => lines.push(format!(" {field}")),
+/// A record broken into lines of at most [`WIDTH`] columns between its fields; the words stay as they are.
+fn wrapped(record: &str) -> Vec<String> {
+    let mut fields = record.split(",\"");
+    let mut lines = vec![fields.next().unwrap_or_default().to_owned()];
+    for field in fields {
+        let Some(line) = lines.last_mut() else { break };
+        line.push(',');
+        if line.len() + field.len() < WIDTH {
+            line.push_str(&format!("\"{field}"));
+        } else {
+            lines.push(format!(" \"{field}"));
         }
-    }
-    if let Some(line) = lines.last_mut() {
-        line.push('}');
     }
     lines
 }
