@@ -3,8 +3,10 @@
 #![allow(clippy::unwrap_used, clippy::panic)]
 
 mod architecture;
+mod endings;
 mod failing;
 mod gateway;
 mod inside;
 mod matrix;
 mod namespaces;
+mod tcp;
