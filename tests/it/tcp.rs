@@ -20,6 +20,11 @@ use crate::gateway::{
 use crate::inside::in_lab;
 
 #[test]
+/// The head of a request with a body.
+fn post(name: &str, length: usize) -> String {
+    format!("POST / HTTP/1.1\r\nHost: {name}\r\nContent-Length: {length}\r\n\r\n")
+}
+
 fn a_hello_in_one_byte_segments_is_read_to_its_name() {
     in_lab(|lab| {
         let gateway = start(lab);
@@ -226,7 +231,7 @@ fn a_server_that_ends_first_still_hears_the_client_out() {
         let accepted = listen(lab, 80);
         each_family(|family| {
             let mut client = connect(lab, at(Site::A, family, 1, 80));
-            client.write_all(get("allowed.example").as_bytes()).unwrap();
+            client.write_all(post("allowed.example", "the rest".len()).as_bytes()).unwrap();
             let (mut server, _) = accepted.recv_timeout(DEADLINE).unwrap();
             server.shutdown(Shutdown::Write).unwrap();
             assert_eq!(client.read(&mut [0; 1]).unwrap(), 0);
@@ -248,7 +253,7 @@ fn bulk_in_both_directions_at_once_arrives_whole_and_is_counted() {
         let accepted = listen(lab, 80);
         each_family(|family| {
             let mut client = connect(lab, at(Site::A, family, 1, 80));
-            let asked = get("allowed.example");
+            let asked = post("allowed.example", OCTETS);
             client.write_all(asked.as_bytes()).unwrap();
             let (mut server, _) = accepted.recv_timeout(DEADLINE).unwrap();
             let mut head = vec![0; asked.len()];
