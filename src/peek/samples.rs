@@ -114,7 +114,7 @@ pub(crate) fn hostile() -> Vec<Case> {
 }
 
 /// `expected | what it is | the bytes in some notation`
-fn rows(table: &str, read: fn(&str) -> Vec<u8>) -> Vec<Case> {
+pub(crate) fn rows(table: &str, read: fn(&str) -> Vec<u8>) -> Vec<Case> {
     let rows = table.lines().filter(|line| !line.is_empty() && !line.starts_with('#'));
     rows.map(|row| {
         let fields: Vec<&str> = row.splitn(3, " | ").map(str::trim).collect();
@@ -125,7 +125,7 @@ fn rows(table: &str, read: fn(&str) -> Vec<u8>) -> Vec<Case> {
 }
 
 /// `\r`, `\n`, `\t`, `\xNN`, and `{N:text}` for a text that comes so many times.
-fn unescape(text: &str) -> Vec<u8> {
+pub(crate) fn unescape(text: &str) -> Vec<u8> {
     let (mut rest, mut bytes) = (text, Vec::new());
     while let Some(first) = rest.chars().next() {
         let taken = match (first, rest.get(1..2)) {
