@@ -587,6 +587,17 @@ mod tests {
     }
 
     #[test]
+    fn octets_that_end_every_handshake_are_spliced_since_no_hello_can_follow() {
+        let first = records(&hello(b"a.example"), 1000);
+        for octet in [0, 19, 25, 0xab, 0xff] {
+            let mut relay = relayed(&first);
+            relay.client(&[octet]);
+            assert!(relay.is_spliced(), "{octet}");
+            assert_eq!(relay.judged, ["a.example"]);
+        }
+    }
+
+    #[test]
     fn records_that_no_handshake_has_are_unreadable() {
         let mut relay = relayed(&records(&hello(b"a.example"), 1000));
         relay.client(&record(24, &[1; 50]));
