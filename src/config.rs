@@ -15,10 +15,11 @@ mod nearest;
 mod network;
 mod policy;
 pub(crate) mod port;
-mod reader;
 mod rule;
+mod table;
 mod tie;
 mod unbuilt;
+mod value;
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -35,8 +36,9 @@ pub use mistake::{Mistake, Mistakes, Severity};
 use mistake::{Report, Source};
 use named::{Named, name_of};
 use network::{Known, Written};
-use reader::{Located, Table};
+use table::Table;
 pub(crate) use unbuilt::UNJUDGED;
+use value::Located;
 
 /// A configuration without mistakes.
 #[derive(Debug)]

@@ -9,7 +9,7 @@ use std::path::Path;
 use ipnet::IpNet;
 
 use super::mistake::{Place, Report, Source};
-use super::reader::Located;
+use super::value::Located;
 use crate::list::{DomainSet, List, ListVerdict, PrefixSet};
 use crate::name::{NotAName, Pattern};
 

@@ -7,7 +7,8 @@ use toml::Spanned;
 use toml::de::DeTable;
 
 use super::mistake::{Place, Report, Source};
-use super::reader::{Located, Table};
+use super::table::Table;
+use super::value::Located;
 
 /// What a file holds, each key and value with its span.
 pub(super) type Document<'s> = Spanned<DeTable<'s>>;

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use super::mistake::Report;
-use super::reader::Table;
+use super::table::Table;
 use crate::policy::InspectionType;
 use crate::policy::network::{Bind, Ech, HttpRequests, Inspection, Otherwise};
 

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use super::reader::Table;
+use super::table::Table;
 
 /// What a gateway does when tidegate is not there (SPEC R5).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
