@@ -20,10 +20,12 @@ const MAX_FILE: u64 = 64 << 20;
 pub(super) fn open(path: &Path, named: Option<&Place>, report: &Report) -> Option<Arc<Source>> {
     let own = Place::start_of(&Source::whole(path.to_owned(), String::new()));
     let place = named.unwrap_or(&own);
+    let mend =
+        if named.is_some() { "name a file that can be read" } else { "name one that can be read: --config FILE" };
     match read_text(path) {
         Ok(text) => Some(Source::whole(path.to_owned(), text)),
         Err(why) => {
-            report.error(place, format!("cannot read {}: {why}", path.display()), "name a file that can be read");
+            report.error(place, format!("cannot read {}: {why}", path.display()), mend);
             None
         }
     }
