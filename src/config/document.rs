@@ -20,8 +20,7 @@ const MAX_FILE: u64 = 64 << 20;
 pub(super) fn open(path: &Path, named: Option<&Place>, report: &Report) -> Option<Arc<Source>> {
     let own = Place::start_of(&Source::whole(path.to_owned(), String::new()));
     let place = named.unwrap_or(&own);
-    let mend =
-        if named.is_some() { "name a file that can be read" } else { "name one that can be read: --config FILE" };
+    let mend = if named.is_some() { "name a file of UTF-8 text" } else { "name a file of UTF-8 text: --config FILE" };
     match read_text(path) {
         Ok(text) => Some(Source::whole(path.to_owned(), text)),
         Err(why) => {
