@@ -19,12 +19,12 @@ use crate::gateway::{
 };
 use crate::inside::in_lab;
 
-#[test]
 /// The head of a request with a body.
 fn post(name: &str, length: usize) -> String {
     format!("POST / HTTP/1.1\r\nHost: {name}\r\nContent-Length: {length}\r\n\r\n")
 }
 
+#[test]
 fn a_hello_in_one_byte_segments_is_read_to_its_name() {
     in_lab(|lab| {
         let gateway = start(lab);
