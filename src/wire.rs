@@ -4,6 +4,9 @@
 //! Fails closed: what a parser cannot read to the end is [`Malformed`], with the field and the RFC section.
 
 pub mod fingerprint;
+pub mod hpack;
+pub mod http;
+pub mod http2;
 pub mod reader;
 pub mod tls;
 

@@ -3,6 +3,8 @@
 #![allow(clippy::unwrap_used, clippy::panic)]
 
 mod architecture;
+mod cli;
+mod config;
 mod endings;
 mod failing;
 mod gateway;
