@@ -16,6 +16,7 @@ use crate::config::limits::Limits;
 use crate::config::{self, Loaded};
 use crate::firewall::{self, Capture};
 use crate::mode::gateway::{self, Gateway, Listeners};
+use crate::peek;
 use crate::policy::snapshot::Snapshot;
 use crate::proxy::{relay, worker};
 use crate::sys::capture;
@@ -153,7 +154,10 @@ fn settings(limits: &Limits) -> io::Result<gateway::Settings> {
     };
     Ok(gateway::Settings {
         workers,
-        worker: worker::Settings { flows: limits.flows.min(possible), held: limits.held_bytes },
+        worker: worker::Settings {
+            flows: limits.flows.min(possible),
+            peek: peek::tcp::Limits { held: limits.held_bytes, fingerprints: true },
+        },
         relay: relay::Settings { idle: limits.idle, connect: CONNECT },
     })
 }

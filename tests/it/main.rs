@@ -3,6 +3,7 @@
 #![allow(clippy::unwrap_used, clippy::panic)]
 
 mod architecture;
+mod capture;
 mod cli;
 mod config;
 mod endings;
