@@ -29,6 +29,9 @@ pub struct Ends<'a> {
     pub to: BorrowedFd<'a>,
 }
 
+/// Is shown octets as they pass.
+pub type Observer<'a> = &'a mut dyn FnMut(&[u8]);
+
 /// How a turn ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Turn {
@@ -65,7 +68,7 @@ impl Half {
         ends: Ends<'_>,
         pool: &mut Pool,
         scratch: &mut [u8],
-        mut observer: Option<&mut dyn FnMut(&[u8])>,
+        mut observer: Option<Observer<'_>>,
     ) -> Result<Turn, Broken> {
         for _ in 0..ROUNDS {
             if !(self.send_pending(ends)? && self.drain_pipe(ends, pool)?) {
@@ -141,7 +144,7 @@ impl Half {
         &mut self,
         ends: Ends<'_>,
         scratch: &mut [u8],
-        observer: &mut Option<&mut dyn FnMut(&[u8])>,
+        observer: &mut Option<Observer<'_>>,
     ) -> Result<bool, Broken> {
         let Some(count) = ready(|| tcp::receive(ends.from, scratch)).map_err(Broken::Sender)? else { return Ok(false) };
         self.ended = count == 0;
