@@ -1,1 +1,3 @@
 //! The Linux edge, and the only place with `unsafe`: sockets, netlink, namespaces, privileges.
+
+pub mod udp;
