@@ -1,0 +1,4 @@
+//! `tidegate demo`.
+
+pub mod lab;
+pub mod tap;
