@@ -68,7 +68,8 @@ fn serve(loaded: Loaded, path: &Path, ending: Ending, telemetry: &Telemetry) -> 
         generation: 1,
     };
     app.apply(&loaded)?;
-    let gateway = Gateway::start(listeners, &settings, &app.snapshot, telemetry).map_err(because("start the workers"))?;
+    let gateway =
+        Gateway::start(listeners, &settings, &app.snapshot, telemetry).map_err(because("start the workers"))?;
     eprintln!("ready");
     let _ = sd_notify::notify(&[sd_notify::NotifyState::Ready]);
     app.follow_signals(path).map_err(because("wait for signals"))?;

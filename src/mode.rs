@@ -1,4 +1,4 @@
 //! The ways to run: gateway, sidecar, exec, demo; what each captures and how.
 
-pub mod gateway;
 pub mod demo;
+pub mod gateway;

@@ -2,6 +2,7 @@
 //!
 //! Pure: facts in, a [`Verdict`] with its reason out. Fails closed: see the matrix in [`matrix`].
 
+pub mod bindings;
 pub mod judge;
 pub mod matrix;
 pub mod network;
