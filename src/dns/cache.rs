@@ -101,6 +101,10 @@ impl Key {
     pub fn new(octets: &[u8]) -> Self {
         Self(octets.into())
     }
+
+    pub fn octets(&self) -> &[u8] {
+        &self.0
+    }
 }
 
 impl<W> Cache<W> {
@@ -148,6 +152,14 @@ impl<W> Cache<W> {
             shard.keep(key.0.clone(), kept, now, self.limits.octets / SHARDS);
         }
         shard.waiting.remove(&key.0).unwrap_or_default()
+    }
+
+    /// Keeps an answer, if it may be kept, for those who ask later.
+    pub fn keep(&self, key: &Key, answer: &[u8], now: Instant) {
+        let kept = Message::read(answer).ok().and_then(|answer| self.keepable(&answer, now));
+        if let Some(kept) = kept {
+            self.shard(&key.0).keep(key.0.clone(), kept, now, self.limits.octets / SHARDS);
+        }
     }
 
     /// Octets of answers and keys held now.
