@@ -1,6 +1,8 @@
 //! The Linux edge, and the only place with `unsafe`: sockets, netlink, namespaces, privileges.
 
 pub mod capture;
+pub mod child;
+pub mod ending;
 pub mod epoll;
 pub mod limits;
 pub mod netns;

@@ -1,4 +1,5 @@
-//! What arrives at the server's link: the proof that a blocked flow sent nothing.
+//! What arrives at one end of the lab: at the server's, the proof that a blocked flow sent nothing; at the client's,
+//! what a refusal looks like on the wire.
 //!
 //! A packet socket keeps every packet in the order of arrival. Counting first sends a sentinel from the gateway and
 //! reads up to it, so whatever was sent before the count is in the count: no waiting, no guessing.
@@ -11,12 +12,14 @@ use std::time::{Duration, Instant};
 
 use socket2::{Domain, Protocol, Socket, Type};
 
-use super::lab::{Lab, server_address};
+use super::lab::{Lab, client_address, server_address};
+use crate::sys::netns::Namespace;
 use crate::sys::rtnl::Family;
 
-/// A TCP segment or UDP datagram (or a fragment's first part) that reached the server's link.
+/// A packet that arrived.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Packet {
+    /// Ports are 0 where the protocol has none.
     pub source: SocketAddr,
     pub destination: SocketAddr,
     pub kind: Kind,
@@ -26,31 +29,52 @@ pub struct Packet {
 pub enum Kind {
     /// A TCP segment that opens a connection.
     Syn,
+    Reset,
     /// Any other TCP segment.
     Segment,
     Datagram,
+    /// ICMP or ICMPv6, but not the neighbour discovery that IPv6 lives by.
+    Icmp {
+        kind: u8,
+        code: u8,
+    },
 }
 
-/// Sees all that arrives in the server's namespace from its making on.
+/// Sees all that arrives in one namespace from its making on.
 #[derive(Debug)]
 pub struct Tap {
-    socket: Socket,
+    /// One for each family: only sockets for one protocol are spared what leaves the namespace.
+    sockets: [(Family, Socket); 2],
+    /// The address in that namespace that the gateway sends sentinels to, by family.
+    end: fn(Family) -> IpAddr,
     seen: Vec<Packet>,
     sentinels: u16,
 }
 
 impl Tap {
-    pub fn new(lab: &Lab) -> io::Result<Self> {
-        let socket = lab.server.run(|| {
-            let socket = Socket::new(Domain::PACKET, Type::DGRAM, Some(Protocol::from(ETH_P_ALL_ON_THE_WIRE)))?;
-            socket.set_recv_buffer_size(RECEIVE_BUFFER)?;
-            socket.set_read_timeout(Some(SENTINEL_DEADLINE))?;
-            io::Result::Ok(socket)
-        })??;
-        Ok(Self { socket, seen: Vec::new(), sentinels: 0 })
+    pub fn at_server(lab: &Lab) -> io::Result<Self> {
+        Self::new(&lab.server, server_address)
     }
 
-    /// Every packet that was sent to the server before this call, and fits.
+    pub fn at_client(lab: &Lab) -> io::Result<Self> {
+        Self::new(&lab.client, |family| client_address(family, 0))
+    }
+
+    fn new(namespace: &Namespace, end: fn(Family) -> IpAddr) -> io::Result<Self> {
+        let socket = |family, protocol: u16| {
+            // The kernel wants it in network order.
+            let protocol = Protocol::from(i32::from(protocol.to_be()));
+            let socket = Socket::new(Domain::PACKET, Type::DGRAM, Some(protocol))?;
+            socket.set_recv_buffer_size(RECEIVE_BUFFER)?;
+            socket.set_read_timeout(Some(SENTINEL_DEADLINE))?;
+            io::Result::Ok((family, socket))
+        };
+        let sockets = namespace
+            .run(|| io::Result::Ok([socket(Family::V4, ETHERTYPE_IPV4)?, socket(Family::V6, ETHERTYPE_IPV6)?]))??;
+        Ok(Self { sockets, end, seen: Vec::new(), sentinels: 0 })
+    }
+
+    /// Every packet that was sent here before this call, and fits.
     pub fn packets(&mut self, lab: &Lab, fits: impl Fn(&Packet) -> bool) -> io::Result<Vec<Packet>> {
         self.catch_up(lab)?;
         Ok(self.seen.iter().copied().filter(fits).collect())
@@ -61,28 +85,30 @@ impl Tap {
         Ok(self.packets(lab, |packet| packet.destination == destination)?.len())
     }
 
-    /// Each family has its own wait for the neighbour's address, so each has its own sentinel.
     fn catch_up(&mut self, lab: &Lab) -> io::Result<()> {
-        Family::BOTH.iter().try_for_each(|family| self.read_to_sentinel(lab, *family))
-    }
-
-    fn read_to_sentinel(&mut self, lab: &Lab, family: Family) -> io::Result<()> {
         self.sentinels = self.sentinels.wrapping_add(1);
         let port = FIRST_SENTINEL_PORT.saturating_add(self.sentinels % SENTINEL_PORTS);
-        let sentinel = SocketAddr::new(server_address(family), port);
-        lab.gateway.run(|| UdpSocket::bind("[::]:0")?.send_to(b"sentinel", sentinel))??;
-        let deadline = Instant::now() + SENTINEL_DEADLINE;
-        let mut head = [0; HEAD];
-        loop {
-            let length = (&self.socket).read(&mut head)?;
-            match head.get(..length).and_then(read_packet) {
-                Some(packet) if packet.destination == sentinel => return Ok(()),
-                Some(packet) => self.seen.push(packet),
-                None => {}
-            }
-            if Instant::now() > deadline {
-                return Err(io::Error::new(io::ErrorKind::TimedOut, "the sentinel never reached the server"));
-            }
+        for (family, socket) in &self.sockets {
+            let sentinel = SocketAddr::new((self.end)(*family), port);
+            lab.gateway.run(|| UdpSocket::bind("[::]:0")?.send_to(b"sentinel", sentinel))??;
+            read_to_sentinel(socket, sentinel, &mut self.seen)?;
+        }
+        Ok(())
+    }
+}
+
+fn read_to_sentinel(mut socket: &Socket, sentinel: SocketAddr, seen: &mut Vec<Packet>) -> io::Result<()> {
+    let deadline = Instant::now() + SENTINEL_DEADLINE;
+    let mut head = [0; HEAD];
+    loop {
+        let length = socket.read(&mut head)?;
+        match head.get(..length).and_then(read_packet) {
+            Some(packet) if packet.destination == sentinel => return Ok(()),
+            Some(packet) => seen.push(packet),
+            None => {}
+        }
+        if Instant::now() > deadline {
+            return Err(io::Error::new(io::ErrorKind::TimedOut, "a sentinel never arrived"));
         }
     }
 }
@@ -105,20 +131,36 @@ fn read_packet(packet: &[u8]) -> Option<Packet> {
 }
 
 fn read_ports(protocol: u8, source: IpAddr, destination: IpAddr, transport: &[u8]) -> Option<Packet> {
-    let &[s0, s1, d0, d1, ..] = transport else { return None };
+    let &[first, second, third, fourth, ..] = transport else { return None };
+    let is_discovery = matches!(first, 130..=137 | 143);
     let kind = match protocol {
-        6 if transport.get(13)? & 0x12 == 0x02 => Kind::Syn,
-        6 => Kind::Segment,
-        17 => Kind::Datagram,
+        TCP => match *transport.get(13)? & (SYN | ACK | RST) {
+            SYN => Kind::Syn,
+            flags if flags & RST != 0 => Kind::Reset,
+            _ => Kind::Segment,
+        },
+        UDP => Kind::Datagram,
+        ICMP => Kind::Icmp { kind: first, code: second },
+        ICMPV6 if !is_discovery => Kind::Icmp { kind: first, code: second },
         _ => return None,
     };
-    let source = SocketAddr::new(source, u16::from_be_bytes([s0, s1]));
-    let destination = SocketAddr::new(destination, u16::from_be_bytes([d0, d1]));
-    Some(Packet { source, destination, kind })
+    let (from, to) = match kind {
+        Kind::Icmp { .. } => (0, 0),
+        _ => (u16::from_be_bytes([first, second]), u16::from_be_bytes([third, fourth])),
+    };
+    Some(Packet { source: SocketAddr::new(source, from), destination: SocketAddr::new(destination, to), kind })
 }
 
-/// ETH_P_ALL as the kernel wants it: in network order.
-const ETH_P_ALL_ON_THE_WIRE: i32 = 0x0003_u16.to_be() as i32;
+const TCP: u8 = 6;
+const UDP: u8 = 17;
+const ICMP: u8 = 1;
+const ICMPV6: u8 = 58;
+const SYN: u8 = 0x02;
+const RST: u8 = 0x04;
+const ACK: u8 = 0x10;
+
+const ETHERTYPE_IPV4: u16 = 0x0800;
+const ETHERTYPE_IPV6: u16 = 0x86dd;
 const RECEIVE_BUFFER: usize = 4 << 20;
 /// Longer than both headers with all their options.
 const HEAD: usize = 160;
@@ -140,8 +182,10 @@ mod tests {
         assert_eq!(packet.source, "10.0.0.1:40000".parse().unwrap());
         assert_eq!(packet.destination, "10.0.0.2:443".parse().unwrap());
         assert_eq!(packet.kind, Kind::Syn);
-        *v4.last_mut().unwrap() = 0x12;
-        assert_eq!(read_packet(&v4).unwrap().kind, Kind::Segment);
+        for (flags, kind) in [(0x12, Kind::Segment), (0x14, Kind::Reset), (0x04, Kind::Reset)] {
+            *v4.last_mut().unwrap() = flags;
+            assert_eq!(read_packet(&v4).unwrap().kind, kind);
+        }
 
         let mut v6 = vec![0x60, 0, 0, 0, 0, 8, 17, 64];
         v6.extend(Ipv6Addr::LOCALHOST.octets());
