@@ -22,7 +22,7 @@ pub mod udp;
 
 use std::time::Duration;
 
-pub use service::{Ending, Service};
+pub use service::Service;
 
 /// How DNS is served, each limit for one worker unless it says otherwise.
 #[derive(Clone, Debug)]

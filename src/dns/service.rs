@@ -1,5 +1,6 @@
 //! What a worker's DNS does over UDP and TCP alike: judge a question, answer it here, release an answer.
 
+use std::cell::RefCell;
 use std::net::SocketAddr;
 use std::os::fd::OwnedFd;
 use std::rc::Rc;
@@ -16,16 +17,10 @@ use super::review::{Findings, Reader, Review};
 use crate::policy::bindings::Bindings;
 use crate::policy::snapshot::Snapshot;
 use crate::policy::{DropAction, Reason, Transport};
+use crate::sys::ending::{Ended, Ender};
 use crate::telemetry::Telemetry;
 use crate::wire::dns::query::{self, Local, Query};
 use crate::wire::dns::{HEADER, Header, Message, rcode};
-
-/// Shows a refused client what its Network's drop action says (SPEC E1).
-pub trait Ending {
-    /// The datagram's flow ends. `tcp-reset` has no meaning here: the client is told as by `icmp-unreachable`.
-    fn datagram(&self, action: DropAction, client: SocketAddr, asked: SocketAddr, payload: &[u8]);
-    fn connection(&self, action: DropAction, stream: OwnedFd);
-}
 
 /// One worker's share of DNS.
 #[derive(Clone)]
@@ -36,7 +31,7 @@ pub struct Service {
     /// One for all workers.
     pub cache: Arc<Cache<Waiter>>,
     pub telemetry: Telemetry,
-    pub ending: Rc<dyn Ending>,
+    pub ender: Rc<RefCell<Ender>>,
 }
 
 /// A client that waits for an answer to its question.
@@ -59,14 +54,21 @@ impl Service {
         Exchange::begin(&self.snapshot.load(), client, resolver, transport, at)
     }
 
-    /// Ends what was refused: `datagram` is shown the drop action.
+    /// Shows a client whose question was refused what its Network's drop action says. To a datagram `tcp-reset` has no
+    /// meaning: it is answered as by `icmp-unreachable`.
     pub fn refuse_datagram(&self, exchange: &Exchange, action: DropAction, datagram: &[u8]) {
-        self.ending.datagram(action, exchange.client.0, exchange.resolver.0, datagram);
+        if action != DropAction::Discard {
+            // Where ICMP cannot be sent, the client hears nothing.
+            let _ = self.ender.borrow().refuse_datagram(exchange.client.0, exchange.resolver.0, datagram);
+        }
         self.record_refusal(exchange, action);
     }
 
     pub fn refuse_connection(&self, exchange: &Exchange, action: DropAction, stream: OwnedFd) {
-        self.ending.connection(action, stream);
+        if let Ended::Reset { why } = self.ender.borrow_mut().end(stream, action) {
+            tracing::debug!(%why, "a refused connection was reset");
+            self.telemetry.count(|c| &c.ended_by_reset);
+        }
         self.record_refusal(exchange, action);
     }
 
@@ -143,6 +145,14 @@ impl Service {
             upstream: upstream.filter(|upstream| *upstream != exchange.resolver.0),
             ..Outcome::default()
         };
+        self.telemetry.record(record(exchange, outcome));
+    }
+
+    /// Releases what is sure of an answer that ends in the midst of a record: that it was cut.
+    pub fn release_cut(&self, exchange: &Exchange, query: &Query<'_>, answer: &[u8], into: &mut Vec<u8>) {
+        let Ok(header) = Header::read(answer) else { return self.fail(exchange, query, false, into) };
+        query::truncate(query, header.flags, into);
+        let outcome = Outcome { rcode: Some(header.rcode()), ..Outcome::default() };
         self.telemetry.record(record(exchange, outcome));
     }
 

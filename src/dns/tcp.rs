@@ -22,8 +22,7 @@ use super::exchange::{Decision, Exchange};
 use super::service::{Service, Waiter, is_answer_to};
 use crate::policy::Transport;
 use crate::sys::readable::readable;
-use crate::sys::tcp;
-use crate::wire::dns::Message;
+use crate::sys::{tcp, udp};
 use crate::wire::dns::query::{Query, Refused};
 
 /// Takes connections from `listener`, which [`tcp::listen`] made, for as long as its task lives.
@@ -282,7 +281,9 @@ impl Connection {
 async fn dial(exchange: &Exchange, until: Instant) -> io::Result<Upstream> {
     let upstream = exchange.upstream();
     let resolvers = if upstream.is_empty() { std::slice::from_ref(&exchange.resolver.0) } else { upstream };
-    let client = upstream.is_empty().then(|| exchange.client.ip());
+    // A resolver on this host would send its answer past us.
+    let is_own = upstream.is_empty() && udp::is_local(exchange.resolver.ip());
+    let client = (upstream.is_empty() && !is_own).then(|| exchange.client.ip());
     let mut last = io::Error::from(io::ErrorKind::NotConnected);
     for (tried, resolver) in resolvers.iter().enumerate() {
         // Each has its share of what time is left.

@@ -16,13 +16,12 @@ use super::service::{Service, Waiter, is_answer_to};
 use crate::policy::Transport;
 use crate::sys::epoll::Epoll;
 use crate::sys::readable::readable;
-use crate::sys::udp::{Datagram, Inbox, MAX_BATCH, Outbox};
+use crate::sys::udp::{self, Datagram, Inbox, MAX_BATCH, Outbox};
 use crate::wire::dns::Message;
-use crate::wire::dns::query::{self, Query, Refused};
+use crate::wire::dns::query::{Query, Refused, without_options};
 
 /// Serves captured questions from `listeners`, which [`crate::sys::udp::listener`] made.
 pub struct Udp {
-    service: Rc<Service>,
     listeners: Vec<UdpSocket>,
     desk: Desk,
 }
@@ -30,6 +29,7 @@ pub struct Udp {
 /// Everything of a worker but its listeners.
 struct Desk {
     service: Rc<Service>,
+    own: OwnAddresses,
     outbox: Outbox,
     ports: Ports,
     in_flight: InFlight,
@@ -65,13 +65,14 @@ impl Udp {
         let desk = Desk {
             ports: Ports::new(settings.ports, settings.questions_of_a_port),
             in_flight: InFlight::new(settings.in_flight, settings.in_flight_of_one),
-            service: service.clone(),
+            service,
+            own: OwnAddresses::default(),
             outbox,
             made: Vec::new(),
             found: Vec::new(),
             key: Vec::new(),
         };
-        Self { service, listeners, desk }
+        Self { listeners, desk }
     }
 
     /// Serves until its task is aborted.
@@ -197,7 +198,7 @@ impl Desk {
         let asked = exchange.upstream().first().copied().unwrap_or(exchange.resolver.0);
         let mut sent = Vec::new();
         // Cookies are between two neighbours (RFC 7873, section 5): they stop here, and the rest is the same for all.
-        if key.is_none() || query.edns.is_none() || query::without_options(query, &mut sent).is_none() {
+        if key.is_none() || query.edns.is_none() || without_options(query, &mut sent).is_none() {
             sent = query.octets.to_vec();
         }
         let waiter = Waiter { exchange, query: query.octets.into() };
@@ -211,7 +212,9 @@ impl Desk {
         let Some(pending) = self.in_flight.get(token) else { return };
         let exchange = &pending.waiter.exchange;
         let upstream = exchange.upstream();
-        let source = if upstream.is_empty() { Some(exchange.client.0) } else { None };
+        let is_own = upstream.is_empty() && self.own.contains(exchange.resolver.ip());
+        // A resolver on this host would send its answer past us.
+        let source = if upstream.is_empty() && !is_own { Some(exchange.client.0) } else { None };
         pending.asked = upstream.get(attempt % upstream.len().max(1)).copied().unwrap_or(exchange.resolver.0);
         let mut sent = pending.sent.to_vec();
         // What cannot be sent is as what is not answered: the next attempt or SERVFAIL follows.
@@ -256,8 +259,7 @@ impl Desk {
         if whole {
             self.service.release(&waiter.exchange, &query, answer, Some(asked), now.at, &mut self.made);
         } else {
-            let flags = answer.get(2..4).and_then(|flags| flags.first_chunk()).map_or(0, |f| u16::from_be_bytes(*f));
-            query::truncate(&query, flags, &mut self.made);
+            self.service.release_cut(&waiter.exchange, &query, answer, &mut self.made);
         }
         self.send(&waiter.exchange);
     }
@@ -404,6 +406,24 @@ impl InFlight {
     }
 }
 
+/// Which of the addresses that were asked are this host's own, as of a moment ago.
+#[derive(Default)]
+struct OwnAddresses {
+    known: HashMap<IpAddr, bool>,
+    since: Option<Instant>,
+}
+
+impl OwnAddresses {
+    fn contains(&mut self, address: IpAddr) -> bool {
+        let is_old = self.since.is_none_or(|since| since.elapsed() > MEMORY);
+        if is_old || self.known.len() >= KNOWN {
+            self.known.clear();
+            self.since = Some(Instant::now());
+        }
+        *self.known.entry(address).or_insert_with(|| udp::is_local(address))
+    }
+}
+
 /// One look at both clocks for a batch.
 #[derive(Clone, Copy)]
 struct Moment {
@@ -426,6 +446,9 @@ const ANSWERS: usize = 4;
 /// A longer query is no query that anybody sends over UDP. Octets.
 const LONGEST_QUERY: usize = 4096;
 const LONGEST_ANSWER: usize = 65_535;
+/// How long an address is believed to be this host's own, or not.
+const MEMORY: Duration = Duration::from_secs(5);
+const KNOWN: usize = 1024;
 const TICK: Duration = Duration::from_millis(50);
 /// The EDNS option COOKIE (RFC 7873).
 const COOKIE: u16 = 10;
