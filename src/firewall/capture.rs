@@ -22,6 +22,9 @@ const FILTER: i32 = 0;
 
 /// Everything that the services capture, by protocol and port: most packets leave after this one look-up.
 const INSPECTED: &str = "inspected";
+/// DNS, where it is captured.
+const QUESTIONS: &str = "questions";
+const SERVICE: [Key; 2] = [Key::Protocol, Key::DestinationPort];
 const LOOPBACK: &str = "loopback";
 const IPV4_LOOPBACK: IpNet = IpNet::V4(Ipv4Net::new_assert(Ipv4Addr::new(127, 0, 0, 0), 8));
 const IPV6_LOOPBACK: IpNet = IpNet::V6(Ipv6Net::new_assert(Ipv6Addr::LOCALHOST, 128));
@@ -30,6 +33,7 @@ const IPV6_LOOPBACK: IpNet = IpNet::V6(Ipv6Net::new_assert(Ipv6Addr::LOCALHOST, 
 pub fn render(snapshot: &Snapshot, capture: &Capture) -> Ruleset {
     let mut sets = discarded_sets(capture);
     sets.push(inspected_set(snapshot, capture));
+    sets.push(questions_set(capture));
     sets.extend(port_sets(snapshot));
     let mut chains = vec![loopback_chain(capture)];
     chains.extend(Family::BOTH.map(discarded_chain));
@@ -62,8 +66,18 @@ fn prerouting(capture: &Capture) -> Chain {
         // socket that answers in the server's name.
         Rule(vec![Expression::Protocol(TCP), Expression::TransparentSocket, Expression::SetMark(MARK), accept()]),
     ];
+    if capture.dns_udp.is_some() {
+        // Answers to questions that were sent on from the client's own address. Only what comes from a resolver.
+        rules.push(Rule(vec![
+            Expression::Protocol(UDP),
+            Expression::SourcePort(DNS_PORT),
+            Expression::TransparentSocket,
+            Expression::SetMark(MARK),
+            accept(),
+        ]));
+    }
     rules.extend(Family::BOTH.map(jump_to_discarded));
-    rules.push(Rule(vec![Expression::DestinationIsLocal, accept()]));
+    rules.extend(to_the_gateway(capture));
     rules.push(Rule(vec![of_interest(true), accept()]));
     rules.extend(selections(Stage::Capture, capture));
     Chain::at(Hook::Prerouting, MANGLE, "prerouting", rules)
@@ -79,6 +93,18 @@ fn forward(capture: &Capture) -> Chain {
         rules.extend(selections(Stage::Guard, capture));
     }
     Chain::at(Hook::Forward, FILTER, "forward", rules)
+}
+
+/// What is sent to the gateway itself passes, but not the questions of others to a resolver on it.
+fn to_the_gateway(capture: &Capture) -> Vec<Rule> {
+    if dns(capture).next().is_none() {
+        return vec![Rule(vec![Expression::DestinationIsLocal, accept()])];
+    }
+    let question = |negate| Expression::InSet { key: SERVICE.to_vec(), set: QUESTIONS.to_owned(), negate };
+    vec![
+        Rule(vec![question(false), Expression::FromLoopback, accept()]),
+        Rule(vec![question(true), Expression::DestinationIsLocal, accept()]),
+    ]
 }
 
 fn selections(stage: Stage, capture: &Capture) -> Vec<Rule> {
@@ -201,8 +227,14 @@ fn inspected_set(snapshot: &Snapshot, capture: &Capture) -> Set {
     Set::new(INSPECTED, vec![Field::Protocol, Field::Service], SetKind::Hash, pairs.into_iter().map(element).collect())
 }
 
+fn questions_set(capture: &Capture) -> Set {
+    let question =
+        |service: Service| Element::exactly(vec![Datum::Protocol(service.protocol), Datum::Service(DNS_PORT)]);
+    Set::new(QUESTIONS, vec![Field::Protocol, Field::Service], SetKind::Hash, dns(capture).map(question).collect())
+}
+
 fn of_interest(negate: bool) -> Expression {
-    Expression::InSet { key: vec![Key::Protocol, Key::DestinationPort], set: INSPECTED.to_owned(), negate }
+    Expression::InSet { key: SERVICE.to_vec(), set: INSPECTED.to_owned(), negate }
 }
 
 fn goto(chain: &str) -> Expression {

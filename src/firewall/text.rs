@@ -78,6 +78,8 @@ impl Display for Expression {
             Self::Protocol(number) => write!(f, "meta l4proto {}", Datum::Protocol(*number)),
             Self::DestinationIn(prefix) => write!(f, "{} daddr {prefix}", word(Family::of(prefix))),
             Self::DestinationPort(port) => write!(f, "th dport {port}"),
+            Self::SourcePort(port) => write!(f, "th sport {port}"),
+            Self::FromLoopback => f.write_str("meta iif \"lo\""),
             Self::MarkIs(mark) => write!(f, "meta mark {mark:#x}"),
             Self::TcpOpening => f.write_str("tcp flags & (syn | ack) == syn"),
             Self::TransparentSocket => f.write_str("socket wildcard 0 socket transparent 1"),

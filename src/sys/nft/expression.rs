@@ -13,6 +13,7 @@ const NFPROTO_IPV4: u8 = 2;
 const NFPROTO_IPV6: u8 = 10;
 
 const META_MARK: u32 = 3;
+const META_IIF: u32 = 4;
 const META_NFPROTO: u32 = 15;
 const META_L4PROTO: u32 = 16;
 
@@ -33,6 +34,16 @@ pub(super) fn add(list: &mut Message, expression: &Expression) {
         Expression::DestinationPort(port) => {
             load_payload(list, TRANSPORT_HEADER, 2, 2, FIRST);
             compare(list, FIRST, &port.to_be_bytes());
+        }
+        Expression::SourcePort(port) => {
+            load_payload(list, TRANSPORT_HEADER, 0, 2, FIRST);
+            compare(list, FIRST, &port.to_be_bytes());
+        }
+        Expression::FromLoopback => {
+            // Each network namespace has its loopback as its first interface.
+            const LOOPBACK: u32 = 1;
+            load_meta(list, META_IIF, FIRST);
+            compare(list, FIRST, &LOOPBACK.to_ne_bytes());
         }
         Expression::MarkIs(mark) => {
             load_meta(list, META_MARK, FIRST);
