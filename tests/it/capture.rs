@@ -234,7 +234,7 @@ fn a_fragmented_datagram_to_an_inspected_port_is_dropped_whole() {
 #[test]
 fn captured_flows_arrive_with_their_original_destination_and_the_server_hears_nothing() {
     in_lab(|lab| {
-        let (v4, v6) = install_with_listeners(lab);
+        let (v4, v6) = install_with_listeners(lab, Capture::tcp);
         let mut tap = Tap::at_server(lab).unwrap();
         for (family, listener) in [(Family::V4, v4), (Family::V6, v6)] {
             let destination = SocketAddr::new(Site::B.address(family, 7), 443);
@@ -255,7 +255,7 @@ fn captured_flows_arrive_with_their_original_destination_and_the_server_hears_no
 #[test]
 fn with_rules_and_a_listener_but_no_routes_nothing_reaches_the_server() {
     in_lab(|lab| {
-        let _listeners = install_with_listeners(lab);
+        let _listeners = install_with_listeners(lab, Capture::tcp);
         lab.gateway
             .run(|| {
                 let mut rtnl = Rtnl::open()?;
@@ -277,7 +277,7 @@ fn with_rules_and_a_listener_but_no_routes_nothing_reaches_the_server() {
 #[test]
 fn the_gateways_own_services_are_not_captured() {
     in_lab(|lab| {
-        let _listeners = install_with_listeners(lab);
+        let _listeners = install_with_listeners(lab, Capture::tcp);
         for family in Family::BOTH {
             let own = SocketAddr::new(gateway_address(family), 443);
             let listener = lab.gateway.run(|| TcpListener::bind(own)).unwrap().unwrap();
@@ -290,7 +290,7 @@ fn the_gateways_own_services_are_not_captured() {
 #[test]
 fn nobody_connects_to_a_listener_directly() {
     in_lab(|lab| {
-        let (v4, v6) = install_with_listeners(lab);
+        let (v4, v6) = install_with_listeners(lab, Capture::tcp);
         for listener in [v4, v6] {
             let own = listener.local_addr().unwrap();
             let outcome = lab.gateway.run(|| TcpStream::connect_timeout(&own, A_MOMENT)).unwrap();
@@ -332,14 +332,17 @@ fn the_longest_prefix_whose_port_covers_the_packet_decides() {
     });
 }
 
-pub(crate) fn install_with_listeners(lab: &Lab) -> (TcpListener, TcpListener) {
+pub(crate) fn install_with_listeners(
+    lab: &Lab,
+    capture: impl Fn(Listener) -> Capture + Sync,
+) -> (TcpListener, TcpListener) {
     lab.gateway
         .run(|| {
             let v4 = listen("127.0.0.1:0");
             let v6 = listen("[::1]:0");
             let port = |listener: &TcpListener| Some(listener.local_addr().unwrap().port());
             let listener = Listener { v4: port(&v4), v6: port(&v6) };
-            capture::install(&ruleset(OFFICE, &Capture::tcp(listener))).unwrap();
+            capture::install(&ruleset(OFFICE, &capture(listener))).unwrap();
             (v4, v6)
         })
         .unwrap()

@@ -4,5 +4,6 @@
 
 mod architecture;
 mod capture;
+mod endings;
 mod inside;
 mod namespaces;
