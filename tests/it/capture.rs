@@ -274,6 +274,47 @@ fn with_rules_and_a_listener_but_no_routes_nothing_reaches_the_server() {
     });
 }
 
+/// As after a destination NAT between the two hooks, or when another table has stopped the first.
+#[test]
+fn the_forward_hook_drops_what_the_first_hook_missed() {
+    in_lab(|lab| {
+        let capture = Capture { udp: Some(Listener::on(NOBODY)), ..Capture::tcp(Listener::on(NOBODY)) };
+        let mut rules = ruleset(OFFICE, &capture);
+        rules.chains.retain(|chain| chain.name != "prerouting");
+        lab.gateway.run(|| capture::install(&rules)).unwrap().unwrap();
+        let mut tap = Tap::at_server(lab).unwrap();
+        for family in Family::BOTH {
+            for port in [443, 444] {
+                try_connect(lab, family, port);
+                send_datagram(lab, family, port, 100);
+            }
+        }
+        assert_eq!(count_ports(lab, &mut tap, |port| port == 443), 0);
+        assert!(count_ports(lab, &mut tap, |port| port == 444) >= 4);
+    });
+}
+
+#[test]
+fn ipv6_extension_headers_hide_nothing() {
+    in_lab(|lab| {
+        let (_v4, v6) = install_with_listeners(lab, Capture::tcp);
+        let destination = SocketAddr::new(Site::B.address(Family::V6, 7), 443);
+        let client = lab
+            .client
+            .run(|| {
+                let socket = socket2::Socket::new(socket2::Domain::IPV6, socket2::Type::STREAM, None).unwrap();
+                // Destination options: no next header yet, eight bytes long, all of them padding (RFC 8200 section 4.6).
+                nix::sys::socket::setsockopt(&socket, DestinationOptions, &[0, 0, 1, 4, 0, 0, 0, 0]).unwrap();
+                socket.connect_timeout(&destination.into(), DEADLINE).unwrap();
+                socket
+            })
+            .unwrap();
+        let (accepted, peer) = v6.accept().unwrap();
+        assert_eq!(accepted.local_addr().unwrap(), destination);
+        assert_eq!(peer, client.local_addr().unwrap().as_socket().unwrap());
+    });
+}
+
 #[test]
 fn the_gateways_own_services_are_not_captured() {
     in_lab(|lab| {
@@ -350,6 +391,8 @@ pub(crate) fn install_with_listeners(
 
 fn listen(address: &str) -> TcpListener {
     let listener: OwnedFd = tcp::listen(address.parse().unwrap(), 16).unwrap();
+    // A test that waits for a flow that never comes fails instead of hanging.
+    socket2::SockRef::from(&listener).set_read_timeout(Some(DEADLINE)).unwrap();
     let listener = TcpListener::from(listener);
     listener.set_nonblocking(false).unwrap();
     listener
