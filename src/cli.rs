@@ -3,6 +3,7 @@
 //! Exit status: 0 done, 1 the work failed, 2 wrong usage or configuration.
 
 pub mod check;
+pub mod demo;
 pub mod explain;
 pub mod run;
 
@@ -31,7 +32,7 @@ enum Command {
     /// Tells what would happen to a flow, and why
     Explain(explain::ExplainArgs),
     /// Shows the verdict matrix live, between namespaces of its own
-    Demo(NotBuilt),
+    Demo(demo::DemoArgs),
     /// Runs a command behind tidegate, as an ordinary user
     Exec(NotBuilt),
     /// Creates, edits, duplicates, deletes, lists and shows Networks
@@ -72,7 +73,7 @@ pub fn main() -> ExitCode {
         Command::Run(args) => run::run(args),
         Command::Check(args) => check::check(&args),
         Command::Explain(args) => explain::explain(&args),
-        Command::Demo(_) => not_built("demo"),
+        Command::Demo(args) => demo::demo(&args),
         Command::Exec(_) => not_built("exec"),
         Command::Network(_) => not_built("network"),
         Command::List(_) => not_built("list"),

@@ -3,8 +3,13 @@
 //! Three outcomes, never two (SPEC I4). Fails closed: what began as one of our protocols and cannot be read is
 //! [`Outcome::Unreadable`], which is blocked unless a Network says otherwise.
 
+mod hello;
+pub mod tcp;
+pub mod watch;
+
 use crate::name::DomainName;
-use crate::wire::Malformed;
+pub use crate::wire::fingerprint::{Carrier, Fingerprint};
+use crate::wire::{Fault, Malformed};
 
 /// Where a name was read.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -49,23 +54,27 @@ pub enum Unreadable {
     Ended,
 }
 
-/// The fingerprints of a ClientHello.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Fingerprint {
-    /// `771,4865-4866,0-11-10,29-23,0`: JA3 before hashing, GREASE left out.
-    pub ja3_full: String,
-    /// The MD5 of `ja3_full`, 32 hexadecimal digits.
-    pub ja3: String,
-    /// `t13d1516h2_8daaf6152771_b186095e22b6`.
-    pub ja4: String,
-}
-
 impl Discovery {
     pub fn no_name(via: Option<Via>) -> Self {
         Self { outcome: Outcome::NoName, via, fingerprint: None, ech: false }
     }
 
+    /// What a well-formed request says: the name that it asks for, if it asks for one.
+    pub fn of_request(name: Option<DomainName>) -> Self {
+        let outcome = name.map_or(Outcome::NoName, Outcome::Name);
+        Self { outcome, via: Some(Via::Http), fingerprint: None, ech: false }
+    }
+
     pub fn unreadable(via: Via, why: Unreadable) -> Self {
         Self { outcome: Outcome::Unreadable(why), via: Some(via), fingerprint: None, ech: false }
+    }
+}
+
+impl From<Fault> for Unreadable {
+    fn from(fault: Fault) -> Self {
+        match fault {
+            Fault::Malformed(what) => Self::Malformed(what),
+            Fault::Contradiction(what) => Self::Contradiction(what),
+        }
     }
 }

@@ -48,8 +48,8 @@ counters! {
     ended_before_verdict,
     /// Allowed flows whose server could not be reached.
     unreachable,
-    /// Discards that had to become resets, since the kernel refused the drop rule.
-    discards_failed,
+    /// Blocked flows that should have seen ICMP or nothing, and saw a reset since the kernel refused more.
+    ended_by_reset,
 }
 
 impl Telemetry {

@@ -2,6 +2,7 @@
 //!
 //! Each worker is a thread with a runtime, listeners and a relay of its own; flows never move between workers.
 
+use std::cell::RefCell;
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::os::fd::OwnedFd;
@@ -19,7 +20,9 @@ use crate::firewall::Listener;
 use crate::policy::snapshot::Snapshot;
 use crate::proxy;
 use crate::proxy::relay::{self, ClosedBy, Relay};
+use crate::proxy::tcp::refuser;
 use crate::proxy::worker::{self, Census, Worker};
+use crate::sys::ending::Ender;
 use crate::sys::tcp;
 use crate::telemetry::Telemetry;
 
@@ -90,6 +93,7 @@ impl Gateway {
                 snapshot: snapshot.clone(),
                 telemetry: telemetry.clone(),
                 census: census.clone(),
+                ender: Ender::open()?,
                 stopped: stopped.clone(),
             };
             threads.push(std::thread::Builder::new().name(format!("worker-{number}")).spawn(move || seat.work())?);
@@ -114,6 +118,7 @@ struct Seat {
     snapshot: Arc<ArcSwap<Snapshot>>,
     telemetry: Telemetry,
     census: Arc<Census>,
+    ender: Ender,
     stopped: watch::Receiver<Option<Instant>>,
 }
 
@@ -126,13 +131,19 @@ impl Seat {
     }
 
     async fn serve(mut self) -> io::Result<()> {
-        let relay = Relay::new(self.settings.relay.clone(), self.telemetry.clone())?;
+        let ender = Rc::new(RefCell::new(self.ender));
+        let relay = Relay::new(
+            self.settings.relay.clone(),
+            self.telemetry.clone(),
+            refuser(ender.clone(), self.telemetry.clone()),
+        )?;
         let worker = Rc::new(Worker::new(
             self.settings.worker.clone(),
             self.snapshot.clone(),
             self.telemetry.clone(),
             relay.clone(),
             self.census.clone(),
+            ender,
         ));
         tokio::task::spawn_local(relay.clone().run());
         let accepting: Vec<_> = self

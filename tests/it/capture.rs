@@ -25,6 +25,9 @@ use tidegate::sys::tcp;
 
 use crate::inside::{in_lab, in_namespaces};
 
+/// As a "next header" (RFC 8200 section 4.6).
+const DESTINATION_OPTIONS: i32 = 60;
+
 /// A port at which nobody listens.
 const NOBODY: u16 = 9;
 
@@ -297,21 +300,25 @@ fn the_forward_hook_drops_what_the_first_hook_missed() {
 #[test]
 fn ipv6_extension_headers_hide_nothing() {
     in_lab(|lab| {
-        let (_v4, v6) = install_with_listeners(lab, Capture::tcp);
-        let destination = SocketAddr::new(Site::B.address(Family::V6, 7), 443);
-        let client = lab
+        let capture = Capture { udp: Some(Listener::on(NOBODY)), ..Capture::tcp(Listener::on(NOBODY)) };
+        lab.gateway.run(|| capture::install(&ruleset(OFFICE, &capture))).unwrap().unwrap();
+        let site = Site::A.address(Family::V6, 7);
+        let server = |port| lab.server.run(|| UdpSocket::bind(("::", port))).unwrap().unwrap();
+        let (inspected, free) = (server(443), server(444));
+        let raw = lab
             .client
-            .run(|| {
-                let socket = socket2::Socket::new(socket2::Domain::IPV6, socket2::Type::STREAM, None).unwrap();
-                // Destination options: no next header yet, eight bytes long, all of them padding (RFC 8200 section 4.6).
-                nix::sys::socket::setsockopt(&socket, DestinationOptions, &[0, 0, 1, 4, 0, 0, 0, 0]).unwrap();
-                socket.connect_timeout(&destination.into(), DEADLINE).unwrap();
-                socket
-            })
+            .run(|| socket2::Socket::new(socket2::Domain::IPV6, socket2::Type::RAW, Some(DESTINATION_OPTIONS.into())))
+            .unwrap()
             .unwrap();
-        let (accepted, peer) = v6.accept().unwrap();
-        assert_eq!(accepted.local_addr().unwrap(), destination);
-        assert_eq!(peer, client.local_addr().unwrap().as_socket().unwrap());
+        raw.bind(&SocketAddr::new(client_address(Family::V6, 0), 0).into()).unwrap();
+        for port in [443, 444] {
+            let packet = datagram_behind_options(client_address(Family::V6, 0), site, port);
+            raw.send_to(&packet, &SocketAddr::new(site, 0).into()).unwrap();
+        }
+        free.set_read_timeout(Some(DEADLINE)).unwrap();
+        assert_eq!(free.recv(&mut [0; 8]).unwrap(), 0, "what was sent later has come");
+        inspected.set_nonblocking(true).unwrap();
+        assert_eq!(inspected.recv(&mut [0; 8]).unwrap_err().kind(), std::io::ErrorKind::WouldBlock);
     });
 }
 
@@ -420,6 +427,19 @@ fn flow(port: u16) -> FlowKey {
         client: SocketAddr::new([10, 1, 0, 2].into(), 1000 + port),
         remote: "203.0.113.7:443".parse().unwrap(),
     }
+}
+
+/// An IPv6 header's payload: eight octets of destination options, all padding (RFC 8200 section 4.6), then an empty
+/// datagram.
+fn datagram_behind_options(from: IpAddr, to: IpAddr, port: u16) -> Vec<u8> {
+    let (IpAddr::V6(from), IpAddr::V6(to)) = (from, to) else { panic!("IPv6 alone has these") };
+    let mut udp = [[0x30, 0x39], port.to_be_bytes(), [0, 8], [0, 0]].concat();
+    let summed = [&from.octets()[..], &to.octets(), &[0, 0, 0, 8, 0, 0, 0, 17], &udp].concat();
+    let sum: u32 = summed.chunks(2).map(|pair| u32::from(pair[0]) << 8 | u32::from(pair[1])).sum();
+    let sum = (sum & 0xffff) + (sum >> 16);
+    let sum = !((sum & 0xffff) + (sum >> 16)) as u16;
+    udp[6..].copy_from_slice(&sum.to_be_bytes());
+    [&[17, 0, 1, 4, 0, 0, 0, 0][..], &udp].concat()
 }
 
 /// Whether it succeeds is not the question.

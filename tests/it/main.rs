@@ -4,6 +4,13 @@
 
 mod architecture;
 mod capture;
+mod cli;
+mod config;
+mod ender;
 mod endings;
+mod failing;
+mod gateway;
 mod inside;
+mod matrix;
 mod namespaces;
+mod tcp;
