@@ -159,6 +159,31 @@ fn thousands_of_protected_prefixes_install_in_one_transaction() {
     });
 }
 
+#[test]
+fn a_host_that_does_not_forward_is_told_so() {
+    in_lab(|lab| {
+        assert_eq!(lab.gateway.run(capture::warnings).unwrap(), [] as [String; 0]);
+        let warnings = lab.client.run(capture::warnings).unwrap();
+        for key in ["net.ipv4.ip_forward is 0", "net.ipv6.conf.all.forwarding is 0"] {
+            assert!(warnings.iter().any(|warning| warning.starts_with(key)), "{warnings:?}");
+        }
+    });
+}
+
+/// A setting with which captured packets never arrive: that it is worth a warning.
+#[test]
+fn src_valid_mark_drops_what_is_captured() {
+    in_lab(|lab| {
+        let _listeners = install_with_listeners(lab, Capture::tcp);
+        let destination = SocketAddr::new(Site::A.address(Family::V4, 7), 443);
+        let connects = || lab.client.run(|| TcpStream::connect_timeout(&destination, A_MOMENT)).unwrap().is_ok();
+        assert!(connects());
+        lab.gateway.run(|| std::fs::write("/proc/sys/net/ipv4/conf/all/src_valid_mark", "1")).unwrap().unwrap();
+        assert!(!connects());
+        assert!(lab.gateway.run(capture::warnings).unwrap()[0].contains("src_valid_mark"));
+    });
+}
+
 /// R0: as after kill -9, the rules stand and nobody listens.
 #[test]
 fn with_rules_and_no_listener_nothing_inspected_reaches_the_server() {
