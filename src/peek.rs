@@ -3,8 +3,12 @@
 //! Three outcomes, never two (SPEC I4). Fails closed: what began as one of our protocols and cannot be read is
 //! [`Outcome::Unreadable`], which is blocked unless a Network says otherwise.
 
+mod hello;
+pub mod udp;
+
 use crate::name::DomainName;
-use crate::wire::Malformed;
+pub use crate::wire::fingerprint::{Carrier, Fingerprint};
+use crate::wire::{Fault, Malformed};
 
 /// Where a name was read.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -49,17 +53,6 @@ pub enum Unreadable {
     Ended,
 }
 
-/// The fingerprints of a ClientHello.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Fingerprint {
-    /// `771,4865-4866,0-11-10,29-23,0`: JA3 before hashing, GREASE left out.
-    pub ja3_full: String,
-    /// The MD5 of `ja3_full`, 32 hexadecimal digits.
-    pub ja3: String,
-    /// `t13d1516h2_8daaf6152771_b186095e22b6`.
-    pub ja4: String,
-}
-
 impl Discovery {
     pub fn no_name(via: Option<Via>) -> Self {
         Self { outcome: Outcome::NoName, via, fingerprint: None, ech: false }
@@ -67,5 +60,14 @@ impl Discovery {
 
     pub fn unreadable(via: Via, why: Unreadable) -> Self {
         Self { outcome: Outcome::Unreadable(why), via: Some(via), fingerprint: None, ech: false }
+    }
+}
+
+impl From<Fault> for Unreadable {
+    fn from(fault: Fault) -> Self {
+        match fault {
+            Fault::Malformed(what) => Self::Malformed(what),
+            Fault::Contradiction(what) => Self::Contradiction(what),
+        }
     }
 }

@@ -9,7 +9,7 @@
 //!
 //! Fails closed. A datagram with an Initial packet that cannot be opened passes only where the server cannot open it
 //! either; a version that nobody here reads, and short headers where no connection was seen to begin, are
-//! [`Outcome::Unreadable`]. Given up: an unknown version whose first packet also clears the fixed bit (RFC 9287) is
+//! [`Outcome::Unreadable`](super::Outcome). Given up: an unknown version whose first packet also clears the fixed bit (RFC 9287) is
 //! taken for no QUIC, since RTP looks the same.
 
 mod connection;
@@ -18,7 +18,7 @@ use std::time::{Duration, Instant};
 
 use connection::{Connection, Finding};
 
-use super::{Discovery, Outcome, Unreadable, Via};
+use super::{Discovery, Unreadable, Via};
 use crate::wire::Malformed;
 use crate::wire::quic::{ConnectionId, Kind, LongHeader, Packet, packet};
 
@@ -29,6 +29,8 @@ pub struct Budget {
     pub packets: u32,
     /// QUIC connections of one flow that are remembered at a time.
     pub connections: usize,
+    /// Fingerprints are wanted; they cost more than the name.
+    pub fingerprints: bool,
 }
 
 /// What a datagram's passage depends on.
@@ -78,11 +80,11 @@ pub struct UdpPeek {
 struct Initials {
     /// The connection that they belong to.
     of: Option<u32>,
-    /// More than one connection, or more packets than anybody coalesces.
-    mixed: bool,
     full: bool,
     /// The destinations of those that did not open.
     sealed: [Option<ConnectionId>; MAX_SEALED],
+    /// There is more that a server could read and we cannot.
+    obscure: bool,
     finding: Option<Finding>,
 }
 
@@ -163,9 +165,9 @@ impl UdpPeek {
     pub fn expire(&mut self) -> Vec<(Subject, Discovery)> {
         let pending: Vec<_> = self
             .connections
-            .iter()
+            .iter_mut()
             .filter(|connection| connection.is_pending())
-            .map(|connection| (Subject::Connection(connection.number), unreadable(connection.why_pending())))
+            .map(|connection| (Subject::Connection(connection.number), unreadable(connection.give_up())))
             .collect();
         if pending.is_empty() && !self.open { vec![self.without_hello()] } else { pending }
     }
@@ -203,20 +205,19 @@ impl UdpPeek {
 
     fn initials(&mut self, initials: Initials, budget: &Budget) -> Reading {
         let sealed = initials.sealed.iter().flatten().any(|destination| !self.is_closed_to(destination));
+        let obscure = sealed || initials.obscure;
         let Some(number) = initials.of else {
             if initials.full {
                 return Reading { depends_on: Subject::Limit, judge: None };
             }
-            return self.aimless(if sealed { Subject::Unreadable } else { Subject::Flow }, Some(SEALED), budget);
+            return self.aimless(if obscure { Subject::Unreadable } else { Subject::Flow }, Some(SEALED), budget);
         };
         let subject = Subject::Connection(number);
-        let depends_on = if sealed || initials.full { Subject::Unreadable } else { subject };
-        let judge = match (initials.mixed, initials.finding) {
-            (true, _) => Some((subject, unreadable(malformed(MIXED)))),
-            (false, Some(Finding::Hello(discovery))) => Some((subject, *discovery)),
-            (false, Some(Finding::Fault(why))) => Some((subject, unreadable(why))),
-            (false, None) => None,
-        };
+        let depends_on = if obscure || initials.full { Subject::Unreadable } else { subject };
+        let judge = initials.finding.map(|finding| match finding {
+            Finding::Hello(discovery) => (subject, *discovery),
+            Finding::Fault(why) => (subject, unreadable(why)),
+        });
         Reading { depends_on, judge }
     }
 
@@ -234,7 +235,7 @@ impl UdpPeek {
                 Err(malformed) if first => return Look::Malformed(malformed),
                 // A server that knows the version would read on.
                 Ok(Packet::UnknownVersion) => {
-                    initials.mixed = true;
+                    initials.obscure = true;
                     break;
                 }
                 // Whoever receives it stops here too.
@@ -247,7 +248,7 @@ impl UdpPeek {
             first = false;
             rest = long.rest;
         }
-        if any || initials.mixed { Look::Initials(initials) } else { Look::Later }
+        if any || initials.obscure { Look::Initials(initials) } else { Look::Later }
     }
 
     fn initial(
@@ -258,15 +259,17 @@ impl UdpPeek {
         budget: &Budget,
         scratch: &mut Vec<u8>,
     ) {
-        let Some(number) = self.open_initial(long, initials, now, budget, scratch) else {
+        let Some((number, finding)) = self.open_initial(long, initials, now, budget, scratch) else {
             match initials.sealed.iter_mut().find(|slot| slot.is_none()) {
                 Some(slot) => *slot = Some(long.destination),
-                None => initials.mixed = true,
+                None => initials.obscure = true,
             }
             return;
         };
+        initials.note(finding);
         if initials.of.is_some_and(|other| other != number) {
-            initials.mixed = true;
+            let connection = self.connections.iter_mut().find(|own| own.number == number);
+            initials.note(connection.and_then(|connection| connection.fail(malformed(MIXED))));
         }
         initials.of = Some(number);
     }
@@ -279,18 +282,17 @@ impl UdpPeek {
         now: Instant,
         budget: &Budget,
         scratch: &mut Vec<u8>,
-    ) -> Option<u32> {
+    ) -> Option<(u32, Option<Finding>)> {
         let begun = self.connections.iter().position(|connection| connection.first == long.destination);
         for connection in self.connections.iter_mut().skip(begun.unwrap_or(0)) {
-            if let Some(finding) = connection.initial(long, now, scratch) {
-                initials.finding = initials.finding.take().or(finding);
-                return Some(connection.number);
+            if let Some(finding) = connection.initial(long, now, budget, scratch) {
+                return Some((connection.number, finding));
             }
             if begun.is_some() {
                 return None;
             }
         }
-        let (mut connection, finding) = Connection::begin(self.begun, long, now, scratch)?;
+        let (connection, finding) = Connection::begin(self.begun, long, now, budget, scratch)?;
         if self.connections.len() >= budget.connections {
             self.connections.retain(|old| old.is_pending() || now.saturating_duration_since(old.used) < REMEMBERED);
         }
@@ -298,11 +300,10 @@ impl UdpPeek {
             initials.full = true;
             return None;
         }
-        initials.finding = initials.finding.take().or(finding);
-        connection.number = self.begun;
         self.begun = self.begun.wrapping_add(1);
+        let number = connection.number;
         self.connections.push(connection);
-        self.connections.last().map(|connection| connection.number)
+        Some((number, finding))
     }
 
     /// Whether a server would give the packet to a connection that we know, and fail to open it as we did.
@@ -312,6 +313,15 @@ impl UdpPeek {
 
     fn connection(&self, number: u32) -> Option<&Connection> {
         self.connections.iter().find(|own| own.number == number)
+    }
+}
+
+impl Initials {
+    /// A fault outweighs a hello, whichever came first.
+    fn note(&mut self, finding: Option<Finding>) {
+        if matches!(finding, Some(Finding::Fault(_))) || self.finding.is_none() {
+            self.finding = finding.or(self.finding.take());
+        }
     }
 }
 
@@ -333,3 +343,343 @@ const SEALED: Malformed = Malformed { field: "an Initial packet that does not op
 const NO_HELLO: Malformed = Malformed { field: "no Initial packet", section: "RFC 9000, 7" };
 const VERSION: Malformed = Malformed { field: "Version", section: "RFC 8999, 5.1" };
 const MIXED: Malformed = Malformed { field: "coalesced packets", section: "RFC 9000, 12.2" };
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::peek::Outcome;
+    use crate::wire::quic::Version;
+    use crate::wire::quic::forge::{Initial, crypto, hello};
+
+    const BUDGET: Budget = Budget { packets: 5, connections: 8, fingerprints: true };
+
+    /// A peek, and the judge that lets `good.example` pass and nothing else.
+    struct Flow {
+        peek: UdpPeek,
+        judged: Vec<(Subject, Discovery)>,
+        now: Instant,
+    }
+
+    impl Flow {
+        fn new() -> Self {
+            Self { peek: UdpPeek::default(), judged: Vec::new(), now: Instant::now() }
+        }
+
+        fn put(&mut self, datagram: &[u8]) -> Status {
+            let reading = self.peek.datagram(datagram, self.now, &BUDGET, &mut Vec::new());
+            if let Some((subject, discovery)) = reading.judge {
+                self.judge(subject, discovery);
+            }
+            self.peek.status(reading.depends_on)
+        }
+
+        fn judge(&mut self, subject: Subject, discovery: Discovery) {
+            let good = matches!(&discovery.outcome, Outcome::Name(name) if name.as_str() == "good.example");
+            self.peek.settle(subject, good);
+            self.judged.push((subject, discovery));
+        }
+
+        fn outcomes(&self) -> Vec<String> {
+            self.judged.iter().map(|(_, discovery)| outcome(discovery)).collect()
+        }
+    }
+
+    fn outcome(discovery: &Discovery) -> String {
+        match &discovery.outcome {
+            Outcome::Name(name) => name.to_string(),
+            Outcome::NoName => "-".to_owned(),
+            Outcome::Unreadable(Unreadable::Malformed(what)) => format!("malformed {}", what.field),
+            Outcome::Unreadable(Unreadable::Contradiction(what)) => format!("contradiction {}", what.field),
+            Outcome::Unreadable(why) => format!("{why:?}"),
+        }
+    }
+
+    /// The first hello that a flow of these datagrams shows, and after how many of them.
+    fn found(datagrams: &[Vec<u8>]) -> Option<(usize, Discovery)> {
+        let mut peek = UdpPeek::default();
+        datagrams.iter().enumerate().find_map(|(index, datagram)| {
+            let reading = peek.datagram(datagram, Instant::now(), &BUDGET, &mut Vec::new());
+            Some((index + 1, reading.judge?.1))
+        })
+    }
+
+    struct Flight {
+        want: String,
+        ja3: String,
+        ja4: String,
+        datagrams: Vec<Vec<u8>>,
+    }
+
+    fn flights() -> Vec<Flight> {
+        let text = include_str!(concat!(env!("CARGO_MANIFEST_DIR"), "/tests/data/quic-flights.txt"));
+        let lines = text.lines().filter(|line| !line.starts_with('#'));
+        let flight = |line: &str| {
+            let mut words = line.split(' ');
+            let mut word = || words.next().unwrap().to_owned();
+            let (want, ja3, ja4) = (word(), word(), word());
+            Flight { want, ja3, ja4, datagrams: words.map(octets).collect() }
+        };
+        lines.map(flight).collect()
+    }
+
+    fn octets(hex: &str) -> Vec<u8> {
+        (0..hex.len()).step_by(2).map(|at| u8::from_str_radix(&hex[at..at + 2], 16).unwrap()).collect()
+    }
+
+    #[test]
+    fn captured_flights_show_their_names_and_fingerprints_in_any_order() {
+        for Flight { want, ja3, ja4, mut datagrams } in flights() {
+            for reversed in [false, true] {
+                if reversed {
+                    datagrams.reverse();
+                }
+                let found = found(&datagrams);
+                match want.as_str() {
+                    "?" | "!" => assert!(found.is_none(), "{found:?}"),
+                    _ => {
+                        let (_, discovery) = found.unwrap_or_else(|| panic!("{want} was not found"));
+                        assert_eq!(outcome(&discovery), want);
+                        assert_eq!(discovery.via, Some(Via::Quic));
+                        let fingerprint = discovery.fingerprint.unwrap();
+                        assert!(ja3 == "." || fingerprint.ja3 == ja3, "{want}: {fingerprint:?}, not {ja3}");
+                        assert!(ja4 == "." || fingerprint.ja4 == ja4, "{want}: {fingerprint:?}, not {ja4}");
+                    }
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn what_never_becomes_a_hello_is_unreadable_if_it_looked_like_quic_and_nameless_if_not() {
+        for Flight { want, datagrams, .. } in
+            flights().into_iter().filter(|flight| flight.want == "!" || flight.want == "?")
+        {
+            let mut flow = Flow::new();
+            for datagram in &datagrams {
+                assert_eq!(flow.put(datagram), Status::Pending);
+            }
+            let (_, discovery) = flow.peek.expire().remove(0);
+            let quic = want == "?" || matches!(packet(&datagrams[0]), Ok(Packet::Short));
+            assert_eq!(matches!(discovery.outcome, Outcome::Unreadable(_)), quic, "{discovery:?}");
+        }
+    }
+
+    #[test]
+    fn a_hello_is_found_octet_by_octet_backwards_over_ten_datagrams() {
+        let hello = hello("good.example", 600);
+        for version in [Version::V1, Version::V2, Version::Draft29] {
+            let frames: Vec<Vec<u8>> = (0..hello.len()).rev().map(|at| crypto(at, &hello[at..=at])).collect();
+            let datagrams: Vec<Vec<u8>> = frames
+                .chunks(hello.len().div_ceil(10))
+                .zip(0..)
+                .map(|(frames, number)| Initial { version, number, ..Initial::USUAL }.seal(&frames.concat()))
+                .collect();
+            assert_eq!(datagrams.len(), 10);
+            let (needed, discovery) = found(&datagrams).unwrap();
+            assert_eq!((needed, outcome(&discovery).as_str()), (10, "good.example"));
+        }
+    }
+
+    #[test]
+    fn junk_before_and_between_does_not_hide_a_hello() {
+        let hello = hello("bad.example", 900);
+        let (start, end) = hello.split_at(500);
+        let mut sealed = Initial { number: 9, ..Initial::USUAL }.seal(&[1]);
+        *sealed.last_mut().unwrap() ^= 1;
+        let other = Initial { first: b"another!", destination: b"nobody's", ..Initial::USUAL }.seal(&[1]);
+        let short = [&[0x55; 1][..], &[0x9c; 60]].concat();
+        let datagrams = [
+            b"ping".to_vec(),
+            short.clone(),
+            other.clone(),
+            [sealed.clone(), Initial::USUAL.seal(&crypto(0, start))].concat(),
+            short.clone(),
+            b"ping".to_vec(),
+            other.clone(),
+            [other, Initial { number: 1, ..Initial::USUAL }.seal(&crypto(500, end)), sealed, short].concat(),
+        ];
+        let (needed, discovery) = found(&datagrams).unwrap();
+        assert_eq!((needed, outcome(&discovery).as_str()), (8, "bad.example"));
+    }
+
+    #[test]
+    fn each_connection_of_a_flow_is_judged_by_its_own_hello() {
+        let mut flow = Flow::new();
+        let first = Initial::USUAL.seal(&crypto(0, &hello("good.example", 0)));
+        assert_eq!(flow.put(&first), Status::Pass);
+        let second = |name| {
+            let initial = Initial { first: b"second-id", destination: b"second-id", ..Initial::USUAL };
+            let hello = hello(name, 900);
+            let (start, end) = hello.split_at(400);
+            [initial.seal(&crypto(0, start)), initial.seal(&crypto(400, end))]
+        };
+        let [start, end] = second("bad.example");
+        assert_eq!(flow.put(&start), Status::Pending);
+        assert_eq!(flow.put(&end), Status::Block);
+        assert_eq!(flow.put(&start), Status::Block);
+        assert_eq!(flow.put(&first), Status::Pass);
+        assert_eq!(flow.outcomes(), ["good.example", "bad.example"]);
+    }
+
+    #[test]
+    fn a_new_destination_keeps_the_first_keys_and_after_a_retry_has_its_own() {
+        let mut flow = Flow::new();
+        let hello = hello("good.example", 0);
+        assert_eq!(flow.put(&Initial::USUAL.seal(&crypto(0, &hello))), Status::Pass);
+        let acknowledged = Initial { destination: b"server's", number: 1, ..Initial::USUAL };
+        assert_eq!(flow.put(&acknowledged.seal(&[2, 0, 0, 0, 0])), Status::Pass);
+        // Compatible version negotiation: the other version's keys, of the same connection ID (RFC 9368, section 2.3).
+        let negotiated = Initial { version: Version::V2, number: 2, ..acknowledged };
+        assert_eq!(flow.put(&negotiated.seal(&[2, 0, 0, 0, 0])), Status::Pass);
+        assert_eq!(flow.judged.len(), 1);
+        let retried = Initial { first: b"retry-id", destination: b"retry-id", token: b"token", ..Initial::USUAL };
+        assert_eq!(flow.put(&retried.seal(&crypto(0, &hello))), Status::Pass);
+        assert_eq!(flow.outcomes(), ["good.example", "good.example"]);
+    }
+
+    #[test]
+    fn a_hello_cannot_be_changed_after_its_verdict() {
+        let good = hello("good.example", 700);
+        let bad = hello("evil.example", 700);
+        let mut flow = Flow::new();
+        assert_eq!(flow.put(&Initial::USUAL.seal(&crypto(0, &good))), Status::Pass);
+        let other = Initial { destination: b"server's", number: 1, ..Initial::USUAL }.seal(&crypto(0, &bad));
+        assert_eq!(flow.put(&other), Status::Block);
+        assert_eq!(flow.outcomes(), ["good.example", "contradiction CRYPTO frames that disagree"]);
+        // In one datagram, the fault outweighs the name.
+        let mut flow = Flow::new();
+        let both = [Initial::USUAL.seal(&crypto(0, &good)), Initial::USUAL.seal(&crypto(0, &bad))].concat();
+        assert_eq!(flow.put(&both), Status::Block);
+    }
+
+    #[test]
+    fn a_second_hello_must_name_the_same_host() {
+        let first = hello("good.example", 0);
+        for (name, last, judged) in [("good.example", Status::Pass, 1), ("evil.example", Status::Block, 2)] {
+            let mut flow = Flow::new();
+            assert_eq!(flow.put(&Initial::USUAL.seal(&crypto(0, &first))), Status::Pass);
+            let second = hello(name, 500);
+            let (start, end) = second.split_at(100);
+            let next = Initial { number: 1, ..Initial::USUAL };
+            assert_eq!(flow.put(&next.seal(&crypto(first.len(), start))), Status::Pending);
+            assert_eq!(flow.put(&next.seal(&crypto(first.len() + 100, end))), last);
+            assert_eq!(flow.judged.len(), judged);
+        }
+    }
+
+    #[test]
+    fn an_initial_that_only_the_server_could_open_does_not_pass() {
+        let mut flow = Flow::new();
+        let first = Initial::USUAL.seal(&crypto(0, &hello("good.example", 0)));
+        let foreign = Initial { first: b"elsewhere", destination: b"server's", ..Initial::USUAL }.seal(&[1]);
+        assert_eq!(flow.put(&[foreign.clone(), first.clone()].concat()), Status::Block);
+        assert_eq!(flow.put(&foreign), Status::Block);
+        assert_eq!(flow.put(&first), Status::Pass);
+        let mut broken = first.clone();
+        *broken.last_mut().unwrap() ^= 1;
+        assert_eq!(flow.put(&[broken, first].concat()), Status::Pass);
+    }
+
+    #[test]
+    fn packets_of_an_unknown_version_are_unreadable_in_an_open_flow_too() {
+        let mut unknown = Initial::USUAL.seal(&[1]);
+        unknown[1..5].copy_from_slice(&[0xfa, 0xce, 0xb0, 0x02]);
+        let mut flow = Flow::new();
+        assert_eq!(flow.put(&unknown), Status::Block);
+        assert_eq!(flow.outcomes(), ["malformed Version"]);
+        let mut flow = Flow::new();
+        let first = Initial::USUAL.seal(&crypto(0, &hello("good.example", 0)));
+        assert_eq!(flow.put(&first), Status::Pass);
+        assert_eq!(flow.put(&unknown), Status::Block);
+        assert_eq!(flow.put(&[first.clone(), unknown].concat()), Status::Block);
+        assert_eq!(flow.put(&first), Status::Pass);
+    }
+
+    #[test]
+    fn five_datagrams_end_the_wait_for_a_hello_but_not_a_hello_in_progress() {
+        let mut flow = Flow::new();
+        for _ in 0..5 {
+            assert!(flow.judged.is_empty());
+            flow.put(b"ping");
+        }
+        assert_eq!(flow.judged, [(Subject::Flow, Discovery::no_name(None))]);
+        let mut flow = Flow::new();
+        for _ in 0..5 {
+            flow.put(&[0x6f; 1].iter().chain(&[0xf0; 40]).copied().collect::<Vec<_>>());
+        }
+        assert_eq!(flow.outcomes(), ["malformed a short header before any hello"]);
+        let mut flow = Flow::new();
+        let hello = hello("good.example", 0);
+        for at in 0..20 {
+            assert_eq!(flow.put(&Initial::USUAL.seal(&crypto(at, &hello[at..=at]))), Status::Pending);
+            assert_eq!(flow.put(b"ping"), Status::Pending);
+        }
+        assert_eq!(flow.put(&Initial::USUAL.seal(&crypto(20, &hello[20..]))), Status::Pass);
+        assert_eq!(flow.peek.status(Subject::Flow), Status::Pass);
+    }
+
+    #[test]
+    fn a_greased_fixed_bit_hides_nothing() {
+        let greased = Initial { fixed_bit: false, ..Initial::USUAL };
+        let mut flow = Flow::new();
+        assert_eq!(flow.put(&greased.seal(&crypto(0, &hello("good.example", 0)))), Status::Pass);
+        let second = Initial { first: b"second-id", destination: b"second-id", ..greased };
+        assert_eq!(flow.put(&second.seal(&crypto(0, &hello("bad.example", 0)))), Status::Block);
+        assert_eq!(flow.outcomes(), ["good.example", "bad.example"]);
+    }
+
+    #[test]
+    fn the_number_of_connections_is_bounded() {
+        let mut flow = Flow::new();
+        for n in 0..20u64 {
+            let id = n.to_be_bytes();
+            let datagram =
+                Initial { first: &id, destination: &id, ..Initial::USUAL }.seal(&crypto(0, &hello("good.example", 0)));
+            let status = if n < 8 { Status::Pass } else { Status::Block };
+            assert_eq!(flow.put(&datagram), status);
+        }
+        assert_eq!(flow.judged.len(), 8);
+        flow.now += REMEMBERED;
+        let late = Initial { first: b"the-late", destination: b"the-late", ..Initial::USUAL };
+        assert_eq!(flow.put(&late.seal(&crypto(0, &hello("good.example", 0)))), Status::Pass);
+        assert_eq!(flow.peek.connections.len(), 1);
+    }
+
+    proptest! {
+        #[test]
+        fn any_octets_are_read_without_panic(
+            datagrams in prop::collection::vec(prop::collection::vec(any::<u8>(), 0..80), 0..10),
+            version in prop::sample::select(vec![1u32, 0x6b33_43cf, 0xff00_001d, 0x1a2a_3a4a]),
+        ) {
+            let mut flow = Flow::new();
+            for mut datagram in datagrams {
+                flow.put(&datagram);
+                if let Some(place) = datagram.get_mut(1..5) {
+                    place.copy_from_slice(&version.to_be_bytes());
+                    datagram[0] |= 0x80;
+                }
+                flow.put(&datagram);
+            }
+            flow.peek.expire();
+        }
+
+        #[test]
+        fn any_frames_are_read_without_panic(payload in prop::collection::vec(prop_oneof![3 => 0u8..8, 1 => any::<u8>()], 0..200)) {
+            let mut flow = Flow::new();
+            flow.put(&Initial::USUAL.seal(&payload));
+        }
+
+        #[test]
+        fn every_prefix_of_a_flight_shows_its_name_or_none(flight in 0usize..90, cut in any::<prop::sample::Index>()) {
+            let flights = flights();
+            let Flight { want, datagrams, .. } = &flights[flight % flights.len()];
+            let joined = datagrams.concat();
+            let cut = cut.index(joined.len() + 1);
+            if let Some((_, discovery)) = found(&[joined[..cut].to_vec()]) {
+                prop_assert!(outcome(&discovery) == *want || matches!(discovery.outcome, Outcome::Unreadable(_)), "{discovery:?}");
+            }
+        }
+    }
+}

@@ -8,10 +8,11 @@
 //! disagree are an error, and what does not authenticate is never read.
 
 mod crypto_stream;
+#[cfg(test)]
+pub(crate) mod forge;
 mod frames;
 mod keys;
 mod packet;
-mod reader;
 
 pub use crypto_stream::{CryptoStream, Refused};
 pub use frames::{Crypto, frames};

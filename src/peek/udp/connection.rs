@@ -2,9 +2,11 @@
 
 use std::time::Instant;
 
-use crate::peek::{Discovery, Outcome, Unreadable, Via};
+use super::Budget;
+use crate::peek::{Carrier, Discovery, Outcome, Unreadable};
 use crate::wire::Malformed;
 use crate::wire::quic::{ConnectionId, CryptoStream, InitialKeys, LongHeader, Opened, Refused, Version, frames};
+use crate::wire::tls::CLIENT_HELLO;
 
 /// A connection that began with an Initial packet under the keys of its own destination.
 #[derive(Debug)]
@@ -37,6 +39,7 @@ impl Connection {
         number: u32,
         long: &LongHeader<'_>,
         now: Instant,
+        budget: &Budget,
         scratch: &mut Vec<u8>,
     ) -> Option<(Self, Option<Finding>)> {
         let mut connection = Self {
@@ -51,7 +54,7 @@ impl Connection {
             fault: None,
             verdict: None,
         };
-        let finding = connection.initial(long, now, scratch)?;
+        let finding = connection.initial(long, now, budget, scratch)?;
         Some((connection, finding))
     }
 
@@ -60,6 +63,7 @@ impl Connection {
         &mut self,
         long: &LongHeader<'_>,
         now: Instant,
+        budget: &Budget,
         scratch: &mut Vec<u8>,
     ) -> Option<Option<Finding>> {
         let known = self.keys.iter().position(|(version, _)| *version == long.version);
@@ -74,20 +78,20 @@ impl Connection {
         let Opened { number, frames } = keys?.open(long, self.largest, scratch)?;
         self.used = now;
         self.largest = self.largest.max(Some(number));
-        let told = self.fault.is_some();
-        let finding = self.take_in(frames).and_then(|()| self.read_hellos());
+        let finding = self.take_in(frames).and_then(|()| self.read_hellos(budget));
         if let Some(made) = made {
             self.keys.push((long.version, made));
         }
         Some(match finding {
             Ok(discovery) => discovery.map(|discovery| Finding::Hello(Box::new(discovery))),
-            // What was judged as unreadable is not judged again.
-            Err(_) if told => None,
-            Err(fault) => {
-                self.fault = Some(fault);
-                Some(Finding::Fault(fault))
-            }
+            Err(fault) => self.fail(fault),
         })
+    }
+
+    /// The connection cannot be read. What was judged so is not judged again.
+    pub(super) fn fail(&mut self, fault: Unreadable) -> Option<Finding> {
+        let told = self.fault.replace(self.fault.unwrap_or(fault)).is_some();
+        (!told).then_some(Finding::Fault(fault))
     }
 
     fn take_in(&mut self, payload: &[u8]) -> Result<(), Unreadable> {
@@ -101,13 +105,13 @@ impl Connection {
     }
 
     /// Reads the hellos that have come whole. A second one must name the same host as the first.
-    fn read_hellos(&mut self) -> Result<Option<Discovery>, Unreadable> {
+    fn read_hellos(&mut self, budget: &Budget) -> Result<Option<Discovery>, Unreadable> {
         let mut found = None;
         loop {
             let ahead = self.stream.from(self.read);
             let Some(length) = hello_length(&ahead)? else { return Ok(found) };
             let Some(message) = ahead.get(..length) else { return Ok(found) };
-            let discovery = discover(message);
+            let discovery = Discovery::of_hello(message, Carrier::Quic, budget.fingerprints);
             if let Outcome::Unreadable(why) = discovery.outcome {
                 return Err(why);
             }
@@ -139,13 +143,9 @@ impl Connection {
         self.passed().is_none()
     }
 
-    pub(super) fn why_pending(&self) -> Unreadable {
-        self.fault.unwrap_or(Unreadable::TimedOut)
-    }
-
-    /// The waiting is over: what has not come is not waited for again.
-    pub(super) fn give_up(&mut self) {
-        self.fault.get_or_insert(Unreadable::TimedOut);
+    /// The waiting is over, for good: why it has no readable hello.
+    pub(super) fn give_up(&mut self) -> Unreadable {
+        *self.fault.get_or_insert(Unreadable::TimedOut)
     }
 
     /// Whether a packet number that was cut short can only be read in one way, however many packets the server missed
@@ -167,7 +167,7 @@ impl Connection {
 fn hello_length(ahead: &[u8]) -> Result<Option<usize>, Unreadable> {
     match ahead {
         [] => Ok(None),
-        [CLIENT_HELLO, rest @ ..] => {
+        [kind, rest @ ..] if *kind == CLIENT_HELLO => {
             let Some(&[high, middle, low]) = rest.first_chunk() else { return Ok(None) };
             let length = usize::from(high) << 16 | usize::from(middle) << 8 | usize::from(low);
             if length > MAX_HELLO { Err(Unreadable::TooLong) } else { Ok(Some(length + 4)) }
@@ -176,7 +176,6 @@ fn hello_length(ahead: &[u8]) -> Result<Option<usize>, Unreadable> {
     }
 }
 
-const CLIENT_HELLO: u8 = 1;
 const MAX_HELLO: usize = 64 << 10;
 const CRYPTO: Malformed = Malformed { field: "CRYPTO frames that disagree", section: "RFC 9000, 19.6" };
 const SECOND: Malformed = Malformed { field: "a second hello with another name", section: "RFC 8446, 4.1.4" };

@@ -1,7 +1,7 @@
 //! The frames that an Initial packet may hold (RFC 9000, section 12.4): PADDING, PING, ACK, CRYPTO, CONNECTION_CLOSE.
 
-use super::reader::Reader;
 use crate::wire::Malformed;
+use crate::wire::reader::Reader;
 
 /// A CRYPTO frame (RFC 9000, section 19.6).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -12,11 +12,11 @@ pub struct Crypto<'a> {
 
 /// The CRYPTO frames among `payload`, in their order on the wire. An error ends them.
 pub fn frames(payload: &[u8]) -> impl Iterator<Item = Result<Crypto<'_>, Malformed>> {
-    let mut reader = Reader(payload);
+    let mut reader = Reader::new(payload);
     std::iter::from_fn(move || {
         let next = next_crypto(&mut reader);
         if matches!(next, Some(Err(_))) {
-            reader.0 = &[];
+            reader = Reader::new(&[]);
         }
         next
     })
@@ -25,9 +25,9 @@ pub fn frames(payload: &[u8]) -> impl Iterator<Item = Result<Crypto<'_>, Malform
 fn next_crypto<'a>(reader: &mut Reader<'a>) -> Option<Result<Crypto<'a>, Malformed>> {
     loop {
         // Padding is most of a packet: skip it many octets at a time.
-        let padding = reader.0.iter().take_while(|octet| **octet == 0).count();
+        let padding = reader.rest().iter().take_while(|octet| **octet == 0).count();
         reader.take(padding)?;
-        if reader.0.is_empty() {
+        if reader.is_empty() {
             return None;
         }
         let Some(kind) = reader.varint() else { return Some(Err(bad("Frame Type", "RFC 9000, 12.4"))) };
@@ -46,7 +46,7 @@ fn next_crypto<'a>(reader: &mut Reader<'a>) -> Option<Result<Crypto<'a>, Malform
 }
 
 fn crypto<'a>(reader: &mut Reader<'a>) -> Option<Crypto<'a>> {
-    Some(Crypto { offset: reader.varint()?, data: reader.counted()? })
+    Some(Crypto { offset: reader.varint()?, data: reader.vec_varint()? })
 }
 
 /// RFC 9000, section 19.3. Each range takes two octets or more, so their number ends with the packet.
@@ -59,7 +59,7 @@ fn acknowledgement(reader: &mut Reader<'_>) -> Option<()> {
 /// RFC 9000, section 19.19.
 fn connection_close(reader: &mut Reader<'_>) -> Option<()> {
     varints(reader, 2)?;
-    reader.counted().map(|_| ())
+    reader.vec_varint().map(|_| ())
 }
 
 fn varints(reader: &mut Reader<'_>, count: u64) -> Option<()> {

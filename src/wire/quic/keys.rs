@@ -182,6 +182,8 @@ const MAX_HEADER: usize = 128;
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::wire::quic::forge::Initial;
+    use crate::wire::quic::{Packet, packet};
 
     #[test]
     fn cut_packet_numbers_are_read_as_in_rfc_9000_appendix_a_3() {
@@ -190,5 +192,35 @@ mod tests {
         assert_eq!(nearest(200, 1, Some(0)), 200);
         assert_eq!(nearest(44, 1, Some(200)), 300);
         assert_eq!(nearest(0xffff_fffe, 4, Some(3)), 0xffff_fffe);
+    }
+
+    #[test]
+    fn what_another_implementation_seals_is_opened() {
+        for version in [Version::V1, Version::V2, Version::Draft29] {
+            for number_length in 1..=4 {
+                for token in [&b""[..], &[9; 300]] {
+                    let sealed =
+                        Initial { version, number: 77, number_length, token, ..Initial::USUAL }.seal(b"\x01\x01\x01");
+                    let Ok(Packet::Long(long)) = packet(&sealed) else { panic!("no long header") };
+                    let keys = InitialKeys::of_client(version, &long.destination).unwrap();
+                    let mut scratch = Vec::new();
+                    let opened = keys.open(&long, None, &mut scratch).unwrap();
+                    assert_eq!(opened.number, 77);
+                    assert!(opened.frames.starts_with(&[1, 1, 1, 0]));
+                    let other = InitialKeys::of_client(version, &ConnectionId::new(b"other-id").unwrap()).unwrap();
+                    assert!(other.open(&long, None, &mut scratch).is_none());
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn a_cut_number_is_read_both_ways() {
+        let sealed = Initial { number: 44, number_length: 1, ..Initial::USUAL }.seal(b"\x01");
+        let Ok(Packet::Long(long)) = packet(&sealed) else { panic!("no long header") };
+        let keys = InitialKeys::of_client(Version::V1, &long.destination).unwrap();
+        for largest in [None, Some(0), Some(200)] {
+            assert_eq!(keys.open(&long, largest, &mut Vec::new()).unwrap().number, 44);
+        }
     }
 }

@@ -1,8 +1,8 @@
 //! One packet of a datagram, as far as it can be read without keys (RFC 8999; RFC 9000, section 17).
 
 use super::Version;
-use super::reader::Reader;
 use crate::wire::Malformed;
+use crate::wire::reader::Reader;
 
 /// A connection ID: 0 to 20 octets (RFC 9000, section 17.2).
 #[derive(Clone, Copy, PartialEq, Eq, Hash)]
@@ -70,15 +70,15 @@ pub enum Packet<'a> {
 /// The fixed bit is not asked of a known version, since clients may grease it (RFC 9287). It is of an unknown one:
 /// RTP and the like, which share ports with QUIC (RFC 9443), have the high bit set and the next one clear.
 pub fn packet(bytes: &[u8]) -> Result<Packet<'_>, Malformed> {
-    let mut reader = Reader(bytes);
-    let Some(first) = reader.octet() else { return Ok(Packet::Foreign) };
+    let mut reader = Reader::new(bytes);
+    let Some(first) = reader.u8() else { return Ok(Packet::Foreign) };
     if first & LONG == 0 {
         let short = first & FIXED != 0 && bytes.len() >= LEAST_SHORT && !is_text(bytes);
         return Ok(if short { Packet::Short } else { Packet::Foreign });
     }
-    let Some(number) = reader.take(4).and_then(|number| number.first_chunk()) else { return Ok(Packet::Foreign) };
-    let Some(version) = Version::from_wire(u32::from_be_bytes(*number)) else {
-        let quic = first & FIXED != 0 && *number != [0; 4] && has_connection_ids(reader);
+    let Some(number) = reader.u32() else { return Ok(Packet::Foreign) };
+    let Some(version) = Version::from_wire(number) else {
+        let quic = first & FIXED != 0 && number != 0 && has_connection_ids(reader);
         return Ok(if quic { Packet::UnknownVersion } else { Packet::Foreign });
     };
     long(version, first, bytes, reader).map(Packet::Long)
@@ -90,14 +90,14 @@ fn long<'a>(version: Version, first: u8, bytes: &'a [u8], mut reader: Reader<'a>
     let kind = kind(version, first);
     if kind == Kind::Retry {
         // It has no length; only servers send it.
-        let number_at = bytes.len() - reader.0.len();
+        let number_at = bytes.len() - reader.rest().len();
         return Ok(LongHeader { version, kind, destination, number_at, whole: bytes, rest: &[] });
     }
     if kind == Kind::Initial {
-        reader.counted().ok_or(bad("Token"))?;
+        reader.vec_varint().ok_or(bad("Token"))?;
     }
     let length = reader.varint().and_then(|length| usize::try_from(length).ok()).ok_or(bad("Length"))?;
-    let number_at = bytes.len() - reader.0.len();
+    let number_at = bytes.len() - reader.rest().len();
     let end = number_at.checked_add(length).ok_or(bad("Length"))?;
     let (whole, rest) = bytes.split_at_checked(end).ok_or(bad("Length"))?;
     Ok(LongHeader { version, kind, destination, number_at, whole, rest })
@@ -118,8 +118,7 @@ fn kind(version: Version, first: u8) -> Kind {
 }
 
 fn connection_id(reader: &mut Reader<'_>) -> Option<ConnectionId> {
-    let length = usize::from(reader.octet()?);
-    ConnectionId::new(reader.take(length)?)
+    ConnectionId::new(reader.vec8()?)
 }
 
 /// Whether two connection IDs follow, of lengths that a client's first packet has in every version so far.
