@@ -1,7 +1,111 @@
 //! The command line.
+//!
+//! Exit status: 0 done, 1 the work failed, 2 wrong usage or configuration.
 
+pub mod check;
+pub mod demo;
+pub mod explain;
+pub mod run;
+
+use std::path::PathBuf;
 use std::process::ExitCode;
+use std::time::Duration;
+
+use clap::{Args, Parser, Subcommand};
+
+use crate::config::{self, Loaded};
+
+/// A transparent, DNS- and TLS-aware forwarding proxy that knows the name behind each flow.
+#[derive(Debug, Parser)]
+#[command(name = "tidegate", version, arg_required_else_help = true)]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Runs the gateway
+    Run(run::RunArgs),
+    /// Prints every mistake of a configuration at once
+    Check(ConfigArg),
+    /// Tells what would happen to a flow, and why
+    Explain(explain::ExplainArgs),
+    /// Shows the verdict matrix live, between namespaces of its own
+    Demo(demo::DemoArgs),
+    /// Runs a command behind tidegate, as an ordinary user
+    Exec(NotBuilt),
+    /// Creates, edits, duplicates, deletes, lists and shows Networks
+    Network(NotBuilt),
+    /// Shows and checks lists
+    List(NotBuilt),
+    /// Turns a vendor's page into lists and a policy
+    Import(NotBuilt),
+    /// Prints the live address set
+    Export(NotBuilt),
+    /// Turns what a monitored Network did into a policy
+    Learn(NotBuilt),
+    /// Reports the resolvers in use
+    Report(NotBuilt),
+}
+
+/// The configuration that a command works on.
+#[derive(Clone, Debug, Args)]
+pub struct ConfigArg {
+    /// The configuration file
+    #[arg(long, value_name = "FILE", default_value = "/etc/tidegate/tidegate.toml")]
+    pub config: PathBuf,
+}
+
+/// The arguments of a command that does not exist yet: whatever they are, the answer is the same.
+#[derive(Debug, Args)]
+#[command(disable_help_flag = true)]
+struct NotBuilt {
+    #[arg(trailing_var_arg = true, allow_hyphen_values = true, hide = true)]
+    _rest: Vec<std::ffi::OsString>,
+}
+
+/// Wrong usage or configuration.
+pub(crate) const USAGE: u8 = 2;
 
 pub fn main() -> ExitCode {
-    ExitCode::from(2)
+    match Cli::parse().command {
+        Command::Run(args) => run::run(args),
+        Command::Check(args) => check::check(&args),
+        Command::Explain(args) => explain::explain(&args),
+        Command::Demo(args) => demo::demo(&args),
+        Command::Exec(_) => not_built("exec"),
+        Command::Network(_) => not_built("network"),
+        Command::List(_) => not_built("list"),
+        Command::Import(_) => not_built("import"),
+        Command::Export(_) => not_built("export"),
+        Command::Learn(_) => not_built("learn"),
+        Command::Report(_) => not_built("report"),
+    }
+}
+
+fn not_built(command: &str) -> ExitCode {
+    eprintln!("tidegate {command}: not built yet in version {}", env!("CARGO_PKG_VERSION"));
+    ExitCode::from(USAGE)
+}
+
+impl ConfigArg {
+    /// The configuration. Its mistakes and warnings go to standard error; mistakes end with exit status 2.
+    pub fn load(&self) -> Result<Loaded, ExitCode> {
+        match config::load(&self.config) {
+            Ok(loaded) => {
+                check::print(&loaded.warnings);
+                Ok(loaded)
+            }
+            Err(mistakes) => {
+                check::print(&mistakes);
+                Err(ExitCode::from(USAGE))
+            }
+        }
+    }
+}
+
+/// `5s`, `500ms`, `2m`.
+fn duration(text: &str) -> Result<Duration, humantime::DurationError> {
+    humantime::parse_duration(text)
 }

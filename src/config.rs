@@ -1,1 +1,156 @@
 //! From a file to a checked snapshot; every mistake at once, with file:line:column.
+//!
+//! Fails closed: a configuration with one mistake is no configuration. A key that nobody knows, and one whose feature
+//! does not exist yet, is a mistake (see [`unbuilt`]).
+
+mod dns;
+mod document;
+mod inspection;
+pub mod limits;
+mod list;
+pub mod mistake;
+mod named;
+mod nearest;
+mod network;
+mod policy;
+pub(crate) mod port;
+mod reader;
+mod tie;
+mod unbuilt;
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use crate::list::List;
+use crate::policy::network::{Network, Port};
+use crate::policy::rules::Policy;
+use crate::policy::snapshot::Snapshot;
+
+use limits::{GatewaySettings, Limits};
+use list::Slot;
+use mistake::Report;
+pub use mistake::{Mistake, Mistakes, Severity};
+use named::{Named, name_of};
+use network::{Known, Written};
+use reader::{Located, Table};
+
+/// A configuration without mistakes.
+#[derive(Debug)]
+pub struct Loaded {
+    /// This enforcer's name.
+    pub enforcer: Arc<str>,
+    /// The Networks that act on this enforcer, also those that are off.
+    pub networks: Vec<Arc<Network>>,
+    /// Every policy and list of the files that can be used, named by a Network or not.
+    pub policies: Vec<Arc<Policy>>,
+    pub lists: Vec<Arc<List>>,
+    pub gateway: GatewaySettings,
+    pub limits: Limits,
+    pub warnings: Mistakes,
+    /// Every file that was read: the configuration, what it includes, and its lists.
+    pub files: Vec<PathBuf>,
+}
+
+impl Loaded {
+    pub fn snapshot(&self, generation: u64) -> Snapshot {
+        Snapshot::new(self.enforcer.clone(), generation, self.networks.clone())
+    }
+}
+
+/// Reads a configuration with all that it includes. The error holds every mistake, and the warnings.
+pub fn load(path: &Path) -> Result<Loaded, Mistakes> {
+    let report = Report::default();
+    let loaded = read(path, &report);
+    let mistakes = report.into_mistakes();
+    match loaded {
+        Some(loaded) if !mistakes.has_errors() => Ok(Loaded { warnings: mistakes, ..loaded }),
+        _ => Err(mistakes),
+    }
+}
+
+fn read(path: &Path, report: &Report) -> Option<Loaded> {
+    let source = document::open(path, None, report)?;
+    let document = document::parse(&source, report);
+    let mut top = Table::top(report, &source, &document);
+    let enforcer = enforcer(&mut top, report);
+    let included = document::included(&mut top, report);
+    let documents: Vec<_> = included.iter().map(|source| document::parse(source, report)).collect();
+    let gateway = top.table("gateway").map(limits::read_gateway).unwrap_or_default();
+    let limits = top.table("limits").map(limits::read_limits).unwrap_or_default();
+    for key in ["sidecar", "geoip", "telemetry"] {
+        top.take(key);
+    }
+    let mut files: Vec<PathBuf> = std::iter::once(&source).chain(&included).map(|file| file.path.clone()).collect();
+    let mut tops = vec![top];
+    tops.extend(included.iter().zip(&documents).map(|(source, document)| Table::top(report, source, document)));
+    let objects = Objects::read(&mut tops, report, &mut files);
+    tie::check(&objects.networks, report);
+    let networks = objects.networks_of(&enforcer, report);
+    let policies = objects.policies.iter().flatten().cloned().collect();
+    let lists = objects.lists.iter().filter_map(Slot::ready).cloned().collect();
+    let warnings = Mistakes::default();
+    Some(Loaded { enforcer: enforcer.value.into(), networks, policies, lists, gateway, limits, warnings, files })
+}
+
+fn enforcer(top: &mut Table<'_>, report: &Report) -> Located<String> {
+    if let Some(name) = top.text("name").filter(|name| named::check_name(name, report)) {
+        return name;
+    }
+    let host = nix::unistd::gethostname().ok().and_then(|name| name.into_string().ok());
+    let place = top.place.clone();
+    if host.is_none() && !top.has("name") {
+        report.error(&place, "this host has no name", "add `name = \"edge-1\"`");
+    }
+    Located { value: host.unwrap_or_default(), place }
+}
+
+/// Every object that the files define.
+struct Objects {
+    lists: Named<Slot>,
+    policies: Named<Option<Arc<Policy>>>,
+    networks: Named<Option<Written>>,
+}
+
+impl Objects {
+    /// Kind by kind over all files, so that the order of files and tables does not matter.
+    fn read(tops: &mut [Table<'_>], report: &Report, files: &mut Vec<PathBuf>) -> Self {
+        let lists = define("list", tops, report, |table, name| list::read(table, name, report, files));
+        let policies = define("policy", tops, report, |table, name| policy::read(table, name, &lists, report));
+        let ports: Named<Option<Arc<Port>>> =
+            define("port", tops, report, |table, name| port::read(table, name, report));
+        let known = Known { policies: &policies, ports: &ports };
+        let networks = define("network", tops, report, |table, name| network::read(table, name, known, report));
+        lists.warn_of_unused("policy", report);
+        policies.warn_of_unused("network", report);
+        ports.warn_of_unused("network", report);
+        Self { lists, policies, networks }
+    }
+
+    fn networks_of(&self, enforcer: &Located<String>, report: &Report) -> Vec<Arc<Network>> {
+        let own = self.networks.iter().flatten().filter(|written| written.acts_on(&enforcer.value));
+        let own: Vec<_> = own.map(|written| written.network.clone()).collect();
+        if own.is_empty() {
+            let what = format!("no network acts on this enforcer, `{}`: nothing is judged", enforcer.value);
+            report.warning(&enforcer.place, what, "add a [[network]], or name this enforcer in `enforcers`");
+        }
+        own
+    }
+}
+
+/// The objects of one kind. One without a usable name is read for its mistakes, and left out.
+fn define<T>(
+    kind: &'static str,
+    tops: &mut [Table<'_>],
+    report: &Report,
+    mut read: impl FnMut(Table<'_>, &str) -> T,
+) -> Named<T> {
+    let mut found = Named::new(kind);
+    for mut table in tops.iter_mut().flat_map(|top| top.tables(kind)) {
+        let name = name_of(&mut table, report);
+        let object = read(table, name.as_ref().map_or("", |name| &name.value));
+        if let Some(name) = name {
+            found.insert(name, object, report);
+        }
+    }
+    found
+}

@@ -1,1 +1,166 @@
 //! The kernel's ruleset as a value, rendered from a policy. Pure.
+//!
+//! ```text
+//! prerouting (mangle)                              forward (filter)
+//!   to our listeners directly     -> drop            marked for us, yet forwarded    -> drop
+//!   flows that we hold            -> to us           what a Network should have had  -> drop
+//!   discarded flows               -> drop            all else passes
+//!   the gateway's own addresses   -> pass
+//!   what a Network inspects       -> tproxy, or drop where nobody listens
+//!   all else passes
+//! ```
+//!
+//! Fails closed: behind every `tproxy` stands a `drop`, so that with no listener nothing passes, and the forward hook
+//! drops what the first hook should have taken. The rules outlive the process.
+//!
+//! What is not seen: a packet inside another (GRE, 6in4, IPsec; `meta l4proto` is then the tunnel's, and SPEC V1 judges
+//! the tunnel's address), what the administrator's flowtables or a bridge carry around the hooks, and what an
+//! interface's own hardware forwards. Fragments are: `tproxy` and `socket` turn the kernel's defragmentation on, which
+//! runs before these hooks. IPv6 extension headers are: `meta l4proto` and `th` stand behind them. A packet whose
+//! extension headers the kernel cannot walk has no `l4proto` that a rule could name.
+
+mod capture;
+mod flows;
+mod ruleset;
+mod selection;
+mod text;
+
+pub use capture::render;
+pub use flows::{FlowKey, FlowSet};
+pub use ruleset::{
+    Base, Chain, Datum, Element, Expression, Family, Field, Hook, Key, Rule, Ruleset, Set, SetKind, Verdict,
+};
+
+use crate::policy::Direction;
+
+/// The table of family `inet` that is ours.
+pub const TABLE: &str = "tidegate";
+
+/// Marks what must be delivered to us ("ti"), and names the routing table that does it.
+pub const MARK: u32 = 0x7469;
+/// The priority of the policy rules that lead to that table.
+pub const RULE_PRIORITY: u32 = 7469;
+
+pub const TCP: u8 = 6;
+pub const UDP: u8 = 17;
+const DNS_PORT: u16 = 53;
+
+/// Where the kernel is to send what it captures. Every listener is transparent and bound to a loopback address.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Capture {
+    pub tcp: Listener,
+    /// `None`: UDP on ports that are inspected for QUIC is dropped, so that clients fall back to TCP.
+    pub udp: Option<Listener>,
+    /// `None`: DNS over UDP is not captured.
+    pub dns_udp: Option<Listener>,
+    /// `None`: DNS over TCP is not captured.
+    pub dns_tcp: Option<Listener>,
+    /// The directions whose flows the listeners can judge.
+    pub directions: Vec<Direction>,
+    pub on_failure: OnFailure,
+    /// Flows that may be discarded at a time, for each address family. Default 65,536 (about 13 MB when full).
+    pub discarded: u32,
+}
+
+/// The port of a listener on 127.0.0.1 and on `[::1]`. Without one of them, what it should have had is dropped.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Listener {
+    pub v4: Option<u16>,
+    pub v6: Option<u16>,
+}
+
+/// What becomes of captured traffic when no tidegate runs (SPEC R5).
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum OnFailure {
+    #[default]
+    Closed,
+    Open,
+}
+
+impl Capture {
+    /// Outbound flows, TCP alone.
+    pub fn tcp(listener: Listener) -> Self {
+        Self {
+            tcp: listener,
+            udp: None,
+            dns_udp: None,
+            dns_tcp: None,
+            directions: vec![Direction::Outbound],
+            on_failure: OnFailure::Closed,
+            discarded: 65_536,
+        }
+    }
+}
+
+impl Listener {
+    pub fn on(port: u16) -> Self {
+        Self { v4: Some(port), v6: Some(port) }
+    }
+
+    pub fn port(&self, family: Family) -> Option<u16> {
+        match family {
+            Family::V4 => self.v4,
+            Family::V6 => self.v6,
+        }
+    }
+}
+
+#[cfg(test)]
+pub(crate) fn test_ruleset() -> Ruleset {
+    use crate::policy::network::*;
+    use crate::policy::rules::Policy;
+    use crate::policy::snapshot::Snapshot;
+    use crate::policy::*;
+    use std::sync::Arc;
+    use std::time::Duration;
+    let policy = Arc::new(Policy {
+        name: "p".into(),
+        default: IpVerdict::Allow,
+        lists: vec![],
+        thresholds: Default::default(),
+        fingerprints: vec![],
+    });
+    let inspection = Inspection {
+        kind: InspectionType::PreferBoth,
+        tls_ports: vec![443],
+        http_ports: vec![80],
+        quic: true,
+        packets: 5,
+        timeout: Duration::from_secs(1),
+        unidentified: Otherwise::IpVerdict,
+        unreadable: Otherwise::Block,
+        bind: Bind::Off,
+        use_bindings: false,
+        ech: Ech::Allow,
+        http: HttpRequests::Every,
+    };
+    let port = Arc::new(Port {
+        name: "web".into(),
+        description: String::new(),
+        protocols: vec![
+            Protocol { number: 6, ports: vec![80..=80, 443..=443, 400..=500] },
+            Protocol { number: 1, ports: vec![] },
+        ],
+    });
+    let network = Network {
+        name: "Office 1".into(),
+        description: String::new(),
+        mode: Mode::Enforce,
+        ips: vec![
+            ProtectedIp { prefix: "10.1.0.0/24".parse().unwrap(), port: None },
+            ProtectedIp { prefix: "10.2.0.0/16".parse().unwrap(), port: Some(port) },
+            ProtectedIp { prefix: "fd00:1::/64".parse().unwrap(), port: None },
+            ProtectedIp { prefix: "::/0".parse().unwrap(), port: None },
+            ProtectedIp { prefix: "10.9.9.9/32".parse().unwrap(), port: None },
+        ],
+        outbound: Some(super::policy::network::Rule { policy, drop: DropAction::TcpReset }),
+        inbound: None,
+        inspection: Some(inspection),
+        dns: Dns::default(),
+    };
+    let snapshot = Snapshot::new("e".into(), 1, vec![Arc::new(network)]);
+    let mut capture = Capture::tcp(Listener::on(15001));
+    capture.udp = Some(Listener::on(15002));
+    capture.dns_udp = Some(Listener::on(15003));
+    render(&snapshot, &capture)
+}

@@ -1,1 +1,4 @@
 //! The ways to run: gateway, sidecar, exec, demo; what each captures and how.
+
+pub mod demo;
+pub mod gateway;

@@ -1,1 +1,13 @@
 //! The Linux edge, and the only place with `unsafe`: sockets, netlink, namespaces, privileges.
+
+pub mod capture;
+pub mod child;
+pub mod ending;
+pub mod epoll;
+pub mod limits;
+pub mod netns;
+pub mod nft;
+pub mod pipe;
+pub mod readable;
+pub mod rtnl;
+pub mod tcp;

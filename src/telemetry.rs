@@ -1,1 +1,78 @@
-//! Every event: its record and its metric side by side, and where they go.
+//! Every event: its record and its count side by side, and where they go.
+//!
+//! Never stalls a flow: the queue is bounded, and what does not fit is counted and said (SPEC L3).
+
+pub mod queue;
+pub mod record;
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+pub use queue::{Queue, Writer};
+pub use record::{Kind, Record};
+
+/// Where every part of the program reports what happened. Cheap to clone.
+#[derive(Clone, Debug)]
+pub struct Telemetry {
+    queue: Queue,
+    counters: Arc<Counters>,
+}
+
+macro_rules! counters {
+    ($($(#[$doc:meta])* $name:ident),+ $(,)?) => {
+        /// What has happened since start.
+        #[derive(Debug, Default)]
+        pub struct Counters { $($(#[$doc])* pub $name: AtomicU64),+ }
+
+        impl Counters {
+            /// Every counter with its name.
+            pub fn all(&self) -> Vec<(&'static str, u64)> {
+                vec![$((stringify!($name), self.$name.load(Ordering::Relaxed))),+]
+            }
+        }
+    };
+}
+
+counters! {
+    /// Flows taken in.
+    flows,
+    /// Flows that were allowed and dialled.
+    allowed,
+    /// Flows that a verdict ended.
+    blocked,
+    /// Flows refused because a limit of flows was reached.
+    refused_by_limit,
+    /// Times that accepting paused because no descriptor was free.
+    out_of_descriptors,
+    /// Flows that ended before they could be judged: a reset, or an address that could not be read.
+    ended_before_verdict,
+    /// Allowed flows whose server could not be reached.
+    unreachable,
+    /// Blocked flows that should have seen ICMP or nothing, and saw a reset since the kernel refused more.
+    ended_by_reset,
+}
+
+impl Telemetry {
+    pub fn new(queue: Queue) -> Self {
+        Self { queue, counters: Arc::default() }
+    }
+
+    /// Hands a record to the writer, or counts it as dropped.
+    pub fn record(&self, record: Record) {
+        self.queue.push(record);
+    }
+
+    pub fn counters(&self) -> &Counters {
+        &self.counters
+    }
+
+    /// Adds one.
+    pub fn count(&self, counter: impl Fn(&Counters) -> &AtomicU64) {
+        counter(&self.counters).fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// Records that found no room in the queue.
+    pub fn dropped(&self) -> u64 {
+        self.queue.dropped()
+    }
+}

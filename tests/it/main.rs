@@ -3,3 +3,5 @@
 #![allow(clippy::unwrap_used, clippy::panic)]
 
 mod architecture;
+mod inside;
+mod namespaces;

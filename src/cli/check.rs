@@ -1,0 +1,49 @@
+//! `tidegate check`: every mistake of a configuration at once.
+
+use std::io::IsTerminal;
+use std::process::ExitCode;
+
+use super::ConfigArg;
+use crate::config::{Loaded, Mistakes};
+
+/// Mistakes and warnings go to standard error, the summary of a good configuration to standard output.
+pub fn check(args: &ConfigArg) -> ExitCode {
+    match args.load() {
+        Ok(loaded) => {
+            println!("{}", summary(&args.config.display().to_string(), &loaded));
+            ExitCode::SUCCESS
+        }
+        Err(status) => status,
+    }
+}
+
+/// As excerpts, in colour on a terminal. The first line of each is for programs: `FILE:LINE:COLUMN: error: WHAT`.
+pub(super) fn print(mistakes: &Mistakes) {
+    let colour = std::io::stderr().is_terminal() && std::env::var_os("NO_COLOR").is_none();
+    eprint!("{}", mistakes.render(colour));
+}
+
+fn summary(path: &str, loaded: &Loaded) -> String {
+    let (names, prefixes) = loaded
+        .lists
+        .iter()
+        .fold((0, 0), |(names, prefixes), list| (names + list.domains.len(), prefixes + list.prefixes.len()));
+    format!(
+        "{path}: good: enforcer `{}`, {}, {}, {} ({}, {})",
+        loaded.enforcer,
+        count(loaded.networks.len(), "network"),
+        count(loaded.policies.len(), "policy"),
+        count(loaded.lists.len(), "list"),
+        count(names, "name"),
+        count(prefixes, "prefix"),
+    )
+}
+
+fn count(number: usize, what: &str) -> String {
+    match (number, what.strip_suffix('y'), what.ends_with('x')) {
+        (1, ..) => format!("1 {what}"),
+        (_, Some(stem), _) => format!("{number} {stem}ies"),
+        (_, None, true) => format!("{number} {what}es"),
+        (_, None, false) => format!("{number} {what}s"),
+    }
+}

@@ -1,0 +1,51 @@
+//! `tidegate run`: the gateway.
+
+use std::io::IsTerminal;
+use std::process::ExitCode;
+use std::time::Duration;
+
+use clap::Args;
+use tracing_subscriber::EnvFilter;
+
+use super::ConfigArg;
+use crate::app::{self, Ending};
+
+#[derive(Clone, Debug, Args)]
+pub struct RunArgs {
+    #[command(flatten)]
+    pub config: ConfigArg,
+    /// Leave the rules in the kernel at the end: what they capture is dropped until the next start
+    #[arg(long)]
+    pub keep_rules: bool,
+    /// How long flows may go on after SIGTERM or SIGINT
+    #[arg(long, value_name = "DURATION", default_value = "5s", value_parser = super::duration)]
+    pub drain: Duration,
+}
+
+pub fn run(args: RunArgs) -> ExitCode {
+    let loaded = match args.config.load() {
+        Ok(loaded) => loaded,
+        Err(status) => return status,
+    };
+    log_to_standard_error();
+    let ending = Ending { drain: args.drain, keep_rules: args.keep_rules };
+    match app::run(loaded, &args.config.config, ending) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(failure) => {
+            eprintln!("tidegate run: {failure}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+/// Messages for the operator; `RUST_LOG` chooses which. Records go to standard output, and nowhere near these.
+fn log_to_standard_error() {
+    let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new("info"));
+    let subscriber = tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_writer(std::io::stderr)
+        .with_target(false)
+        .with_ansi(std::io::stderr().is_terminal());
+    // A second call finds the first still in force.
+    let _ = subscriber.try_init();
+}

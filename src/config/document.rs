@@ -1,0 +1,152 @@
+//! The files of a configuration: the one that was named, and those that it includes.
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use toml::Spanned;
+use toml::de::DeTable;
+
+use super::mistake::{Place, Report, Source};
+use super::reader::{Located, Table};
+
+/// The largest configuration file that is read, in octets.
+const MAX_FILE: u64 = 64 << 20;
+
+/// The text of a file; what hinders reading it is reported at `named`, or at its own start.
+pub(super) fn open(path: &Path, named: Option<&Place>, report: &Report) -> Option<Arc<Source>> {
+    let own = Place::start_of(&Source::whole(path.to_owned(), String::new()));
+    let place = named.unwrap_or(&own);
+    match read_text(path) {
+        Ok(text) => Some(Source::whole(path.to_owned(), text)),
+        Err(why) => {
+            report.error(place, format!("cannot read {}: {why}", path.display()), "name a file that can be read");
+            None
+        }
+    }
+}
+
+fn read_text(path: &Path) -> Result<String, String> {
+    let size = std::fs::metadata(path).map_err(|error| error.to_string())?;
+    if size.is_dir() {
+        return Err("it is a directory".to_owned());
+    }
+    if size.len() > MAX_FILE {
+        return Err(format!("it is larger than {} MiB", MAX_FILE >> 20));
+    }
+    let octets = std::fs::read(path).map_err(|error| error.to_string())?;
+    String::from_utf8(octets).map_err(|error| {
+        let at = error.utf8_error().valid_up_to();
+        let line = 1 + error.as_bytes().iter().take(at).filter(|b| **b == b'\n').count();
+        format!("line {line} is not UTF-8")
+    })
+}
+
+/// The document as far as it can be read; errors of its syntax are reported.
+pub(super) fn parse<'s>(source: &'s Arc<Source>, report: &Report) -> Spanned<DeTable<'s>> {
+    let (document, errors) = DeTable::parse_recoverable(&source.text);
+    for error in errors {
+        let span = error.span().unwrap_or(0..0);
+        let place = Place { source: source.clone(), span };
+        report.error(&place, format!("not TOML: {}", first_line(error.message())), "see https://toml.io");
+    }
+    document
+}
+
+fn first_line(message: &str) -> String {
+    message.lines().collect::<Vec<_>>().join(", ")
+}
+
+/// The files that `include` names, in the order of the patterns and, within one, of their names.
+pub(super) fn included(top: &mut Table<'_>, report: &Report) -> Vec<Arc<Source>> {
+    let patterns: Vec<_> = top.array("include").iter().filter_map(|item| item.text()).collect();
+    let mut sources: Vec<Arc<Source>> = Vec::new();
+    for pattern in patterns {
+        for path in matching(&pattern, report) {
+            if sources.iter().any(|source| source.path == path) || path == pattern.place.source.path {
+                report.error(&pattern.place, format!("{} is included twice", path.display()), "name it once");
+                continue;
+            }
+            sources.extend(open(&path, Some(&pattern.place), report));
+        }
+    }
+    sources
+}
+
+fn matching(pattern: &Located<String>, report: &Report) -> Vec<PathBuf> {
+    let path = beside(&pattern.place, &pattern.value);
+    let (Some(folder), Some(name)) = (path.parent(), path.file_name().and_then(|name| name.to_str())) else {
+        report.error(&pattern.place, "this names no file", "write one such as \"networks.d/*.toml\"");
+        return Vec::new();
+    };
+    if folder.to_string_lossy().contains(['*', '?']) {
+        report.error(&pattern.place, "a wildcard in the name of a folder", "`*` and `?` are for the file name alone");
+        return Vec::new();
+    }
+    if !name.contains(['*', '?']) {
+        return vec![path];
+    }
+    let mut found = match files_in(folder, name) {
+        Ok(found) => found,
+        Err(error) => {
+            let what = format!("cannot read the folder {}: {error}", folder.display());
+            report.error(&pattern.place, what, "make it, or leave the pattern out");
+            return Vec::new();
+        }
+    };
+    if found.is_empty() {
+        report.warning(&pattern.place, "no file matches", "leave it out if none is meant to");
+    }
+    found.sort();
+    found
+}
+
+fn files_in(folder: &Path, pattern: &str) -> std::io::Result<Vec<PathBuf>> {
+    let folder = if folder.as_os_str().is_empty() { Path::new(".") } else { folder };
+    let mut found = Vec::new();
+    for entry in std::fs::read_dir(folder)? {
+        let path = entry?.path();
+        let name = path.file_name().and_then(|name| name.to_str());
+        if name.is_some_and(|name| !name.starts_with('.') && matches(pattern.as_bytes(), name.as_bytes())) {
+            found.push(path);
+        }
+    }
+    Ok(found)
+}
+
+/// `*`: any octets; `?`: any one.
+fn matches(pattern: &[u8], name: &[u8]) -> bool {
+    match (pattern.split_first(), name.split_first()) {
+        (None, None) => true,
+        (Some((b'*', rest)), _) => {
+            matches(rest, name) || name.split_first().is_some_and(|(_, after)| matches(pattern, after))
+        }
+        (Some((b'?', rest)), Some((_, after))) => matches(rest, after),
+        (Some((own, rest)), Some((other, after))) => own == other && matches(rest, after),
+        _ => false,
+    }
+}
+
+/// A path that a file writes, seen from that file.
+pub(super) fn beside(place: &Place, written: &str) -> PathBuf {
+    place.source.path.parent().unwrap_or(Path::new("")).join(written)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn patterns_match_file_names() {
+        for (pattern, name, expected) in [
+            ("*.toml", "a.toml", true),
+            ("*.toml", ".toml", true),
+            ("*.toml", "a.toml.bak", false),
+            ("edge-?.toml", "edge-1.toml", true),
+            ("edge-?.toml", "edge-.toml", false),
+            ("*a*b", "xaxxb", true),
+            ("*a*b", "xbxxa", false),
+        ] {
+            assert_eq!(matches(pattern.as_bytes(), name.as_bytes()), expected, "{pattern} {name}");
+        }
+    }
+}

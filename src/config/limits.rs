@@ -1,0 +1,75 @@
+//! `[gateway]` and `[limits]`: how a gateway behaves, and how much it may hold.
+
+use std::time::Duration;
+
+use super::reader::Table;
+
+/// What a gateway does when tidegate is not there (SPEC R5).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum OnFailure {
+    /// Captured traffic is dropped.
+    Closed,
+    /// It passes as if there were no gateway.
+    Open,
+}
+
+/// `[gateway]`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct GatewaySettings {
+    /// Default closed. Takes effect at start and at a reload.
+    pub on_failure: OnFailure,
+    /// End live flows that a new configuration forbids. Default false. Takes effect at the next reload.
+    pub recheck: bool,
+}
+
+/// `[limits]`: bounds of what is held at once.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Limits {
+    /// Flows held at once, TCP and UDP together: 1 to 10,000,000; default 100,000. A flow past it is refused, counted
+    /// and logged. Takes effect at a reload, for new flows.
+    pub flows: usize,
+    /// Octets of a flow's beginning that are held while its name is looked for: 1 KiB to 1 MiB; default 64 KiB.
+    /// Takes effect at a reload, for new flows.
+    pub held_bytes: usize,
+    /// A TCP flow without a byte for so long is ended: 1 s to 7 days; default 5 min. Takes effect at a reload, for
+    /// new flows.
+    pub idle: Duration,
+    /// Worker threads: 0 (one for each core) to 1,024; default 0. Takes effect at start.
+    pub workers: usize,
+    /// Records that wait to be written; more are dropped and counted: 1 to 16,777,216; default 65,536. Takes
+    /// effect at start.
+    pub records: usize,
+}
+
+impl Default for GatewaySettings {
+    fn default() -> Self {
+        Self { on_failure: OnFailure::Closed, recheck: false }
+    }
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Self { flows: 100_000, held_bytes: 64 << 10, idle: Duration::from_secs(300), workers: 0, records: 65_536 }
+    }
+}
+
+pub(super) fn read_gateway(mut table: Table<'_>) -> GatewaySettings {
+    let default = GatewaySettings::default();
+    let words = &[("closed", OnFailure::Closed), ("open", OnFailure::Open)];
+    GatewaySettings {
+        on_failure: table.word("on_failure", words, default.on_failure),
+        recheck: table.flag("recheck", default.recheck),
+    }
+}
+
+pub(super) fn read_limits(mut table: Table<'_>) -> Limits {
+    let default = Limits::default();
+    let week = Duration::from_secs(7 * 24 * 3600);
+    Limits {
+        flows: table.count("flows", 1..=10_000_000, default.flows),
+        held_bytes: table.size("held_bytes", (1 << 10)..=(1 << 20), default.held_bytes),
+        idle: table.duration("idle", Duration::from_secs(1)..=week, default.idle),
+        workers: table.count("workers", 0..=1024, default.workers),
+        records: table.count("records", 1..=(1 << 24), default.records),
+    }
+}

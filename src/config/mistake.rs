@@ -1,0 +1,174 @@
+//! What is wrong with a configuration: where, what, and how to mend it.
+
+use std::cell::RefCell;
+use std::fmt;
+use std::ops::Range;
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use annotate_snippets::{AnnotationKind, Group, Level, Renderer, Snippet};
+
+/// A text that mistakes point into.
+#[derive(Debug)]
+pub struct Source {
+    pub path: PathBuf,
+    pub text: String,
+    /// The number of the first line of `text`, from 1: list files are held one line at a time.
+    pub first_line: usize,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Severity {
+    /// The configuration cannot be used.
+    Error,
+    /// It can be used, and is probably not what was meant.
+    Warning,
+}
+
+/// One mistake, at one place.
+#[derive(Clone, Debug)]
+pub struct Mistake {
+    pub severity: Severity,
+    pub what: String,
+    /// How to mend it.
+    pub mend: String,
+    source: Arc<Source>,
+    span: Range<usize>,
+}
+
+/// Every mistake of a configuration, in the order of its files and lines.
+#[derive(Debug, Default)]
+pub struct Mistakes(pub Vec<Mistake>);
+
+/// Where readers leave what they find, so that one mistake does not hide the next.
+#[derive(Debug, Default)]
+pub(super) struct Report(RefCell<Vec<Mistake>>);
+
+/// A place in a [`Source`], by octets.
+#[derive(Clone, Debug)]
+pub(super) struct Place {
+    pub(super) source: Arc<Source>,
+    pub(super) span: Range<usize>,
+}
+
+impl Source {
+    pub(super) fn whole(path: PathBuf, text: String) -> Arc<Self> {
+        Arc::new(Self { path, text, first_line: 1 })
+    }
+
+    /// Line and column of an octet, both from 1; the column counts characters.
+    fn position(&self, at: usize) -> (usize, usize) {
+        let at = self.text.floor_char_boundary(at.min(self.text.len()));
+        let before = self.text.get(..at).unwrap_or_default();
+        let line = before.bytes().filter(|b| *b == b'\n').count();
+        let column = before.rsplit('\n').next().unwrap_or_default().chars().count();
+        (self.first_line + line, column + 1)
+    }
+}
+
+impl Place {
+    pub(super) fn start_of(source: &Arc<Source>) -> Self {
+        Self { source: source.clone(), span: 0..0 }
+    }
+
+    /// `FILE:LINE`, to point from one place to another.
+    pub(super) fn line(&self) -> String {
+        format!("{}:{}", self.source.path.display(), self.source.position(self.span.start).0)
+    }
+}
+
+impl Report {
+    pub(super) fn error(&self, place: &Place, what: impl Into<String>, mend: impl Into<String>) {
+        self.add(Severity::Error, place, what.into(), mend.into());
+    }
+
+    pub(super) fn warning(&self, place: &Place, what: impl Into<String>, mend: impl Into<String>) {
+        self.add(Severity::Warning, place, what.into(), mend.into());
+    }
+
+    fn add(&self, severity: Severity, place: &Place, what: String, mend: String) {
+        let Place { source, span } = place.clone();
+        self.0.borrow_mut().push(Mistake { severity, what, mend, source, span });
+    }
+
+    /// All that was found, each file's in the order of its lines.
+    pub(super) fn into_mistakes(self) -> Mistakes {
+        let mut found = self.0.into_inner();
+        found.sort_by(|a, b| a.order().cmp(&b.order()));
+        Mistakes(found)
+    }
+}
+
+impl Mistakes {
+    pub fn has_errors(&self) -> bool {
+        self.0.iter().any(|mistake| mistake.severity == Severity::Error)
+    }
+
+    /// `colour`: for a terminal.
+    pub fn render(&self, colour: bool) -> String {
+        self.0.iter().map(|mistake| mistake.render(colour)).collect()
+    }
+}
+
+impl Mistake {
+    /// Line and column, both from 1.
+    pub fn position(&self) -> (usize, usize) {
+        self.source.position(self.span.start)
+    }
+
+    fn order(&self) -> (Severity, &std::path::Path, usize, usize) {
+        (self.severity, &self.source.path, self.source.first_line, self.span.start)
+    }
+
+    /// The line that programs read, then the place as an excerpt that says how to mend it.
+    fn render(&self, colour: bool) -> String {
+        let (level, renderer) = match self.severity {
+            Severity::Error => (Level::ERROR, Renderer::styled()),
+            Severity::Warning => (Level::WARNING, Renderer::styled()),
+        };
+        let renderer = if colour { renderer } else { Renderer::plain() };
+        let annotation = AnnotationKind::Primary.span(self.visible_span()).label(&self.mend);
+        let snippet = Snippet::source(&self.source.text).line_start(self.source.first_line).annotation(annotation);
+        let excerpt = renderer.render(&[Group::with_level(level).element(snippet)]);
+        format!("{}\n{excerpt}\n", self.head())
+    }
+
+    fn head(&self) -> String {
+        let (line, column) = self.position();
+        let path = self.source.path.display();
+        format!("{path}:{line}:{column}: {}: {}", self.severity, self.what)
+    }
+
+    /// The span as far as its first line goes, within the text.
+    fn visible_span(&self) -> Range<usize> {
+        let text = &self.source.text;
+        let start = text.floor_char_boundary(self.span.start.min(text.len()));
+        let end = text.ceil_char_boundary(self.span.end.clamp(start, text.len()));
+        let shown = text.get(start..end).unwrap_or_default();
+        start..start + shown.lines().next().unwrap_or_default().len()
+    }
+}
+
+impl fmt::Display for Severity {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Error => "error",
+            Self::Warning => "warning",
+        })
+    }
+}
+
+/// One line: `FILE:LINE:COLUMN: error: WHAT: MEND`.
+impl fmt::Display for Mistake {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}: {}", self.head(), self.mend)
+    }
+}
+
+impl fmt::Display for Mistakes {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.iter().try_for_each(|mistake| writeln!(f, "{mistake}"))
+    }
+}
+
+impl std::error::Error for Mistakes {}

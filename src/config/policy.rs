@@ -1,0 +1,134 @@
+//! `[[policy]]`: lists, thresholds, fingerprints and a default.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+
+use super::list::Slot;
+use super::mistake::Report;
+use super::named::Named;
+use super::reader::{Located, Table};
+use crate::list::{List, ListVerdict};
+use crate::name::Pattern;
+use crate::policy::IpVerdict;
+use crate::policy::rules::{FingerprintDemand, FingerprintRule, Policy};
+
+pub(super) fn read(mut table: Table<'_>, name: &str, lists: &Named<Slot>, report: &Report) -> Option<Arc<Policy>> {
+    let words = &[("allow", IpVerdict::Allow), ("block", IpVerdict::Block)];
+    let default = table.demand("default", "\"block\"").and_then(|value| value.word(words));
+    let lists = lists_of(&mut table, lists, report);
+    let thresholds = thresholds(&mut table, &lists, report);
+    let fingerprints = table.tables("fingerprints").into_iter().filter_map(|rule| fingerprint(rule, report)).collect();
+    table.take("countries");
+    table.take("asns");
+    Some(Arc::new(Policy { name: name.into(), default: default?, lists, thresholds, fingerprints }))
+}
+
+fn lists_of(table: &mut Table<'_>, lists: &Named<Slot>, report: &Report) -> Vec<Arc<List>> {
+    let mut own: Vec<Arc<List>> = Vec::new();
+    for name in table.array("lists").iter().filter_map(|item| item.text()) {
+        let Some(Slot::Ready(list)) = lists.find(&name, report) else { continue };
+        if own.iter().any(|other| other.name == list.name) {
+            report.warning(&name.place, format!("`{}` is named twice", name.value), "name it once");
+            continue;
+        }
+        own.push(list.clone());
+    }
+    own
+}
+
+fn thresholds(table: &mut Table<'_>, lists: &[Arc<List>], report: &Report) -> HashMap<Arc<str>, u8> {
+    let mut own = HashMap::new();
+    let place = table.place.clone();
+    if let Some(mut thresholds) = table.table("thresholds") {
+        for (category, score) in thresholds.free() {
+            let score = score.number(1..=100).and_then(|score| u8::try_from(score).ok());
+            own.extend(score.map(|score| (Arc::from(category.value.as_str()), score)));
+            if !categories(lists).any(|known| **known == *category.value) {
+                let what = format!("no list of this policy has the category `{}`", category.value);
+                report.warning(&category.place, what, "leave it out, or name a threat list of that category");
+            }
+        }
+    }
+    for category in categories(lists).filter(|category| !own.contains_key(&***category)) {
+        let what = format!("threats of the category `{category}` block nothing in this policy");
+        report.warning(&place, what, format!("add `thresholds = {{ {category} = 80 }}`"));
+    }
+    own
+}
+
+fn categories(lists: &[Arc<List>]) -> impl Iterator<Item = &Arc<str>> {
+    lists.iter().filter_map(|list| match &list.verdict {
+        ListVerdict::Threat { category, .. } => Some(category),
+        _ => None,
+    })
+}
+
+fn fingerprint(mut table: Table<'_>, report: &Report) -> Option<FingerprintRule> {
+    let domains = table.array("domains");
+    let domains = domains.iter().filter_map(|item| pattern(&item.text()?, report)).collect();
+    let written = ["require", "alert", "block"].iter().filter(|key| table.has(key)).count();
+    if written != 1 {
+        let what = format!("a fingerprint rule with {written} of `require`, `alert` and `block`");
+        report.error(&table.place, what, "write exactly one");
+    }
+    let demands = [
+        (table.text("require"), FingerprintDemand::Require),
+        (table.text("alert"), FingerprintDemand::Alert),
+        (table.text("block"), FingerprintDemand::Block),
+    ];
+    let (value, demand) = demands.into_iter().find_map(|(value, demand)| Some((value?, demand)))?;
+    if !is_fingerprint(&value.value) {
+        let what = format!("`{}` is no fingerprint", value.value);
+        let mend = "write a JA3 hash (32 hexadecimal digits), a JA3 string (771,4865-4866,0-11,29-23,0) or a JA4 \
+                    (t13d1516h2_8daaf6152771_b186095e22b6)";
+        report.error(&value.place, what, mend);
+        return None;
+    }
+    Some(FingerprintRule { domains, demand, value: value.value })
+}
+
+fn pattern(name: &Located<String>, report: &Report) -> Option<Pattern> {
+    match Pattern::parse(&name.value) {
+        Ok(pattern) => Some(pattern),
+        Err(why) => {
+            let what = format!("`{}` is not a host name: {why}", name.value);
+            report.error(&name.place, what, "write name.example, *.name.example or .name.example");
+            None
+        }
+    }
+}
+
+fn is_fingerprint(text: &str) -> bool {
+    is_hex(&text.to_ascii_lowercase(), 32) || is_ja3_string(text) || is_ja4(text)
+}
+
+fn is_hex(text: &str, length: usize) -> bool {
+    text.len() == length && text.bytes().all(|b| matches!(b, b'0'..=b'9' | b'a'..=b'f'))
+}
+
+/// Version, ciphers, extensions, groups and point formats, each decimal numbers joined by `-`.
+fn is_ja3_string(text: &str) -> bool {
+    let fields: Vec<&str> = text.split(',').collect();
+    let number = |text: &str| text.parse::<u16>().is_ok();
+    let numbers = |field: &str| field.is_empty() || field.split('-').all(number);
+    fields.len() == 5
+        && fields.first().is_some_and(|version| number(version))
+        && fields.iter().skip(1).all(|f| numbers(f))
+}
+
+/// `t13d1516h2_8daaf6152771_b186095e22b6`: transport, version, SNI, two counts, ALPN; two hashes.
+fn is_ja4(text: &str) -> bool {
+    let parts: Vec<&str> = text.split('_').collect();
+    let [start, ciphers, extensions] = parts[..] else { return false };
+    let Some(&[transport, v1, v2, sni, c1, c2, e1, e2, a1, a2]) = start.as_bytes().first_chunk::<10>() else {
+        return false;
+    };
+    start.len() == 10
+        && matches!(transport, b't' | b'q' | b'd')
+        && (v1.is_ascii_digit() || matches!(v1, b's' | b'd'))
+        && matches!(sni, b'd' | b'i')
+        && [v2, c1, c2, e1, e2].iter().all(u8::is_ascii_digit)
+        && [a1, a2].iter().all(u8::is_ascii_alphanumeric)
+        && is_hex(ciphers, 12)
+        && is_hex(extensions, 12)
+}

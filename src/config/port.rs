@@ -1,0 +1,114 @@
+//! `[[port]]`: protocols with their ports and ranges (SPEC N3).
+
+use std::ops::RangeInclusive;
+use std::sync::Arc;
+
+use super::mistake::Report;
+use super::reader::{Located, Table, Value};
+use crate::policy::network::{Port, Protocol};
+
+/// Names of IP protocols, with their numbers (IANA, Assigned Internet Protocol Numbers).
+pub(crate) const PROTOCOLS: &[(&str, u8)] = &[
+    ("icmp", 1),
+    ("igmp", 2),
+    ("ipip", 4),
+    ("tcp", 6),
+    ("udp", 17),
+    ("dccp", 33),
+    ("ipv6", 41),
+    ("rsvp", 46),
+    ("gre", 47),
+    ("esp", 50),
+    ("ah", 51),
+    ("icmpv6", 58),
+    ("eigrp", 88),
+    ("ospf", 89),
+    ("pim", 103),
+    ("vrrp", 112),
+    ("l2tp", 115),
+    ("sctp", 132),
+    ("udplite", 136),
+];
+
+pub(super) const TCP: u8 = 6;
+pub(super) const UDP: u8 = 17;
+
+pub(super) fn read(mut table: Table<'_>, name: &str, report: &Report) -> Option<Arc<Port>> {
+    let description = table.text("description").map(|text| text.value).unwrap_or_default();
+    let example = "[{ protocol = \"tcp\", ports = [443] }]";
+    let written = table.demand("protocols", example)?;
+    let place = written.place.clone();
+    let items = written.items();
+    if items.is_empty() {
+        report.error(&place, format!("the port `{name}` has no protocols"), format!("write `protocols = {example}`"));
+    }
+    let wanted = items.len();
+    let protocols: Vec<Protocol> =
+        items.into_iter().filter_map(Value::table).filter_map(|table| protocol(table, report)).collect();
+    let complete = protocols.len() == wanted && wanted > 0;
+    complete.then(|| Arc::new(Port { name: name.into(), description, protocols }))
+}
+
+fn protocol(mut table: Table<'_>, report: &Report) -> Option<Protocol> {
+    let number = table.demand("protocol", "\"tcp\"").and_then(|value| protocol_number(&value));
+    let has_ports = matches!(number, Some(TCP | UDP));
+    if has_ports && !table.has("ports") {
+        report.error(&table.place, "tcp and udp need ports", "add `ports = [443]` or `ports = [\"1-65535\"]`");
+        return None;
+    }
+    let Some(written) = table.take("ports") else { return Some(Protocol { number: number?, ports: Vec::new() }) };
+    let (place, items) = (written.place.clone(), written.items());
+    if number.is_some() && !has_ports && !items.is_empty() {
+        report.error(&place, "this protocol takes no ports", "leave `ports` out: only tcp and udp have them here");
+        return None;
+    }
+    if has_ports && items.is_empty() {
+        report.error(&place, "tcp and udp need ports", "write `ports = [443]` or `ports = [\"1-65535\"]`");
+        return None;
+    }
+    let wanted = items.len();
+    let ports: Vec<_> =
+        items.iter().filter_map(|item| item.text_or_number()).filter_map(|p| range(&p, report)).collect();
+    (ports.len() == wanted).then_some(Protocol { number: number?, ports })
+}
+
+fn protocol_number(value: &Value<'_>) -> Option<u8> {
+    let written = value.text_or_number()?;
+    if let Some(number) = number_of(&written.value) {
+        return Some(number);
+    }
+    let names: Vec<&str> = PROTOCOLS.iter().map(|(name, _)| *name).collect();
+    value.refuse(format!("no protocol `{}`", written.value), format!("write 0 to 255, or one of {}", names.join(", ")))
+}
+
+/// The number of a protocol that is written as a name or a number.
+pub(crate) fn number_of(text: &str) -> Option<u8> {
+    let named = PROTOCOLS.iter().find(|(name, _)| name.eq_ignore_ascii_case(text)).map(|(_, number)| *number);
+    named.or_else(|| text.parse().ok())
+}
+
+/// `443`, `:443`, `9870-9880` or `:9870-:9880`.
+fn range(written: &Located<String>, report: &Report) -> Option<RangeInclusive<u16>> {
+    let text = &written.value;
+    let port = |text: &str| {
+        let text = text.trim();
+        text.strip_prefix(':').unwrap_or(text).parse::<u16>().ok().filter(|port| *port > 0)
+    };
+    let (low, high) = text.split_once('-').unwrap_or((text, text));
+    match (port(low), port(high)) {
+        (Some(low), Some(high)) if low <= high => Some(low..=high),
+        (Some(low), Some(high)) => {
+            report.error(
+                &written.place,
+                format!("the range `{text}` runs backwards"),
+                format!("write \"{high}-{low}\""),
+            );
+            None
+        }
+        _ => {
+            let mend = "write a port from 1 to 65535 or a range such as \"9870-9880\"";
+            report.error(&written.place, format!("`{text}` is no port and no range"), mend);
+            None
+        }
+    }
+}

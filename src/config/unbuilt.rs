@@ -1,0 +1,66 @@
+//! The keys whose feature does not exist yet. A row goes when its feature comes.
+//!
+//! Fails closed: such a key is refused, so that nobody relies on a rule that nothing enforces.
+
+/// When a key is refused.
+#[derive(Clone, Copy, Debug)]
+pub(super) enum Refused {
+    Always,
+    /// With this value, a string or a boolean.
+    As(&'static str),
+    /// With anything in it.
+    Filled,
+}
+
+use Refused::{Always, As, Filled};
+
+/// Path of the key, when it is refused, and what does not exist yet.
+const ROWS: &[(&str, Refused, &str)] = &[
+    ("sidecar", Always, "running as a sidecar"),
+    ("geoip", Always, "country and ASN databases"),
+    ("telemetry", Always, "sinks other than standard output"),
+    ("gateway.on_failure", As("open"), "letting traffic pass uncaptured after a failure"),
+    ("gateway.recheck", As("true"), "ending live flows that a new configuration forbids"),
+    ("list.url", Always, "fetching lists"),
+    ("list.refresh", Always, "fetching lists"),
+    ("list.format", As("hosts"), "reading hosts files"),
+    ("list.format", As("adblock"), "reading adblock lists"),
+    ("list.format", As("dnsmasq"), "reading dnsmasq lists"),
+    ("list.format", As("rpz"), "reading RPZ zones"),
+    ("list.format", As("cidr"), "reading comma-joined CIDR lists"),
+    ("list.format", As("csv"), "reading CSV lists with expiry dates"),
+    ("list.format", As("json"), "reading JSON lists"),
+    ("policy.countries", Filled, "country rules"),
+    ("policy.asns", Filled, "ASN rules"),
+    ("policy.fingerprints.alert", Always, "recording a fingerprint without acting on it"),
+    ("network.directions", As("inbound"), "judging inbound flows"),
+    ("network.directions", As("both"), "judging inbound flows"),
+    ("network.inbound", Always, "judging inbound flows"),
+    ("network.mode", As("monitor"), "judging without blocking"),
+    ("network.inspection.bind", As("log"), "comparing names with the addresses that DNS gave"),
+    ("network.inspection.bind", As("enforce"), "comparing names with the addresses that DNS gave"),
+    ("network.inspection.use_bindings", As("true"), "names from DNS on ports that are not inspected"),
+    ("network.dns.authorized_resolvers", Filled, "intercepting DNS"),
+    ("network.dns.answer_ips", Filled, "intercepting DNS"),
+    ("network.dns.unlisted", As("block"), "intercepting DNS"),
+    ("network.dns.upstream", Filled, "intercepting DNS"),
+    ("network.dns.strip_ech", As("true"), "rewriting DNS answers"),
+    ("network.dns.filter_answers", As("true"), "rewriting DNS answers"),
+    ("network.dns.rebind_protection", As("true"), "rewriting DNS answers"),
+];
+
+/// What does not exist yet of this key with this value: `text` is its string or boolean, `filled` whether it is
+/// a table or an array with something in it.
+pub(super) fn missing(path: &str, text: &str, filled: bool) -> Option<(Refused, &'static str)> {
+    ROWS.iter().find(|(key, when, _)| *key == path && when.holds(text, filled)).map(|(_, when, what)| (*when, *what))
+}
+
+impl Refused {
+    fn holds(self, text: &str, filled: bool) -> bool {
+        match self {
+            Always => true,
+            As(value) => text == value,
+            Filled => filled,
+        }
+    }
+}

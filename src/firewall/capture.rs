@@ -1,0 +1,218 @@
+//! From a policy and our listeners to the rules that bring inspected flows to them.
+
+use std::collections::BTreeSet;
+use std::net::{Ipv4Addr, Ipv6Addr};
+
+use ipnet::{IpNet, Ipv4Net, Ipv6Net};
+
+use super::flows::{discarded_chain, discarded_sets, jump_to_discarded};
+use super::ruleset::{
+    Chain, Datum, Element, Expression, Family, Field, Hook, Key, Rule, Ruleset, Set, SetKind, Verdict,
+};
+use super::selection::{Stage, network_chain, port_sets, select, selection_chain};
+use super::{Capture, DNS_PORT, Listener, MARK, OnFailure, TABLE, TCP, UDP};
+use crate::policy::Direction;
+use crate::policy::network::{Mode, Network};
+use crate::policy::snapshot::Snapshot;
+
+/// `priority mangle`: behind the kernel's defragmentation and connection tracking, before destination NAT.
+const MANGLE: i32 = -150;
+/// `priority filter`
+const FILTER: i32 = 0;
+
+/// Everything that the services capture, by protocol and port: most packets leave after this one look-up.
+const INSPECTED: &str = "inspected";
+const LOOPBACK: &str = "loopback";
+const IPV4_LOOPBACK: IpNet = IpNet::V4(Ipv4Net::new_assert(Ipv4Addr::new(127, 0, 0, 0), 8));
+const IPV6_LOOPBACK: IpNet = IpNet::V6(Ipv6Net::new_assert(Ipv6Addr::LOCALHOST, 128));
+
+/// The rules for a policy and the listeners that serve it.
+pub fn render(snapshot: &Snapshot, capture: &Capture) -> Ruleset {
+    let mut sets = discarded_sets(capture);
+    sets.push(inspected_set(snapshot, capture));
+    sets.extend(port_sets(snapshot));
+    let mut chains = vec![loopback_chain(capture)];
+    chains.extend(Family::BOTH.map(discarded_chain));
+    chains.extend(services(capture).map(|service| service.chain(capture.on_failure)));
+    for stage in [Stage::Capture, Stage::Guard] {
+        for direction in &capture.directions {
+            for (index, network) in snapshot.networks().iter().enumerate() {
+                chains.push(Chain::new(
+                    network_chain(stage, *direction, index, network),
+                    network_rules(stage, *direction, network, capture),
+                ));
+            }
+            for family in Family::BOTH {
+                let (maps, chain) = select(snapshot, stage, *direction, family);
+                sets.extend(maps);
+                chains.push(chain);
+            }
+        }
+    }
+    chains.push(prerouting(capture));
+    chains.push(forward(capture));
+    Ruleset { table: TABLE, sets, chains }
+}
+
+fn prerouting(capture: &Capture) -> Chain {
+    let mut rules = vec![
+        Rule(vec![Expression::DestinationIn(IPV4_LOOPBACK), goto(LOOPBACK)]),
+        Rule(vec![Expression::DestinationIn(IPV6_LOOPBACK), goto(LOOPBACK)]),
+        // Both sides of every TCP flow that we hold. Never for UDP: on the client's side it would steal a flow for the
+        // socket that answers in the server's name.
+        Rule(vec![Expression::Protocol(TCP), Expression::TransparentSocket, Expression::SetMark(MARK), accept()]),
+    ];
+    rules.extend(Family::BOTH.map(jump_to_discarded));
+    rules.push(Rule(vec![Expression::DestinationIsLocal, accept()]));
+    rules.push(Rule(vec![of_interest(true), accept()]));
+    rules.extend(selections(Stage::Capture, capture));
+    Chain::at(Hook::Prerouting, MANGLE, "prerouting", rules)
+}
+
+/// Nothing here should ever match: it stands for the case that the policy routes are gone, or that another table took
+/// the mark away or changed the destination between the two hooks.
+fn forward(capture: &Capture) -> Chain {
+    let mut rules = Vec::new();
+    if capture.on_failure == OnFailure::Closed {
+        rules.push(Rule(vec![Expression::MarkIs(MARK), Expression::Counter, drop()]));
+        rules.push(Rule(vec![of_interest(true), accept()]));
+        rules.extend(selections(Stage::Guard, capture));
+    }
+    Chain::at(Hook::Forward, FILTER, "forward", rules)
+}
+
+fn selections(stage: Stage, capture: &Capture) -> Vec<Rule> {
+    let jump = |direction: &Direction, family| {
+        let chain = selection_chain(stage, *direction, family);
+        Rule(vec![Expression::Family(family), Expression::Verdict(Verdict::Jump(chain))])
+    };
+    capture.directions.iter().flat_map(|direction| Family::BOTH.map(|family| jump(direction, family))).collect()
+}
+
+/// What is sent straight to a listener, by a process of this host or by a neighbour that `route_localnet` lets in, has
+/// no original destination.
+fn loopback_chain(capture: &Capture) -> Chain {
+    let mut rules = Vec::new();
+    for service in services(capture) {
+        for family in Family::BOTH {
+            if let Some(port) = service.listener.and_then(|listener| listener.port(family)) {
+                rules.push(Rule(vec![
+                    Expression::Family(family),
+                    Expression::Protocol(service.protocol),
+                    Expression::DestinationPort(port),
+                    Expression::Counter,
+                    drop(),
+                ]));
+            }
+        }
+    }
+    Chain::new(LOOPBACK, rules)
+}
+
+/// A kind of traffic, and the listener that takes it.
+#[derive(Clone, Copy)]
+struct Service {
+    chain: &'static str,
+    protocol: u8,
+    listener: Option<Listener>,
+}
+
+impl Service {
+    /// Hands the packet over, or drops it where nobody takes it.
+    fn chain(self, on_failure: OnFailure) -> Chain {
+        let mut rules = Vec::new();
+        for family in Family::BOTH {
+            if let Some(port) = self.listener.and_then(|listener| listener.port(family)) {
+                rules.push(Rule(vec![
+                    Expression::Family(family),
+                    Expression::Protocol(self.protocol),
+                    Expression::Tproxy { family, port },
+                    Expression::SetMark(MARK),
+                    Expression::Counter,
+                    accept(),
+                ]));
+            }
+        }
+        if on_failure == OnFailure::Closed || self.listener.is_none() {
+            rules.push(Rule(vec![Expression::Counter, drop()]));
+        }
+        Chain::new(self.chain, rules)
+    }
+}
+
+fn tcp(capture: &Capture) -> Service {
+    Service { chain: "to_tcp", protocol: TCP, listener: Some(capture.tcp) }
+}
+
+fn udp(capture: &Capture) -> Service {
+    Service { chain: "to_udp", protocol: UDP, listener: capture.udp }
+}
+
+fn dns(capture: &Capture) -> impl Iterator<Item = Service> {
+    let over_udp = Service { chain: "to_dns_udp", protocol: UDP, listener: capture.dns_udp };
+    let over_tcp = Service { chain: "to_dns_tcp", protocol: TCP, listener: capture.dns_tcp };
+    [over_udp, over_tcp].into_iter().filter(|service| service.listener.is_some())
+}
+
+fn services(capture: &Capture) -> impl Iterator<Item = Service> {
+    [tcp(capture), udp(capture)].into_iter().chain(dns(capture))
+}
+
+/// What a Network's flows in one direction bring to us: by protocol and destination port, first match wins.
+fn captured(direction: Direction, network: &Network, capture: &Capture) -> Vec<(Service, u16)> {
+    if network.rule(direction).is_none() {
+        return Vec::new();
+    }
+    let mut found: Vec<(Service, u16)> = Vec::new();
+    if direction == Direction::Outbound {
+        found.extend(dns(capture).map(|service| (service, DNS_PORT)));
+    }
+    if let Some(inspection) = &network.inspection {
+        let tcp_ports: BTreeSet<u16> = inspection.tls_ports.iter().chain(&inspection.http_ports).copied().collect();
+        found.extend(tcp_ports.into_iter().map(|port| (tcp(capture), port)));
+        let udp_ports: BTreeSet<u16> = inspection.tls_ports.iter().copied().collect();
+        found.extend(udp_ports.into_iter().filter(|_| inspection.quic).map(|port| (udp(capture), port)));
+    }
+    // Monitor blocks nothing: what nobody judges must pass.
+    found.retain(|(service, _)| service.listener.is_some() || network.mode != Mode::Monitor);
+    found
+}
+
+fn network_rules(stage: Stage, direction: Direction, network: &Network, capture: &Capture) -> Vec<Rule> {
+    let rule = |(service, port): (Service, u16)| {
+        let mut rule = vec![Expression::Protocol(service.protocol), Expression::DestinationPort(port)];
+        match stage {
+            Stage::Capture => rule.push(goto(service.chain)),
+            Stage::Guard => rule.extend([Expression::Counter, drop()]),
+        }
+        Rule(rule)
+    };
+    captured(direction, network, capture).into_iter().map(rule).collect()
+}
+
+fn inspected_set(snapshot: &Snapshot, capture: &Capture) -> Set {
+    let pairs: BTreeSet<(u8, u16)> = capture
+        .directions
+        .iter()
+        .flat_map(|direction| snapshot.networks().iter().flat_map(|network| captured(*direction, network, capture)))
+        .map(|(service, port)| (service.protocol, port))
+        .collect();
+    let element = |(protocol, port)| Element::exactly(vec![Datum::Protocol(protocol), Datum::Service(port)]);
+    Set::new(INSPECTED, vec![Field::Protocol, Field::Service], SetKind::Hash, pairs.into_iter().map(element).collect())
+}
+
+fn of_interest(negate: bool) -> Expression {
+    Expression::InSet { key: vec![Key::Protocol, Key::DestinationPort], set: INSPECTED.to_owned(), negate }
+}
+
+fn goto(chain: &str) -> Expression {
+    Expression::Verdict(Verdict::Goto(chain.to_owned()))
+}
+
+fn accept() -> Expression {
+    Expression::Verdict(Verdict::Accept)
+}
+
+fn drop() -> Expression {
+    Expression::Verdict(Verdict::Drop)
+}

@@ -1,0 +1,110 @@
+//! Sets of single flows, which the services change while the rules stand.
+
+use std::net::{IpAddr, SocketAddr};
+use std::time::Duration;
+
+use super::ruleset::{Chain, Datum, Element, Expression, Family, Field, Key, Rule, Set, SetKind, Verdict};
+use super::{Capture, TCP, UDP};
+use crate::policy::Transport;
+
+/// How long a discarded flow stays silent after its client's last packet.
+const SILENCE: Duration = Duration::from_secs(300);
+
+/// A pair of sets, one for each address family, keyed by protocol, client, client's port, remote, remote's port.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum FlowSet {
+    /// The client's packets vanish.
+    Discarded,
+}
+
+/// The packets that a client sends in one flow.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct FlowKey {
+    pub transport: Transport,
+    pub client: SocketAddr,
+    pub remote: SocketAddr,
+}
+
+impl FlowSet {
+    pub fn name(self, family: Family) -> &'static str {
+        match (self, family) {
+            (Self::Discarded, Family::V4) => "discarded4",
+            (Self::Discarded, Family::V6) => "discarded6",
+        }
+    }
+}
+
+impl FlowKey {
+    /// The set's family and the element. `None` if the two ends are of different families: no packet looks so.
+    pub fn element(&self) -> Option<(Family, Element)> {
+        let protocol = match self.transport {
+            Transport::Tcp => TCP,
+            Transport::Udp => UDP,
+        };
+        let (family, source, destination) = match (canonical(self.client), canonical(self.remote)) {
+            (IpAddr::V4(client), IpAddr::V4(remote)) => (Family::V4, Datum::Ipv4(client), Datum::Ipv4(remote)),
+            (IpAddr::V6(client), IpAddr::V6(remote)) => (Family::V6, Datum::Ipv6(client), Datum::Ipv6(remote)),
+            _ => return None,
+        };
+        let key = vec![
+            Datum::Protocol(protocol),
+            source,
+            Datum::Service(self.client.port()),
+            destination,
+            Datum::Service(self.remote.port()),
+        ];
+        Some((family, Element::exactly(key)))
+    }
+}
+
+/// A socket of both families shows IPv4 peers as mapped addresses; packets never carry those.
+fn canonical(address: SocketAddr) -> IpAddr {
+    address.ip().to_canonical()
+}
+
+/// The parts of a packet that make a [`FlowKey`], seen from the client's side.
+pub(super) fn key_of_packet(family: Family) -> Vec<Key> {
+    vec![Key::Protocol, Key::Source(family), Key::SourcePort, Key::Destination(family), Key::DestinationPort]
+}
+
+pub(super) fn discarded_sets(capture: &Capture) -> Vec<Set> {
+    let kind = SetKind::Dynamic { timeout: SILENCE, size: capture.discarded };
+    Family::BOTH
+        .map(|family| {
+            let key = vec![Field::Protocol, family.field(), Field::Service, family.field(), Field::Service];
+            Set::new(FlowSet::Discarded.name(family), key, kind, Vec::new())
+        })
+        .into()
+}
+
+/// Packets of discarded flows stay discarded for as long as they come; a new connection with the same ports is a new
+/// flow.
+pub(super) fn discarded_chain(family: Family) -> Chain {
+    let set = FlowSet::Discarded.name(family).to_owned();
+    let rules = vec![
+        Rule(vec![Expression::Protocol(TCP), Expression::TcpOpening, Expression::Verdict(Verdict::Return)]),
+        Rule(vec![
+            Expression::Refresh { key: key_of_packet(family), set },
+            Expression::Counter,
+            Expression::Verdict(Verdict::Drop),
+        ]),
+        Rule(vec![Expression::Counter, Expression::Verdict(Verdict::Drop)]),
+    ];
+    Chain::new(discarded_chain_name(family), rules)
+}
+
+pub(super) fn jump_to_discarded(family: Family) -> Rule {
+    Rule(vec![
+        Expression::Family(family),
+        Expression::InSet {
+            key: key_of_packet(family),
+            set: FlowSet::Discarded.name(family).to_owned(),
+            negate: false,
+        },
+        Expression::Verdict(Verdict::Jump(discarded_chain_name(family))),
+    ])
+}
+
+fn discarded_chain_name(family: Family) -> String {
+    format!("discard{}", family.digit())
+}

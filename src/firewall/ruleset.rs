@@ -1,0 +1,229 @@
+//! A small model of nftables: sets, chains, rules and the expressions that we use, independent of how they are sent.
+
+use std::net::{Ipv4Addr, Ipv6Addr};
+use std::ops::RangeInclusive;
+use std::time::Duration;
+
+use ipnet::IpNet;
+
+/// One table of family `inet`, replaced whole.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Ruleset {
+    pub table: &'static str,
+    pub sets: Vec<Set>,
+    pub chains: Vec<Chain>,
+}
+
+/// A set, or a map to verdicts where the elements carry one.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Set {
+    pub name: String,
+    /// The concatenated parts of the key.
+    pub key: Vec<Field>,
+    pub kind: SetKind,
+    pub elements: Vec<Element>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum SetKind {
+    /// Exact keys.
+    Hash,
+    /// Ranges in each part of the key.
+    Interval,
+    /// Exact keys to verdicts.
+    VerdictMap,
+    /// Exact keys that come and go while the rules stand, each for `timeout` unless it says otherwise; at most `size`.
+    Dynamic { timeout: Duration, size: u32 },
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Field {
+    Ipv4,
+    Ipv6,
+    /// The number of the protocol above IP.
+    Protocol,
+    /// A port.
+    Service,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Element {
+    /// One per field of the set's key.
+    pub key: Vec<Datum>,
+    /// Where the range ends that begins at `key`; sets of kind `Interval` only.
+    pub end: Option<Vec<Datum>>,
+    /// Maps only.
+    pub verdict: Option<Verdict>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Datum {
+    Ipv4(Ipv4Addr),
+    Ipv6(Ipv6Addr),
+    Protocol(u8),
+    Service(u16),
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Chain {
+    pub name: String,
+    /// `None`: reached by jumps alone.
+    pub base: Option<Base>,
+    pub rules: Vec<Rule>,
+}
+
+/// Where a chain hangs in the kernel. Its policy is accept: what no rule takes is not ours.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Base {
+    pub hook: Hook,
+    pub priority: i32,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Hook {
+    Prerouting,
+    Forward,
+}
+
+/// Runs its expressions left to right until one does not match.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Rule(pub Vec<Expression>);
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Expression {
+    /// `meta nfproto`
+    Family(Family),
+    /// `meta l4proto`
+    Protocol(u8),
+    /// `ip daddr PREFIX`; implies the family.
+    DestinationIn(IpNet),
+    /// `th dport`
+    DestinationPort(u16),
+    /// `meta mark`
+    MarkIs(u32),
+    /// `tcp flags & (syn | ack) == syn`: somebody opens a connection.
+    TcpOpening,
+    /// `socket wildcard 0 socket transparent 1`: a transparent socket of ours, connected or listening for exactly this.
+    TransparentSocket,
+    /// `fib daddr type local`
+    DestinationIsLocal,
+    /// `KEY @set`, `KEY != @set`
+    InSet {
+        key: Vec<Key>,
+        set: String,
+        negate: bool,
+    },
+    /// `update @set { KEY }`: the element lives for another timeout of its set.
+    Refresh {
+        key: Vec<Key>,
+        set: String,
+    },
+    /// `KEY vmap @map`
+    VerdictMap {
+        key: Vec<Key>,
+        map: String,
+    },
+    SetMark(u32),
+    /// `tproxy ip to 127.0.0.1:PORT`. Where nobody listens the rule ends here, and the next one runs.
+    Tproxy {
+        family: Family,
+        port: u16,
+    },
+    Counter,
+    Verdict(Verdict),
+}
+
+/// A part of a packet that a set is asked for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Key {
+    Protocol,
+    SourcePort,
+    DestinationPort,
+    Source(Family),
+    Destination(Family),
+    /// `ip saddr & MASK`: the first `length` bits.
+    SourcePrefix {
+        family: Family,
+        length: u8,
+    },
+    DestinationPrefix {
+        family: Family,
+        length: u8,
+    },
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Verdict {
+    Accept,
+    Drop,
+    Jump(String),
+    Goto(String),
+    Return,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum Family {
+    V4,
+    V6,
+}
+
+impl Family {
+    pub const BOTH: [Self; 2] = [Self::V4, Self::V6];
+
+    pub fn of(prefix: &IpNet) -> Self {
+        match prefix {
+            IpNet::V4(_) => Self::V4,
+            IpNet::V6(_) => Self::V6,
+        }
+    }
+
+    /// Bits of an address.
+    pub fn bits(self) -> u8 {
+        match self {
+            Self::V4 => 32,
+            Self::V6 => 128,
+        }
+    }
+
+    pub fn field(self) -> Field {
+        match self {
+            Self::V4 => Field::Ipv4,
+            Self::V6 => Field::Ipv6,
+        }
+    }
+
+    /// The digit that the names of sets and chains end in.
+    pub fn digit(self) -> char {
+        match self {
+            Self::V4 => '4',
+            Self::V6 => '6',
+        }
+    }
+}
+
+impl Set {
+    pub fn new(name: impl Into<String>, key: Vec<Field>, kind: SetKind, elements: Vec<Element>) -> Self {
+        Self { name: name.into(), key, kind, elements }
+    }
+}
+
+impl Element {
+    pub fn exactly(key: Vec<Datum>) -> Self {
+        Self { key, end: None, verdict: None }
+    }
+
+    pub fn services(protocol: u8, ports: &RangeInclusive<u16>) -> Self {
+        let key = |port| vec![Datum::Protocol(protocol), Datum::Service(port)];
+        Self { key: key(*ports.start()), end: Some(key(*ports.end())), verdict: None }
+    }
+}
+
+impl Chain {
+    pub fn new(name: impl Into<String>, rules: Vec<Rule>) -> Self {
+        Self { name: name.into(), base: None, rules }
+    }
+
+    pub fn at(hook: Hook, priority: i32, name: impl Into<String>, rules: Vec<Rule>) -> Self {
+        Self { name: name.into(), base: Some(Base { hook, priority }), rules }
+    }
+}

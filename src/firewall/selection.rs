@@ -1,0 +1,167 @@
+//! Which Network a packet belongs to (SPEC N4), as one look-up for each prefix length in use.
+//!
+//! The lengths are walked from the longest. At each, one map from prefix to Network's chain for the entries without a
+//! Port, and one for the entries of each Port, asked only if the Port covers the packet. The first that is found wins.
+
+use std::cmp::Reverse;
+use std::collections::BTreeMap;
+use std::net::IpAddr;
+use std::ops::RangeInclusive;
+use std::sync::Arc;
+
+use super::ruleset::{Chain, Datum, Element, Expression, Family, Field, Key, Rule, Set, SetKind, Verdict};
+use crate::policy::Direction;
+use crate::policy::network::{Network, Port};
+use crate::policy::snapshot::Snapshot;
+
+/// What the selection leads to: the same packets meet different chains in different hooks.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Stage {
+    Capture,
+    Guard,
+}
+
+impl Stage {
+    fn word(self) -> &'static str {
+        match self {
+            Self::Capture => "capture",
+            Self::Guard => "guard",
+        }
+    }
+}
+
+/// The chain of one Network for one stage and direction.
+pub(super) fn network_chain(stage: Stage, direction: Direction, index: usize, network: &Network) -> String {
+    const LONGEST_NAME: usize = 40;
+    let plain = |c: char| if c.is_ascii_alphanumeric() { c.to_ascii_lowercase() } else { '_' };
+    let name: String = network.name.chars().map(plain).take(LONGEST_NAME).collect();
+    format!("{}_{direction}_{index}_{name}", stage.word())
+}
+
+/// The chain that finds the Network of a packet.
+pub(super) fn selection_chain(stage: Stage, direction: Direction, family: Family) -> String {
+    format!("{}_{direction}{}", stage.word(), family.digit())
+}
+
+/// The entries that are asked together: the Port's place among [`ports`], if they have one.
+type Class = (Reverse<u8>, Option<usize>);
+
+/// The maps, and the chain that asks them from the longest prefix to the shortest.
+pub(super) fn select(snapshot: &Snapshot, stage: Stage, direction: Direction, family: Family) -> (Vec<Set>, Chain) {
+    let ports = ports(snapshot);
+    let mut classes: BTreeMap<Class, BTreeMap<IpAddr, String>> = BTreeMap::new();
+    for (index, network) in snapshot.networks().iter().enumerate() {
+        for ip in network.ips.iter().filter(|ip| Family::of(&ip.prefix) == family) {
+            let port = ip.port.as_ref().map(|port| place(&ports, port));
+            let entries = classes.entry((Reverse(ip.prefix.prefix_len()), port)).or_default();
+            entries.insert(ip.prefix.network(), network_chain(stage, direction, index, network));
+        }
+    }
+    let chain_name = selection_chain(stage, direction, family);
+    let mut sets = Vec::new();
+    let mut rules = Vec::new();
+    for ((Reverse(length), port), entries) in classes {
+        let map = match port {
+            None => format!("{chain_name}_{length}"),
+            Some(place) => format!("{chain_name}_{length}_port{place}"),
+        };
+        let ask = Expression::VerdictMap { key: vec![protected(direction, family, length)], map: map.clone() };
+        let elements = entries.into_iter().map(|(address, chain)| entry(address, chain)).collect();
+        sets.push(Set::new(map, vec![family.field()], SetKind::VerdictMap, elements));
+        match port.and_then(|place| ports.get(place).map(|port| (place, port))) {
+            None => rules.push(Rule(vec![ask])),
+            Some((place, port)) => rules.extend(if_covered(place, port, &ask)),
+        }
+    }
+    (sets, Chain::new(chain_name, rules))
+}
+
+/// The sets of what each Port covers, shared by all stages.
+pub(super) fn port_sets(snapshot: &Snapshot) -> Vec<Set> {
+    let with_ports = ports(snapshot).into_iter().enumerate().filter(|(_, port)| has_ports(port));
+    with_ports
+        .map(|(place, port)| {
+            let elements = merged_ranges(&port)
+                .into_iter()
+                .flat_map(|(protocol, ranges)| ranges.into_iter().map(move |r| Element::services(protocol, &r)))
+                .collect();
+            Set::new(port_set(place), vec![Field::Protocol, Field::Service], SetKind::Interval, elements)
+        })
+        .collect()
+}
+
+fn if_covered(place: usize, port: &Port, ask: &Expression) -> Vec<Rule> {
+    let mut rules = Vec::new();
+    if has_ports(port) {
+        let covered =
+            Expression::InSet { key: vec![Key::Protocol, Key::DestinationPort], set: port_set(place), negate: false };
+        rules.push(Rule(vec![covered, ask.clone()]));
+    }
+    for protocol in port.protocols.iter().filter(|protocol| protocol.ports.is_empty()) {
+        rules.push(Rule(vec![Expression::Protocol(protocol.number), ask.clone()]));
+    }
+    rules
+}
+
+fn protected(direction: Direction, family: Family, length: u8) -> Key {
+    match direction {
+        Direction::Outbound => Key::SourcePrefix { family, length },
+        Direction::Inbound => Key::DestinationPrefix { family, length },
+    }
+}
+
+fn entry(address: IpAddr, chain: String) -> Element {
+    let datum = match address {
+        IpAddr::V4(address) => Datum::Ipv4(address),
+        IpAddr::V6(address) => Datum::Ipv6(address),
+    };
+    Element { verdict: Some(Verdict::Goto(chain)), ..Element::exactly(vec![datum]) }
+}
+
+/// Every Port that a Network names, once.
+fn ports(snapshot: &Snapshot) -> Vec<Arc<Port>> {
+    let mut found: Vec<Arc<Port>> = Vec::new();
+    for port in snapshot.networks().iter().flat_map(|network| &network.ips).filter_map(|ip| ip.port.as_ref()) {
+        if !found.iter().any(|known| Arc::ptr_eq(known, port)) {
+            found.push(port.clone());
+        }
+    }
+    found
+}
+
+fn place(ports: &[Arc<Port>], port: &Arc<Port>) -> usize {
+    ports.iter().position(|known| Arc::ptr_eq(known, port)).unwrap_or(usize::MAX)
+}
+
+fn port_set(place: usize) -> String {
+    format!("port{place}")
+}
+
+fn has_ports(port: &Port) -> bool {
+    port.protocols.iter().any(|protocol| !protocol.ports.is_empty())
+}
+
+/// The kernel refuses ranges that overlap.
+fn merged_ranges(port: &Port) -> BTreeMap<u8, Vec<RangeInclusive<u16>>> {
+    let mut by_protocol: BTreeMap<u8, Vec<RangeInclusive<u16>>> = BTreeMap::new();
+    for protocol in &port.protocols {
+        by_protocol
+            .entry(protocol.number)
+            .or_default()
+            .extend(protocol.ports.iter().filter(|r| !r.is_empty()).cloned());
+    }
+    for ranges in by_protocol.values_mut() {
+        ranges.sort_by_key(|range| *range.start());
+        let mut merged: Vec<RangeInclusive<u16>> = Vec::new();
+        for range in ranges.drain(..) {
+            match merged.last_mut() {
+                Some(last) if *range.start() <= last.end().saturating_add(1) => {
+                    *last = *last.start()..=*last.end().max(range.end());
+                }
+                _ => merged.push(range),
+            }
+        }
+        *ranges = merged;
+    }
+    by_protocol
+}

@@ -1,0 +1,169 @@
+//! The gateway: flows of other hosts, taken in by TPROXY on loopback listeners, dialled from the client's address.
+//!
+//! Each worker is a thread with a runtime, listeners and a relay of its own; flows never move between workers.
+
+use std::io;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::os::fd::OwnedFd;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::thread::JoinHandle;
+use std::time::Duration;
+
+use arc_swap::ArcSwap;
+use tokio::sync::watch;
+use tokio::task::LocalSet;
+use tokio::time::Instant;
+
+use crate::firewall::Listener;
+use crate::policy::snapshot::Snapshot;
+use crate::proxy;
+use crate::proxy::relay::{self, ClosedBy, Relay};
+use crate::proxy::worker::{self, Census, Worker};
+use crate::sys::ending::Ender;
+use crate::sys::tcp;
+use crate::telemetry::Telemetry;
+
+#[derive(Clone, Debug)]
+pub struct Settings {
+    /// Worker threads; at least 1.
+    pub workers: usize,
+    pub worker: worker::Settings,
+    pub relay: relay::Settings,
+}
+
+/// The listeners of every worker, and the ports that the kernel's rules must name.
+#[derive(Debug)]
+pub struct Listeners {
+    pub tcp: Listener,
+    workers: Vec<Vec<OwnedFd>>,
+}
+
+/// The running workers.
+#[derive(Debug)]
+pub struct Gateway {
+    threads: Vec<JoinHandle<io::Result<()>>>,
+    stop: watch::Sender<Option<Instant>>,
+    pub census: Arc<Census>,
+}
+
+impl Listeners {
+    /// Opens them at ports of the kernel's choice. Nothing is accepted yet. A host without one of the families gets
+    /// none for it, and the rules drop what it should have had.
+    pub fn open(workers: usize) -> io::Result<Self> {
+        let mut all = Self { tcp: Listener { v4: None, v6: None }, workers: Vec::new() };
+        all.workers.resize_with(workers, Vec::new);
+        all.tcp.v4 = all.add(Ipv4Addr::LOCALHOST.into())?;
+        all.tcp.v6 = all.add(Ipv6Addr::LOCALHOST.into())?;
+        Ok(all)
+    }
+
+    /// One listener for each worker, all at the port that the kernel gave the first.
+    fn add(&mut self, address: IpAddr) -> io::Result<Option<u16>> {
+        let mut port = 0;
+        for worker in &mut self.workers {
+            let socket = match tcp::listen(SocketAddr::new(address, port), BACKLOG) {
+                Err(error) if port == 0 && lacks_family(&error) => return Ok(None),
+                result => result?,
+            };
+            port = tcp::local_address(&socket)?.port();
+            worker.push(socket);
+        }
+        Ok(Some(port))
+    }
+}
+
+impl Gateway {
+    /// Starts one thread for each worker's listeners.
+    pub fn start(
+        listeners: Listeners,
+        settings: &Settings,
+        snapshot: &Arc<ArcSwap<Snapshot>>,
+        telemetry: &Telemetry,
+    ) -> io::Result<Self> {
+        let (stop, stopped) = watch::channel(None);
+        let census = Arc::new(Census::default());
+        let mut threads = Vec::new();
+        for (number, sockets) in listeners.workers.into_iter().enumerate() {
+            let seat = Seat {
+                sockets,
+                settings: settings.clone(),
+                snapshot: snapshot.clone(),
+                telemetry: telemetry.clone(),
+                census: census.clone(),
+                ender: Ender::open()?,
+                stopped: stopped.clone(),
+            };
+            threads.push(std::thread::Builder::new().name(format!("worker-{number}")).spawn(move || seat.work())?);
+        }
+        Ok(Self { threads, stop, census })
+    }
+
+    /// Takes no more flows, lets the live ones go on for up to `drain`, then resets what is left.
+    pub fn stop(self, drain: Duration) {
+        self.stop.send_replace(Some(Instant::now() + drain));
+        for thread in self.threads {
+            // A worker that failed has said so when it failed.
+            let _ = thread.join();
+        }
+    }
+}
+
+/// All that a worker's thread begins with.
+struct Seat {
+    sockets: Vec<OwnedFd>,
+    settings: Settings,
+    snapshot: Arc<ArcSwap<Snapshot>>,
+    telemetry: Telemetry,
+    census: Arc<Census>,
+    ender: Ender,
+    stopped: watch::Receiver<Option<Instant>>,
+}
+
+impl Seat {
+    fn work(self) -> io::Result<()> {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+        LocalSet::new().block_on(&runtime, self.serve()).inspect_err(|error| {
+            tracing::error!(%error, "a worker has ended");
+        })
+    }
+
+    async fn serve(mut self) -> io::Result<()> {
+        let relay = Relay::new(self.settings.relay.clone(), self.telemetry.clone())?;
+        let worker = Rc::new(Worker::new(
+            self.settings.worker.clone(),
+            self.snapshot.clone(),
+            self.telemetry.clone(),
+            relay.clone(),
+            self.census.clone(),
+            self.ender,
+        ));
+        tokio::task::spawn_local(relay.clone().run());
+        let accepting: Vec<_> = self
+            .sockets
+            .into_iter()
+            .map(|socket| tokio::task::spawn_local(proxy::tcp::serve(worker.clone(), socket)))
+            .collect();
+        // Nobody left to say stop is a stop too.
+        let until = self.stopped.wait_for(Option::is_some).await.ok().and_then(|until| *until);
+        accepting.iter().for_each(tokio::task::JoinHandle::abort);
+        drain(&self.census, until.unwrap_or_else(Instant::now)).await;
+        relay.end_all(ClosedBy::Shutdown);
+        Ok(())
+    }
+}
+
+async fn drain(census: &Census, until: Instant) {
+    while census.live() > 0 && Instant::now() < until {
+        tokio::time::sleep(DRAIN_LOOK.min(until - Instant::now())).await;
+    }
+}
+
+fn lacks_family(error: &io::Error) -> bool {
+    matches!(error.raw_os_error(), Some(libc::EAFNOSUPPORT | libc::EADDRNOTAVAIL))
+}
+
+/// Flows that may wait to be accepted; the kernel caps it at `net.core.somaxconn`.
+const BACKLOG: i32 = 16_384;
+/// How often draining looks whether all flows have ended.
+const DRAIN_LOOK: Duration = Duration::from_millis(50);

@@ -1,0 +1,495 @@
+//! Allowed flows: octets from one socket to the other until both sides have ended.
+//!
+//! One relay serves all flows of a worker over one epoll instance. An idle flow holds its two descriptors and some
+//! 300 octets; pipes and buffers are lent to it for a turn. A reset on one side resets the other.
+
+pub mod half;
+mod table;
+
+use std::io;
+use std::os::fd::{AsFd, OwnedFd};
+use std::rc::Rc;
+use std::time::{Duration, Instant};
+
+use tokio::io::unix::AsyncFd;
+
+use self::half::{Broken, Ends, Half, Turn};
+use self::table::Table;
+use super::worker::Place;
+use crate::sys::epoll::Epoll;
+use crate::sys::pipe::Pool;
+use crate::sys::readable::{Raw, readable};
+use crate::sys::tcp;
+use crate::telemetry::{Record, Telemetry};
+
+#[derive(Clone, Debug)]
+pub struct Settings {
+    /// A flow on which nothing moves for so long is reset. Default 5 min.
+    pub idle: Duration,
+    /// A server that has not answered for so long is unreachable. Default 15 s.
+    pub connect: Duration,
+}
+
+/// How a relayed flow came to its end: the word for `closed_by`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ClosedBy {
+    /// Both sides ended in order, the client first.
+    Client,
+    /// Both sides ended in order, the server first.
+    Server,
+    ClientReset,
+    ServerReset,
+    /// The server refused the connection.
+    Refused,
+    /// No route, no answer in time, or no socket to ask with.
+    Unreachable,
+    Idle,
+    /// A later request or a new policy forbids the flow.
+    Policy,
+    /// tidegate is ending.
+    Shutdown,
+}
+
+/// A flow in the table.
+#[derive(Debug)]
+struct Flow {
+    client: OwnedFd,
+    server: OwnedFd,
+    connected: bool,
+    up: Half,
+    down: Half,
+    first_end: Option<ClosedBy>,
+    last_moved: u32,
+    opened: Instant,
+    /// The `end` record, but for what is known only then.
+    record: Box<Record>,
+    _place: Place,
+}
+
+/// What the relay needs to take over a judged flow.
+#[derive(Debug)]
+pub struct Handover {
+    pub client: OwnedFd,
+    pub server: OwnedFd,
+    /// What was read from the client while it was judged.
+    pub held: Box<[u8]>,
+    pub opened: Instant,
+    pub record: Box<Record>,
+    pub place: Place,
+}
+
+#[derive(Debug)]
+pub struct Relay {
+    epoll: AsyncFd<Raw<Epoll>>,
+    table: std::cell::RefCell<Table>,
+    settings: Settings,
+    telemetry: Telemetry,
+    started: Instant,
+}
+
+impl Relay {
+    pub fn new(settings: Settings, telemetry: Telemetry) -> io::Result<Rc<Self>> {
+        Ok(Rc::new(Self {
+            epoll: readable(Epoll::new()?)?,
+            table: std::cell::RefCell::default(),
+            settings,
+            telemetry,
+            started: Instant::now(),
+        }))
+    }
+
+    /// Takes over a flow whose server is being dialled.
+    pub fn begin(&self, handover: Handover) {
+        let Handover { client, server, held, opened, record, place } = handover;
+        let flow = Flow {
+            client,
+            server,
+            connected: false,
+            up: Half::holding(held),
+            down: Half::default(),
+            first_end: None,
+            last_moved: self.seconds(),
+            opened,
+            record,
+            _place: place,
+        };
+        let mut table = self.table.borrow_mut();
+        let slot = table.insert(flow);
+        let Some(flow) = table.flows.get(slot).and_then(Option::as_ref) else { return };
+        let epoll = &self.epoll.get_ref().0;
+        let watched = epoll
+            .watch(&flow.server, key(slot, Side::Server))
+            .and_then(|()| epoll.watch(&flow.client, key(slot, Side::Client)));
+        if watched.is_err() {
+            self.end(&mut table, slot, ClosedBy::Unreachable);
+        }
+    }
+
+    /// Serves the flows for as long as the worker lives.
+    pub async fn run(self: Rc<Self>) {
+        let mut sweep = tokio::time::interval(SWEEP);
+        sweep.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        let mut keys = Vec::new();
+        loop {
+            if self.table.borrow().again.is_empty() {
+                tokio::select! {
+                    biased;
+                    ready = self.epoll.readable() => {
+                        let Ok(mut ready) = ready else { return };
+                        if !self.serve(&mut keys) {
+                            ready.clear_ready();
+                        }
+                    }
+                    _ = sweep.tick() => self.sweep(),
+                }
+            } else {
+                self.serve_again();
+                self.serve(&mut keys);
+            }
+            // Bulk must not starve new flows on this worker.
+            tokio::task::yield_now().await;
+        }
+    }
+
+    /// Ends every flow.
+    pub fn end_all(&self, why: ClosedBy) {
+        let mut table = self.table.borrow_mut();
+        (0..table.flows.len()).for_each(|slot| self.end(&mut table, slot, why));
+    }
+
+    pub fn is_empty(&self) -> bool {
+        self.table.borrow().is_empty()
+    }
+
+    /// Serves one batch of ready sockets; false if there was none.
+    fn serve(&self, keys: &mut Vec<u64>) -> bool {
+        if self.epoll.get_ref().0.ready(keys).is_err() || keys.is_empty() {
+            return false;
+        }
+        let mut table = self.table.borrow_mut();
+        for key in keys.iter() {
+            self.turn(&mut table, (key >> 1) as usize, Some(side_of(*key)));
+        }
+        true
+    }
+
+    fn serve_again(&self) {
+        let mut table = self.table.borrow_mut();
+        for slot in std::mem::take(&mut table.again) {
+            self.turn(&mut table, slot, None);
+        }
+    }
+
+    fn turn(&self, table: &mut Table, slot: usize, event: Option<Side>) {
+        let now = self.seconds();
+        let Table { flows, pool, scratch, again, .. } = &mut *table;
+        let Some(flow) = flows.get_mut(slot).and_then(Option::as_mut) else { return };
+        if !flow.connected {
+            if event != Some(Side::Server) {
+                return;
+            }
+            if let Err(why) = connection(flow) {
+                return self.end(table, slot, why);
+            }
+            flow.connected = true;
+        }
+        match flow.turn(pool, scratch, now) {
+            Ok(Turn::Waiting) => {}
+            Ok(Turn::Again) => again.push(slot),
+            Ok(Turn::Finished) => {
+                let why = flow.first_end.unwrap_or(ClosedBy::Client);
+                self.end(table, slot, why);
+            }
+            Err(why) => self.end(table, slot, why),
+        }
+    }
+
+    fn sweep(&self) {
+        let now = self.seconds();
+        let mut table = self.table.borrow_mut();
+        for slot in 0..table.flows.len() {
+            let Some(Some(flow)) = table.flows.get(slot) else { continue };
+            let still = Duration::from_secs(now.saturating_sub(flow.last_moved).into());
+            if !flow.connected && still > self.settings.connect {
+                self.end(&mut table, slot, ClosedBy::Unreachable);
+            } else if flow.connected && still > self.settings.idle {
+                self.end(&mut table, slot, ClosedBy::Idle);
+            }
+        }
+    }
+
+    fn end(&self, table: &mut Table, slot: usize, why: ClosedBy) {
+        let Some(flow) = table.remove(slot) else { return };
+        let mut record = *flow.record;
+        record.bytes_out = Some(flow.up.moved);
+        record.bytes_in = Some(flow.down.moved);
+        self.record_end(record, flow.opened, why);
+        if !matches!(why, ClosedBy::Client | ClosedBy::Server) {
+            tcp::reset(flow.client);
+            tcp::reset(flow.server);
+        }
+    }
+
+    /// Records an allowed flow for which not even a socket to dial with could be had.
+    pub fn end_undialled(&self, mut record: Record, opened: Instant) {
+        (record.bytes_out, record.bytes_in) = (Some(0), Some(0));
+        self.record_end(record, opened, ClosedBy::Unreachable);
+    }
+
+    fn record_end(&self, mut record: Record, opened: Instant, why: ClosedBy) {
+        if matches!(why, ClosedBy::Refused | ClosedBy::Unreachable) {
+            self.telemetry.count(|c| &c.unreachable);
+        }
+        record.duration_ms = u64::try_from(opened.elapsed().as_millis()).ok();
+        record.closed_by = Some(why.as_str());
+        record.time = std::time::SystemTime::now();
+        self.telemetry.record(record);
+    }
+
+    /// Seconds since the relay began: a coarse clock that costs four octets a flow.
+    fn seconds(&self) -> u32 {
+        u32::try_from(self.started.elapsed().as_secs()).unwrap_or(u32::MAX)
+    }
+}
+
+impl Flow {
+    fn turn(&mut self, pool: &mut Pool, scratch: &mut [u8], now: u32) -> Result<Turn, ClosedBy> {
+        let before = self.up.moved + self.down.moved;
+        let (client, server) = (self.client.as_fd(), self.server.as_fd());
+        let up = self.up.turn(Ends { from: client, to: server }, pool, scratch).map_err(|broken| match broken {
+            Broken::Sender(_) => ClosedBy::ClientReset,
+            Broken::Receiver(_) => ClosedBy::ServerReset,
+        })?;
+        if up == Turn::Finished {
+            self.first_end.get_or_insert(ClosedBy::Client);
+        }
+        let down = self.down.turn(Ends { from: server, to: client }, pool, scratch).map_err(|broken| match broken {
+            Broken::Sender(_) => ClosedBy::ServerReset,
+            Broken::Receiver(_) => ClosedBy::ClientReset,
+        })?;
+        if down == Turn::Finished {
+            self.first_end.get_or_insert(ClosedBy::Server);
+        }
+        if self.up.moved + self.down.moved != before {
+            self.last_moved = now;
+        }
+        Ok(match (up, down) {
+            (Turn::Finished, Turn::Finished) => Turn::Finished,
+            (Turn::Again, _) | (_, Turn::Again) => Turn::Again,
+            _ => Turn::Waiting,
+        })
+    }
+}
+
+/// What the dialled server has answered, once its socket has an event.
+fn connection(flow: &Flow) -> Result<(), ClosedBy> {
+    match tcp::dial_result(&flow.server) {
+        Ok(()) => Ok(()),
+        Err(error) if error.kind() == io::ErrorKind::ConnectionRefused => Err(ClosedBy::Refused),
+        Err(_) => Err(ClosedBy::Unreachable),
+    }
+}
+
+impl ClosedBy {
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Client => "client",
+            Self::Server => "server",
+            Self::ClientReset => "client-reset",
+            Self::ServerReset => "server-reset",
+            Self::Refused => "refused",
+            Self::Unreachable => "unreachable",
+            Self::Idle => "idle",
+            Self::Policy => "policy",
+            Self::Shutdown => "shutdown",
+        }
+    }
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Side {
+    Client,
+    Server,
+}
+
+fn key(slot: usize, side: Side) -> u64 {
+    (slot as u64) << 1 | u64::from(side == Side::Server)
+}
+
+fn side_of(key: u64) -> Side {
+    if key & 1 == 1 { Side::Server } else { Side::Client }
+}
+
+/// How often idle flows are looked for.
+const SWEEP: Duration = Duration::from_secs(1);
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::telemetry::{Kind, Queue};
+    use std::io::{Read, Write};
+    use std::net::{Shutdown, TcpListener, TcpStream};
+    use std::sync::Arc;
+
+    /// Relays `flow`s between two programs, each on a thread of its own, and returns the records of their ends.
+    fn relay(settings: Settings, flows: Vec<(&[u8], Program, Program)>) -> Vec<serde_json::Value> {
+        let (queue, writer) = Queue::new(1000);
+        let telemetry = Telemetry::new(queue.clone());
+        let census = Arc::new(super::super::worker::Census::default());
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        let mut programs = Vec::new();
+        tokio::task::LocalSet::new().block_on(&runtime, async {
+            let relay = Relay::new(settings, telemetry).unwrap();
+            let running = tokio::task::spawn_local(relay.clone().run());
+            for (held, client, server) in flows {
+                let (client_end, client_socket) = connected();
+                let (server_socket, server_end) = connected();
+                client_socket.set_nonblocking(true).unwrap();
+                server_socket.set_nonblocking(true).unwrap();
+                programs.push(std::thread::spawn(move || client(client_end)));
+                programs.push(std::thread::spawn(move || server(server_end)));
+                relay.begin(Handover {
+                    client: client_socket.into(),
+                    server: server_socket.into(),
+                    held: held.into(),
+                    opened: Instant::now(),
+                    record: Box::new(blank()),
+                    place: census.enter(usize::MAX).unwrap(),
+                });
+            }
+            while !relay.is_empty() {
+                tokio::task::yield_now().await;
+            }
+            assert_eq!(census.live(), 0);
+            assert!(!running.is_finished());
+        });
+        programs.into_iter().for_each(|program| program.join().unwrap());
+        queue.close();
+        let mut text = Vec::new();
+        writer.run(&mut text);
+        String::from_utf8(text).unwrap().lines().map(|line| serde_json::from_str(line).unwrap()).collect()
+    }
+
+    type Program = Box<dyn FnOnce(TcpStream) + Send>;
+
+    fn program(run: impl FnOnce(TcpStream) + Send + 'static) -> Program {
+        Box::new(run)
+    }
+
+    fn connected() -> (TcpStream, TcpStream) {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let near = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+        let far = listener.accept().unwrap().0;
+        for socket in [&near, &far] {
+            socket.set_read_timeout(Some(Duration::from_secs(60))).unwrap();
+        }
+        (near, far)
+    }
+
+    fn blank() -> Record {
+        let nowhere = ([192, 0, 2, 1], 1).into();
+        Record::new(Kind::End, std::time::SystemTime::UNIX_EPOCH, "e".into(), "tcp", nowhere, nowhere)
+    }
+
+    fn settings() -> Settings {
+        Settings { idle: Duration::from_secs(60), connect: Duration::from_secs(60) }
+    }
+
+    fn read_all(mut socket: &TcpStream) -> Vec<u8> {
+        let mut all = Vec::new();
+        socket.read_to_end(&mut all).unwrap();
+        all
+    }
+
+    fn noise(length: usize, seed: u64) -> Vec<u8> {
+        let mut state = seed | 1;
+        let mut next = || {
+            state ^= state << 13;
+            state ^= state >> 7;
+            state ^= state << 17;
+            state as u8
+        };
+        (0..length).map(|_| next()).collect()
+    }
+
+    #[test]
+    fn held_octets_come_first_and_each_half_ends_on_its_own() {
+        let records = relay(
+            settings(),
+            vec![(
+                b"hello ".as_slice(),
+                program(|mut socket| {
+                    socket.write_all(b"world").unwrap();
+                    socket.shutdown(Shutdown::Write).unwrap();
+                    assert_eq!(read_all(&socket), b"HELLO WORLD");
+                }),
+                program(|mut socket| {
+                    let said = read_all(&socket);
+                    socket.write_all(&said.to_ascii_uppercase()).unwrap();
+                }),
+            )],
+        );
+        assert_eq!(records[0]["bytes_out"], 11);
+        assert_eq!(records[0]["bytes_in"], 11);
+        assert_eq!(records[0]["closed_by"], "client");
+    }
+
+    #[test]
+    fn bulk_arrives_whole_both_ways_at_once_through_many_flows() {
+        let flows = (1..=8)
+            .map(|seed| {
+                let exchange = move |own: u64, theirs: u64| {
+                    program(move |socket| {
+                        let sender = socket.try_clone().unwrap();
+                        let sending = std::thread::spawn(move || {
+                            (&sender).write_all(&noise(6_000_001, own)).unwrap();
+                            sender.shutdown(Shutdown::Write).unwrap();
+                        });
+                        assert!(read_all(&socket) == noise(6_000_001, theirs), "the octets differ");
+                        sending.join().unwrap();
+                    })
+                };
+                (&[][..], exchange(seed, seed + 100), exchange(seed + 100, seed))
+            })
+            .collect();
+        let records = relay(settings(), flows);
+        assert_eq!(records.len(), 8);
+        assert!(records.iter().all(|r| r["bytes_out"] == 6_000_001 && r["bytes_in"] == 6_000_001));
+    }
+
+    #[test]
+    fn a_reset_on_one_side_resets_the_other() {
+        let reset = |socket: TcpStream| {
+            // Waits for the first octet so that the flow is up, then resets.
+            let _ = (&socket).read(&mut [0; 1]).unwrap();
+            socket2::SockRef::from(&socket).set_linger(Some(Duration::ZERO)).unwrap();
+        };
+        let is_reset = |mut socket: TcpStream| {
+            socket.write_all(b"x").unwrap();
+            let error = socket.read(&mut [0; 16]).unwrap_err();
+            assert_eq!(error.kind(), io::ErrorKind::ConnectionReset);
+        };
+        let records = relay(
+            settings(),
+            vec![(&[][..], program(is_reset), program(reset)), (&[][..], program(reset), program(is_reset))],
+        );
+        let mut closed: Vec<_> = records.iter().map(|r| r["closed_by"].as_str().unwrap()).collect();
+        closed.sort_unstable();
+        assert_eq!(closed, ["client-reset", "server-reset"]);
+    }
+
+    #[test]
+    fn an_idle_flow_is_reset_and_its_record_says_so() {
+        let sees_reset = || program(|mut socket| assert!(socket.read(&mut [0; 1]).is_err()));
+        let records = relay(
+            Settings { idle: Duration::ZERO, connect: Duration::from_secs(60) },
+            vec![(&[][..], sees_reset(), sees_reset())],
+        );
+        assert_eq!(records[0]["closed_by"], "idle");
+    }
+
+    #[test]
+    fn an_idle_flow_costs_little_memory() {
+        assert!(size_of::<Flow>() <= 256, "{} octets", size_of::<Flow>());
+    }
+}

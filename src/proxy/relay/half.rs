@@ -1,0 +1,190 @@
+//! One direction of a relayed flow: begins by copying, turns to splice(2) for bulk.
+
+use std::io;
+use std::os::fd::BorrowedFd;
+
+use crate::sys::pipe::{Pipe, Pool};
+use crate::sys::tcp;
+
+/// What a direction holds between turns. Idle, it holds no buffer and no pipe.
+#[derive(Debug, Default)]
+pub struct Half {
+    /// Copied and not yet taken by the receiver, from `sent` on.
+    pending: Option<Box<[u8]>>,
+    sent: u32,
+    bulk: bool,
+    /// The sender has sent its last octet.
+    ended: bool,
+    /// The receiver has been told so.
+    finished: bool,
+    pipe: Option<Pipe>,
+    /// Octets handed to the receiver.
+    pub moved: u64,
+}
+
+/// The two ends of a direction, for one turn.
+#[derive(Clone, Copy, Debug)]
+pub struct Ends<'a> {
+    pub from: BorrowedFd<'a>,
+    pub to: BorrowedFd<'a>,
+}
+
+/// How a turn ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Turn {
+    /// Waits for one of the sockets.
+    Waiting,
+    /// Could go on, but others are waiting too.
+    Again,
+    /// Everything was sent, and the receiver knows that it was all.
+    Finished,
+}
+
+/// Which end broke.
+#[derive(Debug)]
+pub enum Broken {
+    Sender(io::Error),
+    Receiver(io::Error),
+}
+
+impl Half {
+    /// A direction that begins with octets that were held for inspection.
+    pub fn holding(held: Box<[u8]>) -> Self {
+        Self { pending: Some(held).filter(|held| !held.is_empty()), ..Self::default() }
+    }
+
+    /// The sender's last octet is in, and has been passed on.
+    pub fn is_finished(&self) -> bool {
+        self.finished
+    }
+
+    /// Moves what can be moved, up to a share that leaves the other flows theirs.
+    pub fn turn(&mut self, ends: Ends<'_>, pool: &mut Pool, scratch: &mut [u8]) -> Result<Turn, Broken> {
+        for _ in 0..ROUNDS {
+            if !(self.send_pending(ends)? && self.drain_pipe(ends, pool)?) {
+                return Ok(Turn::Waiting);
+            }
+            if self.ended {
+                return Ok(self.finish(ends));
+            }
+            let came = if self.bulk { self.fill_pipe(ends, pool)? } else { self.copy(ends, scratch)? };
+            if !came {
+                return Ok(Turn::Waiting);
+            }
+        }
+        Ok(Turn::Again)
+    }
+
+    /// True once nothing is pending.
+    fn send_pending(&mut self, ends: Ends<'_>) -> Result<bool, Broken> {
+        while let Some(pending) = &self.pending {
+            let rest = pending.get(self.sent as usize..).unwrap_or_default();
+            if rest.is_empty() {
+                self.pending = None;
+                self.sent = 0;
+                break;
+            }
+            let Some(count) = ready(|| tcp::send(ends.to, rest)).map_err(Broken::Receiver)? else { return Ok(false) };
+            self.sent += count as u32;
+            self.moved += count as u64;
+        }
+        Ok(true)
+    }
+
+    /// True once the pipe is empty.
+    fn drain_pipe(&mut self, ends: Ends<'_>, pool: &mut Pool) -> Result<bool, Broken> {
+        while let Some(mut pipe) = self.pipe.take() {
+            if pipe.filled() == 0 {
+                pool.give(pipe);
+                break;
+            }
+            let drained = ready(|| pipe.drain(ends.to)).map_err(Broken::Receiver);
+            self.pipe = Some(pipe);
+            match drained? {
+                Some(count) => self.moved += count as u64,
+                None => return Ok(false),
+            }
+        }
+        Ok(true)
+    }
+
+    /// True if something came, or the sender's end.
+    fn copy(&mut self, ends: Ends<'_>, scratch: &mut [u8]) -> Result<bool, Broken> {
+        let Some(count) = ready(|| tcp::receive(ends.from, scratch)).map_err(Broken::Sender)? else { return Ok(false) };
+        self.ended = count == 0;
+        self.bulk = count >= BULK;
+        let bytes = scratch.get(..count).unwrap_or_default();
+        let mut sent = 0;
+        while let Some(rest) = bytes.get(sent..).filter(|rest| !rest.is_empty()) {
+            match ready(|| tcp::send(ends.to, rest)).map_err(Broken::Receiver)? {
+                Some(count) => sent += count,
+                None => {
+                    self.pending = Some(rest.into());
+                    break;
+                }
+            }
+        }
+        self.moved += sent as u64;
+        Ok(true)
+    }
+
+    /// True if something came, or the sender's end.
+    fn fill_pipe(&mut self, ends: Ends<'_>, pool: &mut Pool) -> Result<bool, Broken> {
+        let mut pipe = match pool.take() {
+            Ok(pipe) => pipe,
+            Err(_) => {
+                // No descriptor for a pipe: copying needs none.
+                self.bulk = false;
+                return Ok(true);
+            }
+        };
+        let filled = ready(|| pipe.fill(ends.from));
+        match filled {
+            Ok(Some(count)) if count > 0 => {
+                self.bulk = count >= SMALL;
+                self.pipe = Some(pipe);
+                Ok(true)
+            }
+            Ok(Some(_)) => {
+                pool.give(pipe);
+                self.ended = true;
+                Ok(true)
+            }
+            Ok(None) => {
+                pool.give(pipe);
+                Ok(false)
+            }
+            Err(error) => {
+                pool.give(pipe);
+                Err(Broken::Sender(error))
+            }
+        }
+    }
+
+    fn finish(&mut self, ends: Ends<'_>) -> Turn {
+        if !self.finished {
+            tcp::end_sending(ends.to);
+            self.finished = true;
+        }
+        Turn::Finished
+    }
+}
+
+/// `None` where the socket is not ready.
+fn ready(mut call: impl FnMut() -> io::Result<usize>) -> io::Result<Option<usize>> {
+    loop {
+        match call() {
+            Ok(count) => return Ok(Some(count)),
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(None),
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            Err(error) => return Err(error),
+        }
+    }
+}
+
+/// Rounds in one turn: some 16 MiB of bulk.
+const ROUNDS: usize = 16;
+/// A read of so many octets calls for splice.
+const BULK: usize = 64 << 10;
+/// A splice of fewer calls for copying, which is cheaper for small exchanges.
+const SMALL: usize = 8 << 10;

@@ -1,0 +1,110 @@
+//! A TCP flow, from its capture to its end.
+//!
+//! Fails closed: the server hears nothing, not even a SYN, before the verdict; a flow that cannot be told from a
+//! connection to tidegate itself is reset.
+
+use std::io;
+use std::net::SocketAddr;
+use std::os::fd::OwnedFd;
+use std::rc::Rc;
+use std::time::Duration;
+
+use super::flow::{Flow, Judgement};
+use super::inspect::{Gone, inspect};
+use super::relay::Handover;
+use super::worker::{Place, Worker};
+use crate::policy::{ClientAddr, DropAction, OrigDst, Transport};
+use crate::sys::ending::Ended;
+use crate::sys::readable::readable;
+use crate::sys::tcp;
+
+/// Takes flows from a listener for as long as the worker lives.
+pub async fn serve(worker: Rc<Worker>, listener: OwnedFd) -> io::Result<()> {
+    let own = tcp::local_address(&listener)?;
+    let listener = readable(listener)?;
+    loop {
+        let mut ready = listener.readable().await?;
+        match tcp::accept(listener.get_ref()) {
+            Ok((socket, peer)) => take_in(&worker, own, socket, peer),
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => ready.clear_ready(),
+            Err(error) if is_exhaustion(&error) => {
+                worker.telemetry.count(|c| &c.out_of_descriptors);
+                // The flow waits in the backlog until a descriptor is free.
+                tokio::time::sleep(BREATH).await;
+            }
+            // A flow that ended while it waited: the next one may be well.
+            Err(_) => worker.telemetry.count(|c| &c.ended_before_verdict),
+        }
+    }
+}
+
+fn take_in(worker: &Rc<Worker>, own: SocketAddr, socket: OwnedFd, peer: SocketAddr) {
+    worker.telemetry.count(|c| &c.flows);
+    let Some(place) = worker.census.enter(worker.settings.flows) else {
+        worker.telemetry.count(|c| &c.refused_by_limit);
+        return tcp::reset(socket);
+    };
+    let worker = worker.clone();
+    tokio::task::spawn_local(async move { serve_flow(&worker, own, socket, ClientAddr(peer), place).await });
+}
+
+/// The story of a flow.
+async fn serve_flow(worker: &Worker, own: SocketAddr, client: OwnedFd, peer: ClientAddr, place: Place) {
+    let Some(flow) = intercept(worker, own, &client, peer) else { return tcp::reset(client) };
+    let mut held = Vec::new();
+    let discovery = match flow.inspection() {
+        Some(inspection) => {
+            flow.record_hold(&worker.telemetry);
+            match inspect(worker, &client, inspection, &mut held).await {
+                Ok(discovery) => Some(discovery),
+                Err(Gone) => return worker.telemetry.count(|c| &c.ended_before_verdict),
+            }
+        }
+        None => None,
+    };
+    let judgement = flow.judge(discovery.as_ref(), &worker.telemetry);
+    match judgement.ending {
+        None => pass(worker, &flow, judgement, client, held, place),
+        Some(action) => refuse(worker, &flow, action, client),
+    }
+}
+
+/// The flow as its client meant it; `None` if it was opened to tidegate itself.
+fn intercept(worker: &Worker, own: SocketAddr, socket: &OwnedFd, client: ClientAddr) -> Option<Flow> {
+    let orig_dst = tcp::local_address(socket).ok().filter(|to| *to != own)?;
+    let snapshot = worker.snapshot.load_full();
+    Some(Flow::new(worker.census.next_id(), Transport::Tcp, client, OrigDst(orig_dst), snapshot))
+}
+
+/// Dials the original destination from the client's own address and leaves the rest to the relay.
+fn pass(worker: &Worker, flow: &Flow, judgement: Judgement, client: OwnedFd, held: Vec<u8>, place: Place) {
+    match tcp::dial(Some(flow.client.ip()), flow.orig_dst.0) {
+        Ok(server) => worker.relay.begin(Handover {
+            client,
+            server,
+            held: held.into(),
+            opened: flow.opened,
+            record: judgement.record,
+            place,
+        }),
+        Err(_) => {
+            worker.relay.end_undialled(*judgement.record, flow.opened);
+            tcp::reset(client);
+        }
+    }
+}
+
+/// Ends a blocked flow as its Network says; where the kernel cannot, by a reset, which is counted.
+fn refuse(worker: &Worker, flow: &Flow, action: DropAction, client: OwnedFd) {
+    if let Ended::Reset { why } = worker.ender.borrow_mut().end(client, action) {
+        worker.telemetry.count(|c| &c.ended_by_reset);
+        tracing::warn!(flow = flow.id, %action, %why, "ended by a reset instead");
+    }
+}
+
+fn is_exhaustion(error: &io::Error) -> bool {
+    matches!(error.raw_os_error(), Some(libc::EMFILE | libc::ENFILE | libc::ENOBUFS | libc::ENOMEM))
+}
+
+/// How long accepting rests when descriptors have run out.
+const BREATH: Duration = Duration::from_millis(20);

@@ -1,0 +1,85 @@
+//! What the flows of one worker thread share.
+
+use std::cell::RefCell;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+
+use arc_swap::ArcSwap;
+
+use super::relay::Relay;
+use crate::policy::snapshot::Snapshot;
+use crate::sys::ending::Ender;
+use crate::telemetry::Telemetry;
+
+#[derive(Clone, Debug)]
+pub struct Settings {
+    /// Flows at once in all workers; a new one past it is reset. Default 100,000, and never more than the
+    /// descriptors allow.
+    pub flows: usize,
+    /// Octets of one flow that are held while its name is looked for. Default 64 KiB.
+    pub held: usize,
+}
+
+/// One worker: a thread with a runtime, listeners and a relay of its own.
+#[derive(Debug)]
+pub struct Worker {
+    pub settings: Settings,
+    pub snapshot: Arc<ArcSwap<Snapshot>>,
+    pub telemetry: Telemetry,
+    pub relay: Rc<Relay>,
+    pub census: Arc<Census>,
+    pub ender: RefCell<Ender>,
+    /// Where octets stand between the socket and the flow that holds them.
+    pub scratch: RefCell<Box<[u8]>>,
+}
+
+impl Worker {
+    pub fn new(
+        settings: Settings,
+        snapshot: Arc<ArcSwap<Snapshot>>,
+        telemetry: Telemetry,
+        relay: Rc<Relay>,
+        census: Arc<Census>,
+        ender: Ender,
+    ) -> Self {
+        let scratch = RefCell::new(vec![0; settings.held].into());
+        Self { settings, snapshot, telemetry, relay, census, ender: RefCell::new(ender), scratch }
+    }
+}
+
+/// Counts the flows of all workers.
+#[derive(Debug, Default)]
+pub struct Census {
+    live: Arc<AtomicUsize>,
+    last_id: AtomicU64,
+}
+
+/// A flow's place among the limited number; free again when dropped.
+#[derive(Debug)]
+pub struct Place(Arc<AtomicUsize>);
+
+impl Census {
+    /// A place for one more flow, unless `limit` are taken.
+    pub fn enter(&self, limit: usize) -> Option<Place> {
+        if self.live.fetch_add(1, Ordering::Relaxed) >= limit {
+            self.live.fetch_sub(1, Ordering::Relaxed);
+            return None;
+        }
+        Some(Place(self.live.clone()))
+    }
+
+    pub fn live(&self) -> usize {
+        self.live.load(Ordering::Relaxed)
+    }
+
+    pub fn next_id(&self) -> u64 {
+        self.last_id.fetch_add(1, Ordering::Relaxed) + 1
+    }
+}
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::Relaxed);
+    }
+}

@@ -1,0 +1,50 @@
+//! Bringing a host's traffic to us: rules and policy routes together.
+//!
+//! Fails closed, at every step on the way in and out:
+//!
+//! | what stands | what an inspected packet meets |
+//! |---|---|
+//! | rules, no routes yet | marked in the first hook, dropped in the forward hook |
+//! | rules and routes, a listener | the listener |
+//! | rules and routes, no listener (kill -9) | the `drop` behind `tproxy` |
+//! | routes alone (the end of an orderly end) | nothing: the administrator took tidegate away |
+//!
+//! A later start finds the old rules and routes and replaces them; until then they stand.
+
+use std::io;
+
+use crate::firewall::{MARK, RULE_PRIORITY, Ruleset};
+use crate::sys::nft::NftSocket;
+use crate::sys::rtnl::{Family, Rtnl};
+
+/// Puts rules and routes in place, replacing those of an earlier run. The listeners must be bound before.
+///
+/// When this fails the rules that were there before stay, or the new ones do: what should be captured does not pass.
+pub fn install(ruleset: &Ruleset) -> io::Result<()> {
+    NftSocket::open()?.replace(ruleset)?;
+    let mut rtnl = Rtnl::open().map_err(|e| e.into_io())?;
+    // A namespace that has just been made has it down, and then no route may lead there.
+    rtnl.set_up("lo").map_err(|e| e.into_io())?;
+    for family in families() {
+        rtnl.add_local_default(family, MARK).map_err(|e| e.into_io())?;
+        rtnl.add_fwmark_rule(family, MARK, MARK, RULE_PRIORITY).map_err(|e| e.into_io())?;
+    }
+    Ok(())
+}
+
+/// Takes everything away, also what an earlier run left. From here on nothing is captured.
+pub fn remove() -> io::Result<()> {
+    NftSocket::open()?.remove()?;
+    let mut rtnl = Rtnl::open().map_err(|e| e.into_io())?;
+    for family in families() {
+        rtnl.delete_fwmark_rule(family, MARK, MARK, RULE_PRIORITY).map_err(|e| e.into_io())?;
+        rtnl.delete_local_default(family, MARK).map_err(|e| e.into_io())?;
+    }
+    Ok(())
+}
+
+/// A kernel without IPv6 has no routes for it.
+fn families() -> impl Iterator<Item = Family> {
+    let has_ipv6 = std::path::Path::new("/proc/thread-self/net/if_inet6").exists();
+    Family::BOTH.into_iter().filter(move |family| *family == Family::V4 || has_ipv6)
+}

@@ -1,0 +1,101 @@
+//! Ending a flow that was captured: what the client sees, and that nobody sees more (SPEC E1).
+//!
+//! | action | TCP | UDP |
+//! |---|---|---|
+//! | reset | RST at once | none: unreachable |
+//! | unreachable | ICMP administratively prohibited, then RST: an established socket ignores the ICMP | the ICMP |
+//! | discard | no packet, and none later: the client's segments find a drop rule where the socket was | the drop rule |
+//!
+//! Fails closed: whatever cannot be done as asked, a full set or a missing privilege, still ends the flow, by a reset,
+//! and is told to the caller to be counted.
+
+mod icmp;
+mod repair;
+
+use std::io;
+use std::net::SocketAddr;
+use std::os::fd::{AsFd, OwnedFd};
+use std::time::Duration;
+
+use socket2::SockRef;
+
+use crate::firewall::{FlowKey, FlowSet};
+use crate::policy::{DropAction, Transport};
+use crate::sys::nft::NftSocket;
+use crate::sys::tcp::reset;
+use icmp::{IcmpSocket, Refused};
+
+/// Ends flows of the network namespace in which it was opened. Its calls block for microseconds; each worker may have
+/// one of its own.
+#[derive(Debug)]
+pub struct Ender {
+    nft: NftSocket,
+    icmp: IcmpSocket,
+}
+
+/// How a flow ended.
+#[derive(Debug)]
+pub enum Ended {
+    AsAsked,
+    /// A client that should have seen something else, or nothing, has seen a reset.
+    Reset {
+        why: io::Error,
+    },
+}
+
+impl Ender {
+    /// Needs CAP_NET_ADMIN and CAP_NET_RAW over the namespace.
+    pub fn open() -> io::Result<Self> {
+        Ok(Self { nft: NftSocket::open()?, icmp: IcmpSocket::open()? })
+    }
+
+    /// Ends a captured connection: its local address is the original destination. Nothing may lie in its send queue.
+    pub fn end(&mut self, stream: OwnedFd, action: DropAction) -> Ended {
+        let done = match action {
+            DropAction::TcpReset => Ok(()),
+            DropAction::IcmpUnreachable => self.send_unreachable(&stream),
+            DropAction::Discard => self.silence(&stream),
+        };
+        match (action, done) {
+            (DropAction::Discard, Ok(())) => Ended::AsAsked,
+            (_, Ok(())) => {
+                reset(stream);
+                Ended::AsAsked
+            }
+            (_, Err(why)) => {
+                reset(stream);
+                Ended::Reset { why }
+            }
+        }
+    }
+
+    /// Tells the sender of a datagram that it is administratively prohibited, quoting the datagram.
+    pub fn refuse_datagram(&self, client: SocketAddr, remote: SocketAddr, payload: &[u8]) -> io::Result<()> {
+        self.icmp.send(&Refused::datagram(client, remote, payload))
+    }
+
+    /// From now on the packets of the flow vanish, until it has been quiet for `silence` (`None`: five minutes; later
+    /// packets count five minutes in any case).
+    pub fn discard_flow(&mut self, flow: &FlowKey, silence: Option<Duration>) -> io::Result<()> {
+        Ok(self.nft.add_flow(FlowSet::Discarded, flow, silence)?)
+    }
+
+    fn send_unreachable(&self, stream: &impl AsFd) -> io::Result<()> {
+        let (client, remote) = ends(stream)?;
+        let sequence = repair::received(stream)?;
+        self.icmp.send(&Refused::segment(client, remote, sequence))
+    }
+
+    /// In this order: once the drop rule stands, the socket may go without a word and no segment finds its place empty.
+    fn silence(&mut self, stream: &impl AsFd) -> io::Result<()> {
+        let (client, remote) = ends(stream)?;
+        self.discard_flow(&FlowKey { transport: Transport::Tcp, client, remote }, None)?;
+        repair::mute(stream)
+    }
+}
+
+fn ends(stream: &impl AsFd) -> io::Result<(SocketAddr, SocketAddr)> {
+    let socket = SockRef::from(stream);
+    let address = |found: socket2::SockAddr| found.as_socket().ok_or(io::ErrorKind::Unsupported);
+    Ok((address(socket.peer_addr()?)?, address(socket.local_addr()?)?))
+}

@@ -1,0 +1,42 @@
+//! An epoll instance for many sockets, itself watched by the runtime as one.
+
+use std::io;
+use std::mem::MaybeUninit;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+
+use rustix::event::Timespec;
+use rustix::event::epoll::{self, CreateFlags, EventData, EventFlags};
+
+#[derive(Debug)]
+pub struct Epoll(OwnedFd);
+
+impl Epoll {
+    pub fn new() -> io::Result<Self> {
+        Ok(Self(epoll::create(CreateFlags::CLOEXEC)?))
+    }
+
+    /// Watches a socket for everything, edge-triggered; its events carry `key`. Closing the socket ends it.
+    pub fn watch(&self, socket: impl AsFd, key: u64) -> io::Result<()> {
+        let flags = EventFlags::IN | EventFlags::OUT | EventFlags::RDHUP | EventFlags::ET;
+        Ok(epoll::add(&self.0, socket, EventData::new_u64(key), flags)?)
+    }
+
+    /// The keys of sockets that have become ready, without waiting.
+    pub fn ready(&self, keys: &mut Vec<u64>) -> io::Result<()> {
+        const NOW: Timespec = Timespec { tv_sec: 0, tv_nsec: 0 };
+        let mut events = [MaybeUninit::<epoll::Event>::uninit(); BATCH];
+        let (events, _) = epoll::wait(&self.0, &mut events[..], Some(&NOW))?;
+        keys.clear();
+        keys.extend(events.iter().map(|event| event.data.u64()));
+        Ok(())
+    }
+}
+
+impl AsFd for Epoll {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.0.as_fd()
+    }
+}
+
+/// Events taken at once.
+const BATCH: usize = 128;

@@ -1,0 +1,217 @@
+//! nf_tables by netlink, without the `nft` program: a whole ruleset or single elements, each in one transaction.
+//!
+//! An [`NftSocket`] belongs to the network namespace in which it was opened. Calls block for the microseconds that the
+//! kernel needs; each thread may have a socket of its own.
+//!
+//! Fails closed: a transaction that the kernel refuses changes nothing, and the error names the object that it refused.
+
+mod answer;
+mod encode;
+mod expression;
+mod message;
+
+use std::fmt;
+use std::io;
+use std::time::Duration;
+
+use netlink_sys::protocols::NETLINK_NETFILTER;
+use netlink_sys::{Socket, SocketAddr};
+use nix::sys::socket::{setsockopt, sockopt};
+
+use crate::firewall::{FlowKey, FlowSet, Ruleset, TABLE};
+use answer::Answers;
+use message::{GET_TABLE, Message};
+
+/// What the kernel refused, and why.
+#[derive(Debug)]
+pub struct NftError {
+    /// `rule "..." of chain prerouting`, for instance.
+    pub object: String,
+    pub source: io::Error,
+    /// The kernel's own words, where it had any, or what is likely to be missing.
+    pub detail: Option<String>,
+}
+
+impl fmt::Display for NftError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "nf_tables refused {}: {}", self.object, self.source)?;
+        match &self.detail {
+            Some(detail) => write!(f, " ({detail})"),
+            None => Ok(()),
+        }
+    }
+}
+
+impl std::error::Error for NftError {
+    fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
+        Some(&self.source)
+    }
+}
+
+impl From<NftError> for io::Error {
+    fn from(error: NftError) -> Self {
+        Self::new(error.source.kind(), error)
+    }
+}
+
+/// A conversation with nf_tables.
+pub struct NftSocket {
+    socket: Socket,
+    sequence: u32,
+    send_buffer: usize,
+}
+
+impl fmt::Debug for NftSocket {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("NftSocket").field("sequence", &self.sequence).finish_non_exhaustive()
+    }
+}
+
+impl NftSocket {
+    /// Every change needs CAP_NET_ADMIN over the network namespace of the calling thread.
+    pub fn open() -> Result<Self, NftError> {
+        let open = || {
+            let mut socket = Socket::new(NETLINK_NETFILTER)?;
+            socket.bind_auto()?;
+            socket.connect(&SocketAddr::new(0, 0))?;
+            socket.set_ext_ack(true)?;
+            socket.set_cap_ack(true)?;
+            Ok(socket)
+        };
+        match open() {
+            Ok(socket) => Ok(Self { socket, sequence: 0, send_buffer: 0 }),
+            Err(source) => Err(NftError { object: "a netlink socket".to_owned(), source, detail: None }),
+        }
+    }
+
+    /// Puts the ruleset in the place of the table that is there, if any. Packets meet the old rules or the new ones,
+    /// never none. Elements of dynamic sets are forgotten.
+    pub fn replace(&mut self, ruleset: &Ruleset) -> Result<(), NftError> {
+        self.transact(encode::replace(ruleset))
+    }
+
+    /// Takes our table away; nothing happens if there is none.
+    pub fn remove(&mut self) -> Result<(), NftError> {
+        self.transact(encode::remove())
+    }
+
+    /// Whether our table stands.
+    pub fn is_installed(&mut self) -> Result<bool, NftError> {
+        let get = Message::in_table(GET_TABLE, 0, 1, format!("table inet {TABLE}"));
+        match self.exchange(vec![get]) {
+            Ok(()) => Ok(true),
+            Err(error) if error.source.raw_os_error() == Some(libc::ENOENT) => Ok(false),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// Adds a flow; one that is there already stays as it is. `timeout`: `None` for the set's own. A full set
+    /// is an error of errno ENFILE.
+    pub fn add_flow(&mut self, set: FlowSet, flow: &FlowKey, timeout: Option<Duration>) -> Result<(), NftError> {
+        let Some((family, element)) = flow.element() else { return Err(mixed_families(flow)) };
+        let timeout = timeout.map(|timeout| u64::try_from(timeout.as_millis()).unwrap_or(u64::MAX));
+        self.transact(vec![encode::new_elements(set.name(family), &[element], timeout)])
+    }
+
+    /// False if the flow was not there.
+    pub fn remove_flow(&mut self, set: FlowSet, flow: &FlowKey) -> Result<bool, NftError> {
+        let Some((family, element)) = flow.element() else { return Err(mixed_families(flow)) };
+        match self.transact(vec![encode::delete_elements(set.name(family), &[element])]) {
+            Ok(()) => Ok(true),
+            Err(error) if error.source.raw_os_error() == Some(libc::ENOENT) => Ok(false),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// All of the messages take effect, or none.
+    fn transact(&mut self, messages: Vec<Message>) -> Result<(), NftError> {
+        let mut batch = Vec::with_capacity(messages.len() + 2);
+        batch.push(Message::batch_begin());
+        batch.extend(messages);
+        batch.last_mut().map(Message::ask_for_ack);
+        batch.push(Message::batch_end());
+        self.run(batch)
+    }
+
+    /// One request outside of a transaction.
+    fn exchange(&mut self, mut messages: Vec<Message>) -> Result<(), NftError> {
+        messages.last_mut().map(Message::ask_for_ack);
+        self.run(messages)
+    }
+
+    /// The kernel works within `send`: when it returns, every answer lies in the socket.
+    fn run(&mut self, messages: Vec<Message>) -> Result<(), NftError> {
+        let first = self.sequence.wrapping_add(1);
+        let mut bytes = Vec::with_capacity(messages.iter().map(Message::len).sum());
+        let mut objects = Vec::with_capacity(messages.len());
+        for mut message in messages {
+            self.sequence = self.sequence.wrapping_add(1);
+            objects.push(std::mem::take(&mut message.object));
+            message.write(self.sequence, &mut bytes);
+        }
+        self.make_room(bytes.len());
+        let mut answers = Answers::new(first, objects);
+        self.socket.send(&bytes, 0).map_err(|e| answers.unsent(e, bytes.len()))?;
+        let mut buffer = Vec::with_capacity(32 * 1024);
+        loop {
+            buffer.clear();
+            match self.socket.recv(&mut buffer, libc::MSG_DONTWAIT) {
+                Ok(_) => answers.read(&buffer),
+                Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
+                Err(e) if e.kind() == io::ErrorKind::WouldBlock => return answers.outcome(),
+                Err(e) => return Err(answers.unsent(e, bytes.len())),
+            }
+        }
+    }
+
+    /// A transaction is one datagram, and must fit the send buffer.
+    fn make_room(&mut self, bytes: usize) {
+        const ALWAYS_THERE: usize = 128 * 1024;
+        let wanted = bytes.saturating_mul(2);
+        if bytes <= ALWAYS_THERE || wanted <= self.send_buffer {
+            return;
+        }
+        // Where neither helps, `send` says so.
+        if setsockopt(&self.socket, sockopt::SndBufForce, &wanted).is_ok()
+            || setsockopt(&self.socket, sockopt::SndBuf, &wanted).is_ok()
+        {
+            self.send_buffer = wanted;
+        }
+    }
+}
+
+fn mixed_families(flow: &FlowKey) -> NftError {
+    NftError {
+        object: format!("the flow from {} to {}", flow.client, flow.remote),
+        source: io::Error::from(io::ErrorKind::InvalidInput),
+        detail: Some("its ends are of different address families".to_owned()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::firewall::{Capture, Listener, render};
+
+    #[test]
+    fn spike() {
+        std::thread::spawn(|| {
+            nix::sched::unshare(nix::sched::CloneFlags::CLONE_NEWNET).unwrap();
+            let rules = crate::firewall::test_ruleset();
+            println!("{rules}");
+            let mut nft = NftSocket::open().unwrap();
+            for _ in 0..3 {
+                let t = std::time::Instant::now();
+                match nft.replace(&rules) {
+                    Ok(()) => println!("ok {:?}", t.elapsed()),
+                    Err(e) => panic!("{e}"),
+                }
+            }
+            println!("{:?}", crate::sys::capture::install(&rules));
+            println!("{:?}", crate::sys::capture::remove());
+            println!("{:?}", nft.is_installed());
+        })
+        .join()
+        .unwrap();
+    }
+}

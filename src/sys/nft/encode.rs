@@ -1,0 +1,195 @@
+//! From the ruleset's model to the messages that make it.
+
+use super::expression::{self, add_verdict};
+use super::message::{
+    APPEND, CREATE, DELETE_ELEMENT, DELETE_TABLE, Message, NEW_CHAIN, NEW_ELEMENT, NEW_RULE, NEW_SET, NEW_TABLE,
+};
+use crate::firewall::{Chain, Datum, Element, Field, Hook, Rule, Ruleset, Set, SetKind};
+
+/// A list attribute is at most 64 KiB long; the largest element that we make has 110 bytes.
+const ELEMENTS_A_MESSAGE: usize = 400;
+
+/// The messages that put a ruleset in the place of whatever table of its name exists.
+pub(super) fn replace(ruleset: &Ruleset) -> Vec<Message> {
+    // Deleting what does not exist is an error, making what exists is none.
+    let mut messages = vec![new_table(), delete_table(), new_table()];
+    for (id, set) in (1..).zip(&ruleset.sets) {
+        messages.push(new_set(set, id));
+    }
+    // Rules and elements may name any chain.
+    messages.extend(ruleset.chains.iter().map(new_chain));
+    for set in &ruleset.sets {
+        messages
+            .extend(set.elements.chunks(ELEMENTS_A_MESSAGE).map(|elements| new_elements(&set.name, elements, None)));
+    }
+    for chain in &ruleset.chains {
+        messages.extend(chain.rules.iter().map(|rule| new_rule(chain, rule)));
+    }
+    messages
+}
+
+/// The messages that take the table away, whether or not it exists.
+pub(super) fn remove() -> Vec<Message> {
+    vec![new_table(), delete_table()]
+}
+
+fn new_table() -> Message {
+    Message::in_table(NEW_TABLE, CREATE, 1, "table inet tidegate")
+}
+
+fn delete_table() -> Message {
+    Message::in_table(DELETE_TABLE, 0, 1, "table inet tidegate")
+}
+
+fn new_set(set: &Set, id: u32) -> Message {
+    const CONSTANT: u32 = 0x2;
+    const INTERVAL: u32 = 0x4;
+    const MAP: u32 = 0x8;
+    const TIMEOUT: u32 = 0x10;
+    const EVAL: u32 = 0x20;
+    const CONCAT: u32 = 0x80;
+    const VERDICT_TYPE: u32 = 0xffff_ff00;
+
+    let concatenated = if set.key.len() > 1 { CONCAT } else { 0 };
+    let flags = concatenated
+        | match set.kind {
+            SetKind::Hash => 0,
+            SetKind::Interval => INTERVAL | CONSTANT,
+            SetKind::VerdictMap => MAP,
+            SetKind::Dynamic { .. } => TIMEOUT | EVAL,
+        };
+    let mut message = Message::in_table(NEW_SET, CREATE, 1, format!("set {}", set.name));
+    message.text(2, &set.name);
+    message.u32(3, flags);
+    message.u32(4, set.key.iter().fold(0, |types, field| (types << 6) | type_number(*field)));
+    message.u32(5, set.key.iter().map(|field| padded(*field)).sum());
+    if set.kind == SetKind::VerdictMap {
+        message.u32(6, VERDICT_TYPE);
+        message.u32(7, 0);
+    }
+    message.nest(9, |description| {
+        if let SetKind::Dynamic { size, .. } = set.kind {
+            description.u32(1, size);
+        }
+        if set.key.len() > 1 {
+            description.nest(2, |concat| {
+                for field in &set.key {
+                    concat.nest(1, |element| element.u32(1, width(*field)));
+                }
+            });
+        }
+    });
+    message.u32(10, id);
+    if let SetKind::Dynamic { timeout, .. } = set.kind {
+        message.u64(11, u64::try_from(timeout.as_millis()).unwrap_or(u64::MAX));
+    }
+    message
+}
+
+fn new_chain(chain: &Chain) -> Message {
+    const ACCEPT: u32 = 1;
+    let mut message = Message::in_table(NEW_CHAIN, CREATE, 1, format!("chain {}", chain.name));
+    message.text(3, &chain.name);
+    if let Some(base) = &chain.base {
+        message.nest(4, |hook| {
+            let number = match base.hook {
+                Hook::Prerouting => 0,
+                Hook::Forward => 2,
+            };
+            hook.u32(1, number);
+            hook.bytes(2, &base.priority.to_be_bytes());
+        });
+        message.u32(5, ACCEPT);
+        message.text(7, "filter");
+    }
+    message
+}
+
+fn new_rule(chain: &Chain, rule: &Rule) -> Message {
+    let object = format!("rule \"{rule}\" of chain {}", chain.name);
+    let mut message = Message::in_table(NEW_RULE, CREATE | APPEND, 1, object);
+    message.text(2, &chain.name);
+    message.nest(4, |list| {
+        for part in &rule.0 {
+            expression::add(list, part);
+        }
+    });
+    message
+}
+
+/// `timeout` in milliseconds, else the set's own.
+pub(super) fn new_elements(set: &str, elements: &[Element], timeout: Option<u64>) -> Message {
+    change_elements(NEW_ELEMENT, CREATE, set, elements, timeout)
+}
+
+pub(super) fn delete_elements(set: &str, elements: &[Element]) -> Message {
+    change_elements(DELETE_ELEMENT, 0, set, elements, None)
+}
+
+fn change_elements(kind: u16, flags: u16, set: &str, elements: &[Element], timeout: Option<u64>) -> Message {
+    let object = match elements {
+        [one] => format!("element {one} of set {set}"),
+        many => format!("{} elements of set {set}", many.len()),
+    };
+    let mut message = Message::in_table(kind, flags, 1, object);
+    message.text(2, set);
+    message.nest(3, |list| {
+        for element in elements {
+            list.nest(1, |own| add_element(own, element, timeout));
+        }
+    });
+    message
+}
+
+fn add_element(own: &mut Message, element: &Element, timeout: Option<u64>) {
+    own.nest(1, |key| key.bytes(1, &key_bytes(&element.key)));
+    if let Some(verdict) = &element.verdict {
+        own.nest(2, |data| add_verdict(data, verdict));
+    }
+    if let Some(timeout) = timeout {
+        own.u64(4, timeout);
+    }
+    if let Some(end) = &element.end {
+        own.nest(10, |key| key.bytes(1, &key_bytes(end)));
+    }
+}
+
+/// Each part of a key begins at a multiple of four bytes.
+fn key_bytes(key: &[Datum]) -> Vec<u8> {
+    let mut bytes = Vec::with_capacity(44);
+    for datum in key {
+        match datum {
+            Datum::Ipv4(address) => bytes.extend(address.octets()),
+            Datum::Ipv6(address) => bytes.extend(address.octets()),
+            Datum::Protocol(number) => bytes.push(*number),
+            Datum::Service(port) => bytes.extend(port.to_be_bytes()),
+        }
+        if key.len() > 1 {
+            bytes.resize(bytes.len().next_multiple_of(4), 0);
+        }
+    }
+    bytes
+}
+
+/// What `nft` calls the type, so that it can list our sets.
+fn type_number(field: Field) -> u32 {
+    match field {
+        Field::Ipv4 => 7,
+        Field::Ipv6 => 8,
+        Field::Protocol => 12,
+        Field::Service => 13,
+    }
+}
+
+fn width(field: Field) -> u32 {
+    match field {
+        Field::Ipv4 => 4,
+        Field::Ipv6 => 16,
+        Field::Protocol => 1,
+        Field::Service => 2,
+    }
+}
+
+fn padded(field: Field) -> u32 {
+    width(field).next_multiple_of(4)
+}

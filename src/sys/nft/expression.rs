@@ -1,0 +1,293 @@
+//! Expressions as the kernel has them: registers, loads and comparisons.
+
+use ipnet::IpNet;
+
+use super::message::Message;
+use crate::firewall::{Expression, Family, Key, Verdict};
+
+// Sixteen registers of four bytes; a key is laid out over as many as it needs.
+const FIRST: u32 = 8;
+const VERDICT_REGISTER: u32 = 0;
+
+const NFPROTO_IPV4: u8 = 2;
+const NFPROTO_IPV6: u8 = 10;
+
+const META_MARK: u32 = 3;
+const META_NFPROTO: u32 = 15;
+const META_L4PROTO: u32 = 16;
+
+const NETWORK_HEADER: u32 = 1;
+const TRANSPORT_HEADER: u32 = 2;
+
+const EQUAL: u32 = 0;
+
+/// Appends what one expression of the model becomes.
+pub(super) fn add(list: &mut Message, expression: &Expression) {
+    match expression {
+        Expression::Family(family) => match_family(list, *family),
+        Expression::Protocol(number) => {
+            load_meta(list, META_L4PROTO, FIRST);
+            compare(list, FIRST, &[*number]);
+        }
+        Expression::DestinationIn(prefix) => match_destination(list, prefix),
+        Expression::DestinationPort(port) => {
+            load_payload(list, TRANSPORT_HEADER, 2, 2, FIRST);
+            compare(list, FIRST, &port.to_be_bytes());
+        }
+        Expression::MarkIs(mark) => {
+            load_meta(list, META_MARK, FIRST);
+            compare(list, FIRST, &mark.to_ne_bytes());
+        }
+        Expression::TcpOpening => match_opening(list),
+        Expression::TransparentSocket => match_transparent_socket(list),
+        Expression::DestinationIsLocal => match_local_destination(list),
+        Expression::InSet { key, set, negate } => {
+            load_key(list, key);
+            lookup(list, set, None, *negate);
+        }
+        Expression::Refresh { key, set } => {
+            load_key(list, key);
+            refresh(list, set);
+        }
+        Expression::VerdictMap { key, map } => {
+            load_key(list, key);
+            lookup(list, map, Some(VERDICT_REGISTER), false);
+        }
+        Expression::SetMark(mark) => {
+            immediate(list, FIRST, &mark.to_ne_bytes());
+            named(list, "meta", |meta| {
+                meta.u32(2, META_MARK);
+                meta.u32(3, FIRST);
+            });
+        }
+        Expression::Tproxy { family, port } => tproxy(list, *family, *port),
+        Expression::Counter => named(list, "counter", |_| {}),
+        Expression::Verdict(verdict) => named(list, "immediate", |immediate| {
+            immediate.u32(1, VERDICT_REGISTER);
+            immediate.nest(2, |data| add_verdict(data, verdict));
+        }),
+    }
+}
+
+/// The verdict as data, in rules and in elements of maps.
+pub(super) fn add_verdict(data: &mut Message, verdict: &Verdict) {
+    const DROP: i32 = 0;
+    const ACCEPT: i32 = 1;
+    const JUMP: i32 = -3;
+    const GOTO: i32 = -4;
+    const RETURN: i32 = -5;
+    let (code, chain) = match verdict {
+        Verdict::Drop => (DROP, None),
+        Verdict::Accept => (ACCEPT, None),
+        Verdict::Jump(chain) => (JUMP, Some(chain)),
+        Verdict::Goto(chain) => (GOTO, Some(chain)),
+        Verdict::Return => (RETURN, None),
+    };
+    data.nest(2, |own| {
+        own.bytes(1, &code.to_be_bytes());
+        if let Some(chain) = chain {
+            own.text(2, chain);
+        }
+    });
+}
+
+fn match_family(list: &mut Message, family: Family) {
+    load_meta(list, META_NFPROTO, FIRST);
+    compare(list, FIRST, &[nfproto(family)]);
+}
+
+fn match_destination(list: &mut Message, prefix: &IpNet) {
+    let family = Family::of(prefix);
+    match_family(list, family);
+    load_payload(list, NETWORK_HEADER, destination_offset(family), width(family), FIRST);
+    mask(list, FIRST, family, prefix.prefix_len());
+    match prefix {
+        IpNet::V4(prefix) => compare(list, FIRST, &prefix.network().octets()),
+        IpNet::V6(prefix) => compare(list, FIRST, &prefix.network().octets()),
+    }
+}
+
+fn match_opening(list: &mut Message) {
+    const FLAGS_OFFSET: u32 = 13;
+    const SYN: u8 = 0x02;
+    const ACK: u8 = 0x10;
+    load_payload(list, TRANSPORT_HEADER, FLAGS_OFFSET, 1, FIRST);
+    bitwise_and(list, FIRST, &[SYN | ACK]);
+    compare(list, FIRST, &[SYN]);
+}
+
+fn match_transparent_socket(list: &mut Message) {
+    const TRANSPARENT: u32 = 0;
+    const WILDCARD: u32 = 2;
+    for (key, wanted) in [(WILDCARD, 0), (TRANSPARENT, 1)] {
+        named(list, "socket", |socket| {
+            socket.u32(1, key);
+            socket.u32(2, FIRST);
+        });
+        compare(list, FIRST, &[wanted]);
+    }
+}
+
+fn match_local_destination(list: &mut Message) {
+    const RESULT_ADDRESS_TYPE: u32 = 3;
+    const BY_DESTINATION: u32 = 2;
+    const RTN_LOCAL: u32 = 2;
+    named(list, "fib", |fib| {
+        fib.u32(1, FIRST);
+        fib.u32(2, RESULT_ADDRESS_TYPE);
+        fib.u32(3, BY_DESTINATION);
+    });
+    compare(list, FIRST, &RTN_LOCAL.to_ne_bytes());
+}
+
+fn tproxy(list: &mut Message, family: Family, port: u16) {
+    let port_register = FIRST + 4;
+    match family {
+        Family::V4 => immediate(list, FIRST, &[127, 0, 0, 1]),
+        Family::V6 => immediate(list, FIRST, &std::net::Ipv6Addr::LOCALHOST.octets()),
+    }
+    immediate(list, port_register, &port.to_be_bytes());
+    named(list, "tproxy", |tproxy| {
+        tproxy.u32(1, u32::from(nfproto(family)));
+        tproxy.u32(2, FIRST);
+        tproxy.u32(3, port_register);
+    });
+}
+
+fn lookup(list: &mut Message, set: &str, into: Option<u32>, negate: bool) {
+    const INVERT: u32 = 1;
+    named(list, "lookup", |lookup| {
+        lookup.text(1, set);
+        lookup.u32(2, FIRST);
+        if let Some(register) = into {
+            lookup.u32(3, register);
+        }
+        if negate {
+            lookup.u32(5, INVERT);
+        }
+    });
+}
+
+fn refresh(list: &mut Message, set: &str) {
+    const UPDATE: u32 = 1;
+    named(list, "dynset", |dynset| {
+        dynset.text(1, set);
+        dynset.u32(3, UPDATE);
+        dynset.u32(4, FIRST);
+    });
+}
+
+/// Lays the parts of a key over the registers, each from a register of its own.
+fn load_key(list: &mut Message, key: &[Key]) {
+    let mut register = FIRST;
+    for part in key {
+        let taken = match *part {
+            Key::Protocol => {
+                load_meta(list, META_L4PROTO, register);
+                1
+            }
+            Key::SourcePort => load_port(list, 0, register),
+            Key::DestinationPort => load_port(list, 2, register),
+            Key::Source(family) => load_address(list, source_offset(family), family, family.bits(), register),
+            Key::Destination(family) => load_address(list, destination_offset(family), family, family.bits(), register),
+            Key::SourcePrefix { family, length } => load_address(list, source_offset(family), family, length, register),
+            Key::DestinationPrefix { family, length } => {
+                load_address(list, destination_offset(family), family, length, register)
+            }
+        };
+        register += taken;
+    }
+}
+
+fn load_port(list: &mut Message, offset: u32, register: u32) -> u32 {
+    load_payload(list, TRANSPORT_HEADER, offset, 2, register);
+    1
+}
+
+fn load_address(list: &mut Message, offset: u32, family: Family, length: u8, register: u32) -> u32 {
+    load_payload(list, NETWORK_HEADER, offset, width(family), register);
+    mask(list, register, family, length);
+    width(family) / 4
+}
+
+fn mask(list: &mut Message, register: u32, family: Family, length: u8) {
+    if length >= family.bits() {
+        return;
+    }
+    let ones = u128::MAX.checked_shl(128 - u32::from(length)).unwrap_or(0).to_be_bytes();
+    let (v4, _) = ones.split_at(4);
+    bitwise_and(list, register, if family == Family::V4 { v4 } else { &ones });
+}
+
+fn load_meta(list: &mut Message, key: u32, register: u32) {
+    named(list, "meta", |meta| {
+        meta.u32(1, register);
+        meta.u32(2, key);
+    });
+}
+
+fn load_payload(list: &mut Message, base: u32, offset: u32, length: u32, register: u32) {
+    named(list, "payload", |payload| {
+        payload.u32(1, register);
+        payload.u32(2, base);
+        payload.u32(3, offset);
+        payload.u32(4, length);
+    });
+}
+
+fn compare(list: &mut Message, register: u32, value: &[u8]) {
+    named(list, "cmp", |cmp| {
+        cmp.u32(1, register);
+        cmp.u32(2, EQUAL);
+        cmp.nest(3, |data| data.bytes(1, value));
+    });
+}
+
+fn bitwise_and(list: &mut Message, register: u32, mask: &[u8]) {
+    named(list, "bitwise", |bitwise| {
+        bitwise.u32(1, register);
+        bitwise.u32(2, register);
+        bitwise.u32(3, u32::try_from(mask.len()).unwrap_or_default());
+        bitwise.nest(4, |data| data.bytes(1, mask));
+        bitwise.nest(5, |data| data.bytes(1, &[0; 16][..mask.len().min(16)]));
+    });
+}
+
+fn immediate(list: &mut Message, register: u32, value: &[u8]) {
+    named(list, "immediate", |immediate| {
+        immediate.u32(1, register);
+        immediate.nest(2, |data| data.bytes(1, value));
+    });
+}
+
+fn named(list: &mut Message, name: &str, fill: impl FnOnce(&mut Message)) {
+    list.nest(1, |element| {
+        element.text(1, name);
+        element.nest(2, fill);
+    });
+}
+
+fn nfproto(family: Family) -> u8 {
+    match family {
+        Family::V4 => NFPROTO_IPV4,
+        Family::V6 => NFPROTO_IPV6,
+    }
+}
+
+fn width(family: Family) -> u32 {
+    u32::from(family.bits() / 8)
+}
+
+fn source_offset(family: Family) -> u32 {
+    match family {
+        Family::V4 => 12,
+        Family::V6 => 8,
+    }
+}
+
+fn destination_offset(family: Family) -> u32 {
+    match family {
+        Family::V4 => 16,
+        Family::V6 => 24,
+    }
+}

@@ -1,0 +1,225 @@
+//! The record of a judgement, as one JSON object (SPEC L1 and section 10).
+
+use std::net::{IpAddr, SocketAddr};
+use std::sync::Arc;
+use std::time::SystemTime;
+
+use serde::{Serialize, Serializer};
+
+use crate::name::DomainName;
+use crate::peek::{Fingerprint, Via};
+use crate::policy::{Direction, DropAction, Verdict};
+
+/// Fields that do not apply are left out.
+#[derive(Clone, Debug, Serialize)]
+pub struct Record {
+    #[serde(serialize_with = "rfc3339")]
+    pub time: SystemTime,
+    pub kind: Kind,
+    pub enforcer: Arc<str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub network: Option<Arc<str>>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub policy: Option<Arc<str>>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub direction: Option<&'static str>,
+    pub protocol: &'static str,
+    pub source: IpAddr,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub source_port: Option<u16>,
+    pub destination: IpAddr,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub destination_port: Option<u16>,
+    /// Where the domain was read: `DNS`, `HTTP`, `TLS` or `QUIC`.
+    #[serde(rename = "type", skip_serializing_if = "Option::is_none")]
+    pub via: Option<&'static str>,
+    #[serde(skip_serializing_if = "Option::is_none", serialize_with = "as_text")]
+    pub domain: Option<DomainName>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub ip_verdict: Option<&'static str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub domain_verdict: Option<&'static str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub inspection: Option<&'static str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub verdict: Option<&'static str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub reason: Option<&'static str>,
+    /// More about the reason, for a person: why a hello could not be read.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub detail: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub list: Option<Arc<str>>,
+    /// What was done to a blocked flow; `monitor` if the Network only watches.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub action: Option<&'static str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub ja3: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub ja4: Option<String>,
+    /// The hello carried an encrypted_client_hello extension.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    pub ech: bool,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub binding: Option<&'static str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub flow: Option<u64>,
+    /// Octets from the client to the server.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub bytes_out: Option<u64>,
+    /// Octets from the server to the client.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub bytes_in: Option<u64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub duration_ms: Option<u64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub closed_by: Option<&'static str>,
+    #[serde(flatten, skip_serializing_if = "Option::is_none")]
+    pub dns: Option<Box<Dns>>,
+}
+
+/// What records of DNS exchanges have besides.
+#[derive(Clone, Debug, Default, Serialize)]
+pub struct Dns {
+    pub qtype: String,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub rcode: Option<String>,
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub answers: Vec<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub resolver: Option<SocketAddr>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Kind {
+    Ip,
+    Domain,
+    Dns,
+    End,
+}
+
+impl Record {
+    /// A record of a flow with the fields that every record has.
+    pub fn new(
+        kind: Kind,
+        time: SystemTime,
+        enforcer: Arc<str>,
+        protocol: &'static str,
+        source: SocketAddr,
+        destination: SocketAddr,
+    ) -> Self {
+        Self {
+            time,
+            kind,
+            enforcer,
+            network: None,
+            policy: None,
+            direction: None,
+            protocol,
+            source: source.ip(),
+            source_port: Some(source.port()),
+            destination: destination.ip(),
+            destination_port: Some(destination.port()),
+            via: None,
+            domain: None,
+            ip_verdict: None,
+            domain_verdict: None,
+            inspection: None,
+            verdict: None,
+            reason: None,
+            detail: None,
+            list: None,
+            action: None,
+            ja3: None,
+            ja4: None,
+            ech: false,
+            binding: None,
+            flow: None,
+            bytes_out: None,
+            bytes_in: None,
+            duration_ms: None,
+            closed_by: None,
+            dns: None,
+        }
+    }
+
+    pub fn judged_by(mut self, network: Arc<str>, policy: Option<Arc<str>>, direction: Direction) -> Self {
+        self.network = Some(network);
+        self.policy = policy;
+        self.direction = Some(direction.as_str());
+        self
+    }
+
+    /// `action`: what a blocked peer sees, or `None` if the Network only monitors.
+    pub fn verdict(mut self, verdict: &Verdict, action: Option<DropAction>) -> Self {
+        self.ip_verdict = Some(verdict.ip.as_str());
+        self.domain_verdict = verdict.domain.map(|v| v.as_str());
+        self.inspection = verdict.inspection.map(|i| i.as_str());
+        self.verdict = Some(if verdict.pass { "allow" } else { "block" });
+        self.reason = Some(verdict.reason.as_str());
+        self.list = verdict.list.clone();
+        if !verdict.pass {
+            self.action = Some(action.map_or("monitor", |action| action.as_str()));
+        }
+        self
+    }
+
+    pub fn fingerprint(mut self, fingerprint: Option<&Fingerprint>) -> Self {
+        self.ja3 = fingerprint.map(|f| f.ja3.clone());
+        self.ja4 = fingerprint.map(|f| f.ja4.clone());
+        self
+    }
+}
+
+/// The word for `type`.
+pub fn via_word(via: Via) -> &'static str {
+    match via {
+        Via::Dns => "DNS",
+        Via::Http => "HTTP",
+        Via::Tls => "TLS",
+        Via::Quic => "QUIC",
+    }
+}
+
+fn rfc3339<S: Serializer>(time: &SystemTime, serializer: S) -> Result<S::Ok, S::Error> {
+    serializer.collect_str(&humantime::format_rfc3339_millis(*time))
+}
+
+fn as_text<S: Serializer>(name: &Option<DomainName>, serializer: S) -> Result<S::Ok, S::Error> {
+    match name {
+        Some(name) => serializer.serialize_str(name.as_str()),
+        None => serializer.serialize_none(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::policy::{DomainVerdict, InspectionType, IpVerdict, Reason};
+    use std::time::Duration;
+
+    #[test]
+    fn a_record_has_the_fields_of_the_interface_and_leaves_out_what_does_not_apply() {
+        let time = SystemTime::UNIX_EPOCH + Duration::from_millis(1_795_148_999_123);
+        let (source, destination) = ("10.1.0.2:41000".parse().unwrap(), "203.0.113.7:443".parse().unwrap());
+        let verdict = Verdict {
+            pass: false,
+            reason: Reason::Domain,
+            ip: IpVerdict::Allow,
+            domain: Some(DomainVerdict::Block),
+            inspection: Some(InspectionType::PreferBoth),
+            list: Some("feeds".into()),
+        };
+        let mut record = Record::new(Kind::Domain, time, "edge-1".into(), "tcp", source, destination)
+            .judged_by("office".into(), Some("office-out".into()), Direction::Outbound)
+            .verdict(&verdict, Some(DropAction::TcpReset));
+        record.via = Some(via_word(Via::Tls));
+        record.domain = DomainName::parse(b"www.example.com").ok();
+        record.flow = Some(42);
+        assert_eq!(
+            serde_json::to_string(&record).unwrap(),
+            r#"{"time":"2026-11-20T04:29:59.123Z","kind":"domain","enforcer":"edge-1","network":"office","policy":"office-out","direction":"outbound","protocol":"tcp","source":"10.1.0.2","source_port":41000,"destination":"203.0.113.7","destination_port":443,"type":"TLS","domain":"www.example.com","ip_verdict":"allow","domain_verdict":"block","inspection":"prefer-both","verdict":"block","reason":"DOMAIN","list":"feeds","action":"tcp-reset","flow":42}"#
+        );
+    }
+}
