@@ -4,6 +4,7 @@
 //! [`Outcome::Unreadable`], which is blocked unless a Network says otherwise.
 
 mod hello;
+pub mod tcp;
 pub mod udp;
 
 use crate::name::DomainName;
