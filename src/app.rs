@@ -16,7 +16,7 @@ use crate::config::{self, Loaded};
 use crate::firewall::{self, Capture};
 use crate::mode::gateway::{self, Gateway, Listeners};
 use crate::policy::snapshot::Snapshot;
-use crate::proxy::{relay, worker};
+use crate::proxy::{relay, udp, worker};
 use crate::sys::capture;
 use crate::sys::limits::raise_descriptors;
 use crate::telemetry::{Queue, Telemetry};
@@ -64,7 +64,7 @@ fn serve(loaded: Loaded, path: &Path, ending: Ending, telemetry: &Telemetry) -> 
     let listeners = Listeners::open(settings.workers).map_err(because("open transparent listeners"))?;
     let mut app = App {
         snapshot: Arc::new(ArcSwap::from_pointee(loaded.snapshot(1))),
-        capture: Capture::tcp(listeners.tcp),
+        capture: Capture { udp: Some(listeners.udp), ..Capture::tcp(listeners.tcp) },
         generation: 1,
     };
     app.apply(&loaded)?;
@@ -134,6 +134,7 @@ fn settings(limits: &Limits) -> io::Result<gateway::Settings> {
         workers,
         worker: worker::Settings { flows: limits.flows.min(possible), held: limits.held_bytes },
         relay: relay::Settings { idle: limits.idle, connect: CONNECT },
+        udp: udp::Settings::default(),
     })
 }
 

@@ -138,10 +138,7 @@ pub(super) fn udp_flow_rules(family: Family) -> Vec<Rule> {
             Expression::Family(family),
             in_flows(FlowSet::Forwarded, family),
             Expression::NoLongHeader,
-            Expression::Refresh {
-                key: key_of_packet(family),
-                set: FlowSet::Forwarded.name(family).to_owned(),
-            },
+            Expression::Refresh { key: key_of_packet(family), set: FlowSet::Forwarded.name(family).to_owned() },
             Expression::Verdict(Verdict::Accept),
         ]),
         Rule(vec![
