@@ -5,3 +5,4 @@
 mod architecture;
 mod inside;
 mod namespaces;
+mod quic;

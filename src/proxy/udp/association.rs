@@ -32,8 +32,8 @@ enum State {
     Undecided,
     /// Given to the kernel at this time.
     Passed(Instant),
-    /// Blocked until this time.
-    Blocked(Instant),
+    /// Blocked until this time, and how its datagrams are answered.
+    Blocked(Instant, DropAction),
 }
 
 impl Association {
@@ -44,8 +44,10 @@ impl Association {
 
     /// Takes in a datagram of the client.
     pub(super) fn datagram(&mut self, payload: &[u8], now: Instant, hands: &mut Hands) {
-        if matches!(self.state, State::Blocked(_)) {
-            return hands.dropped();
+        // What was on its way here when the kernel took over, or what its full set has no room for.
+        if let State::Blocked(_, action) = self.state {
+            hands.dropped();
+            return hands.refuse(&self.key, action, payload);
         }
         let Some(budget) = self.budget(hands) else { return self.without_inspection(payload, now, hands) };
         let Reading { depends_on, judge } = self.peek.datagram(payload, now, &budget, &mut hands.scratch);
@@ -54,7 +56,7 @@ impl Association {
             self.judge(subject, &discovery, payload, now, hands);
         }
         match self.peek.status(depends_on) {
-            _ if matches!(self.state, State::Blocked(_)) => {}
+            _ if matches!(self.state, State::Blocked(..)) => {}
             Status::Block => hands.dropped(),
             Status::Pass if self.held.is_empty() => self.pass(payload, now, hands),
             Status::Pass | Status::Pending => self.hold(depends_on, payload, now, hands),
@@ -72,7 +74,7 @@ impl Association {
         self.deadline = None;
         let last = self.held.last().map(|held| held.payload.clone()).unwrap_or_default();
         for (subject, discovery) in self.peek.expire() {
-            if !matches!(self.state, State::Blocked(_)) {
+            if !matches!(self.state, State::Blocked(..)) {
                 self.judge(subject, &discovery, &last, now, hands);
             }
         }
@@ -91,7 +93,7 @@ impl Association {
 
     /// It was blocked, and may try again.
     pub(super) fn is_over(&self, now: Instant) -> bool {
-        matches!(self.state, State::Blocked(until) if until <= now)
+        matches!(self.state, State::Blocked(until, _) if until <= now)
     }
 
     /// Nobody inspects its port any more: judged by its address.
@@ -122,7 +124,7 @@ impl Association {
 
     fn block(&mut self, action: DropAction, payload: &[u8], now: Instant, hands: &mut Hands) {
         hands.block(&self.key, action, payload);
-        self.state = State::Blocked(now + hands.settings.blocked);
+        self.state = State::Blocked(now + hands.settings.blocked, action);
         self.deadline = None;
         self.let_go(hands);
         self.peek = UdpPeek::default();
@@ -156,7 +158,7 @@ impl Association {
 
     /// Sends what may pass by now in the order in which it came, and drops what may not.
     fn release(&mut self, now: Instant, hands: &mut Hands) {
-        if matches!(self.state, State::Blocked(_)) {
+        if matches!(self.state, State::Blocked(..)) {
             return self.let_go(hands);
         }
         for held in std::mem::take(&mut self.held) {
