@@ -147,7 +147,7 @@ fn relay(pairs: Vec<Pair>) {
     let telemetry = Telemetry::new(Queue::new(1000).0);
     let census = Census::default();
     tokio::task::LocalSet::new().block_on(&runtime, async {
-        let relay: Rc<Relay> = Relay::new(settings(), telemetry).unwrap();
+        let relay: Rc<Relay> = Relay::new(settings(), telemetry, Box::new(|client, _| drop(client))).unwrap();
         for (client, server) in pairs {
             client.set_nonblocking(true).unwrap();
             server.set_nonblocking(true).unwrap();
@@ -155,6 +155,7 @@ fn relay(pairs: Vec<Pair>) {
                 client: client.into(),
                 server: server.into(),
                 held: Box::default(),
+                watched: None,
                 opened: Instant::now(),
                 record: Box::new(blank()),
                 place: census.enter(usize::MAX).unwrap(),

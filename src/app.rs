@@ -9,12 +9,14 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use arc_swap::ArcSwap;
-use tokio::signal::unix::{SignalKind, signal};
+use tokio::runtime::Runtime;
+use tokio::signal::unix::{Signal, SignalKind, signal};
 
 use crate::config::limits::Limits;
 use crate::config::{self, Loaded};
 use crate::firewall::{self, Capture};
 use crate::mode::gateway::{self, Gateway, Listeners};
+use crate::peek;
 use crate::policy::snapshot::Snapshot;
 use crate::proxy::{relay, udp, worker};
 use crate::sys::capture;
@@ -60,6 +62,8 @@ pub fn run(loaded: Loaded, path: &Path, ending: Ending) -> Result<(), Failure> {
 }
 
 fn serve(loaded: Loaded, path: &Path, ending: Ending, telemetry: &Telemetry) -> Result<(), Failure> {
+    // Before anything is changed that an end by signal must change back.
+    let signals = Signals::listen().map_err(because("listen for signals"))?;
     let settings = settings(&loaded.limits).map_err(because("read the limit of descriptors"))?;
     let listeners = Listeners::open(settings.workers).map_err(because("open transparent listeners"))?;
     let mut app = App {
@@ -72,11 +76,32 @@ fn serve(loaded: Loaded, path: &Path, ending: Ending, telemetry: &Telemetry) -> 
         Gateway::start(listeners, &settings, &app.snapshot, telemetry).map_err(because("start the workers"))?;
     eprintln!("ready");
     let _ = sd_notify::notify(&[sd_notify::NotifyState::Ready]);
-    app.follow_signals(path).map_err(because("wait for signals"))?;
+    app.follow(signals, path);
     let _ = sd_notify::notify(&[sd_notify::NotifyState::Stopping]);
     // Live flows need the rules that bring their packets here: they go last.
     gateway.stop(ending.drain);
     if ending.keep_rules { Ok(()) } else { capture::remove().map_err(because("take the rules away")) }
+}
+
+/// The signals that `run` obeys, kept from the moment this is made.
+#[derive(Debug)]
+struct Signals {
+    runtime: Runtime,
+    hangup: Signal,
+    terminate: Signal,
+    interrupt: Signal,
+}
+
+impl Signals {
+    fn listen() -> io::Result<Self> {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+        let inside = runtime.enter();
+        let hangup = signal(SignalKind::hangup())?;
+        let terminate = signal(SignalKind::terminate())?;
+        let interrupt = signal(SignalKind::interrupt())?;
+        drop(inside);
+        Ok(Self { runtime, hangup, terminate, interrupt })
+    }
 }
 
 impl App {
@@ -91,20 +116,17 @@ impl App {
     }
 
     /// Reloads at SIGHUP; returns at SIGTERM or SIGINT.
-    fn follow_signals(&mut self, path: &Path) -> io::Result<()> {
-        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    fn follow(&mut self, signals: Signals, path: &Path) {
+        let Signals { runtime, mut hangup, mut terminate, mut interrupt } = signals;
         runtime.block_on(async {
-            let mut hangup = signal(SignalKind::hangup())?;
-            let mut terminate = signal(SignalKind::terminate())?;
-            let mut interrupt = signal(SignalKind::interrupt())?;
             loop {
                 tokio::select! {
                     _ = hangup.recv() => self.reload(path),
-                    _ = terminate.recv() => return Ok(()),
-                    _ = interrupt.recv() => return Ok(()),
+                    _ = terminate.recv() => return,
+                    _ = interrupt.recv() => return,
                 }
             }
-        })
+        });
     }
 
     fn reload(&mut self, path: &Path) {
@@ -132,7 +154,10 @@ fn settings(limits: &Limits) -> io::Result<gateway::Settings> {
     };
     Ok(gateway::Settings {
         workers,
-        worker: worker::Settings { flows: limits.flows.min(possible), held: limits.held_bytes },
+        worker: worker::Settings {
+            flows: limits.flows.min(possible),
+            peek: peek::tcp::Limits { held: limits.held_bytes, fingerprints: true },
+        },
         relay: relay::Settings { idle: limits.idle, connect: CONNECT },
         udp: udp::Settings::default(),
     })

@@ -3,6 +3,7 @@
 //! Fails closed: a configuration with one mistake is no configuration. A key that nobody knows, and one whose feature
 //! does not exist yet, is a mistake (see [`unbuilt`]).
 
+mod contents;
 mod dns;
 mod document;
 mod inspection;
@@ -15,6 +16,7 @@ mod network;
 mod policy;
 pub(crate) mod port;
 mod reader;
+mod rule;
 mod tie;
 mod unbuilt;
 
@@ -22,14 +24,15 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use crate::list::List;
-use crate::policy::network::{Network, Port};
+use crate::policy::network::Network;
 use crate::policy::rules::Policy;
 use crate::policy::snapshot::Snapshot;
 
+use document::Document;
 use limits::{GatewaySettings, Limits};
 use list::Slot;
-use mistake::Report;
 pub use mistake::{Mistake, Mistakes, Severity};
+use mistake::{Report, Source};
 use named::{Named, name_of};
 use network::{Known, Written};
 use reader::{Located, Table};
@@ -82,14 +85,25 @@ fn read(path: &Path, report: &Report) -> Option<Loaded> {
     }
     let mut files: Vec<PathBuf> = std::iter::once(&source).chain(&included).map(|file| file.path.clone()).collect();
     let mut tops = vec![top];
-    tops.extend(included.iter().zip(&documents).map(|(source, document)| Table::top(report, source, document)));
+    tops.extend(included.iter().zip(&documents).map(|(source, document)| included_top(report, source, document)));
     let objects = Objects::read(&mut tops, report, &mut files);
     tie::check(&objects.networks, report);
     let networks = objects.networks_of(&enforcer, report);
-    let policies = objects.policies.iter().flatten().cloned().collect();
+    let policies = objects.policies.iter().cloned().collect();
     let lists = objects.lists.iter().filter_map(Slot::ready).cloned().collect();
     let warnings = Mistakes::default();
     Some(Loaded { enforcer: enforcer.value.into(), networks, policies, lists, gateway, limits, warnings, files })
+}
+
+/// An included file defines objects alone.
+fn included_top<'a>(report: &'a Report, source: &Arc<Source>, document: &'a Document<'a>) -> Table<'a> {
+    let mut top = Table::top(report, source, document);
+    for key in ["name", "include", "gateway", "sidecar", "limits", "geoip", "telemetry"] {
+        if let Some(place) = top.forbid(key) {
+            report.error(&place, format!("`{key}` in an included file"), "move it to the file that includes this one");
+        }
+    }
+    top
 }
 
 fn enforcer(top: &mut Table<'_>, report: &Report) -> Located<String> {
@@ -107,8 +121,8 @@ fn enforcer(top: &mut Table<'_>, report: &Report) -> Located<String> {
 /// Every object that the files define.
 struct Objects {
     lists: Named<Slot>,
-    policies: Named<Option<Arc<Policy>>>,
-    networks: Named<Option<Written>>,
+    policies: Named<Arc<Policy>>,
+    networks: Named<Written>,
 }
 
 impl Objects {
@@ -116,20 +130,22 @@ impl Objects {
     fn read(tops: &mut [Table<'_>], report: &Report, files: &mut Vec<PathBuf>) -> Self {
         let lists = define("list", tops, report, |table, name| list::read(table, name, report, files));
         let policies = define("policy", tops, report, |table, name| policy::read(table, name, &lists, report));
-        let ports: Named<Option<Arc<Port>>> =
-            define("port", tops, report, |table, name| port::read(table, name, report));
+        let ports = define("port", tops, report, |table, name| port::read(table, name, report));
         let known = Known { policies: &policies, ports: &ports };
         let networks = define("network", tops, report, |table, name| network::read(table, name, known, report));
-        lists.warn_of_unused("policy", report);
-        policies.warn_of_unused("network", report);
-        ports.warn_of_unused("network", report);
+        // After an error it may be the one who names it that was left out.
+        if report.errors() == 0 {
+            lists.warn_of_unused("policy", report);
+            policies.warn_of_unused("network", report);
+            ports.warn_of_unused("network", report);
+        }
         Self { lists, policies, networks }
     }
 
     fn networks_of(&self, enforcer: &Located<String>, report: &Report) -> Vec<Arc<Network>> {
-        let own = self.networks.iter().flatten().filter(|written| written.acts_on(&enforcer.value));
+        let own = self.networks.iter().filter(|written| written.acts_on(&enforcer.value));
         let own: Vec<_> = own.map(|written| written.network.clone()).collect();
-        if own.is_empty() {
+        if own.is_empty() && report.errors() == 0 {
             let what = format!("no network acts on this enforcer, `{}`: nothing is judged", enforcer.value);
             report.warning(&enforcer.place, what, "add a [[network]], or name this enforcer in `enforcers`");
         }
@@ -142,12 +158,16 @@ fn define<T>(
     kind: &'static str,
     tops: &mut [Table<'_>],
     report: &Report,
-    mut read: impl FnMut(Table<'_>, &str) -> T,
+    mut read: impl FnMut(Table<'_>, &str) -> Option<T>,
 ) -> Named<T> {
     let mut found = Named::new(kind);
     for mut table in tops.iter_mut().flat_map(|top| top.tables(kind)) {
+        let (place, errors) = (table.place.clone(), report.errors());
         let name = name_of(&mut table, report);
         let object = read(table, name.as_ref().map_or("", |name| &name.value));
+        if object.is_none() && report.errors() == errors {
+            report.error(&place, format!("this {kind} cannot be read"), "compare it with the reference");
+        }
         if let Some(name) = name {
             found.insert(name, object, report);
         }

@@ -6,6 +6,7 @@
 mod hello;
 pub mod tcp;
 pub mod udp;
+pub mod watch;
 
 use crate::name::DomainName;
 pub use crate::wire::fingerprint::{Carrier, Fingerprint};
@@ -57,6 +58,12 @@ pub enum Unreadable {
 impl Discovery {
     pub fn no_name(via: Option<Via>) -> Self {
         Self { outcome: Outcome::NoName, via, fingerprint: None, ech: false }
+    }
+
+    /// What a well-formed request says: the name that it asks for, if it asks for one.
+    pub fn of_request(name: Option<DomainName>) -> Self {
+        let outcome = name.map_or(Outcome::NoName, Outcome::Name);
+        Self { outcome, via: Some(Via::Http), fingerprint: None, ech: false }
     }
 
     pub fn unreadable(via: Via, why: Unreadable) -> Self {

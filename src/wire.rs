@@ -5,6 +5,9 @@
 
 pub mod dns;
 pub mod fingerprint;
+pub mod hpack;
+pub mod http;
+pub mod http2;
 pub mod quic;
 pub mod reader;
 pub mod tls;

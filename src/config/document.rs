@@ -9,6 +9,9 @@ use toml::de::DeTable;
 use super::mistake::{Place, Report, Source};
 use super::reader::{Located, Table};
 
+/// What a file holds, each key and value with its span.
+pub(super) type Document<'s> = Spanned<DeTable<'s>>;
+
 /// The largest configuration file that is read, in octets.
 const MAX_FILE: u64 = 64 << 20;
 
@@ -27,8 +30,8 @@ pub(super) fn open(path: &Path, named: Option<&Place>, report: &Report) -> Optio
 
 fn read_text(path: &Path) -> Result<String, String> {
     let size = std::fs::metadata(path).map_err(|error| error.to_string())?;
-    if size.is_dir() {
-        return Err("it is a directory".to_owned());
+    if !size.is_file() {
+        return Err("it is not a regular file".to_owned());
     }
     if size.len() > MAX_FILE {
         return Err(format!("it is larger than {} MiB", MAX_FILE >> 20));
@@ -42,18 +45,27 @@ fn read_text(path: &Path) -> Result<String, String> {
 }
 
 /// The document as far as it can be read; errors of its syntax are reported.
-pub(super) fn parse<'s>(source: &'s Arc<Source>, report: &Report) -> Spanned<DeTable<'s>> {
+pub(super) fn parse<'s>(source: &'s Arc<Source>, report: &Report) -> Document<'s> {
     let (document, errors) = DeTable::parse_recoverable(&source.text);
     for error in errors {
         let span = error.span().unwrap_or(0..0);
         let place = Place { source: source.clone(), span };
-        report.error(&place, format!("not TOML: {}", first_line(error.message())), "see https://toml.io");
+        let message = error.message().lines().collect::<Vec<_>>().join(", ");
+        report.error(&place, format!("not TOML: {message}"), mend(&message));
     }
     document
 }
 
-fn first_line(message: &str) -> String {
-    message.lines().collect::<Vec<_>>().join(", ")
+fn mend(message: &str) -> &'static str {
+    let known = [
+        ("duplicate key", "leave one of the two out; several objects of a kind are written [[kind]] each"),
+        ("must be quoted", "put it in quotes: \"..\""),
+        ("invalid table header", "write [table], or [[object]] for one of several"),
+        ("invalid array", "write [item, item]"),
+        ("invalid inline table", "write { key = value, key = value }"),
+    ];
+    let mend = known.iter().find(|(part, _)| message.contains(part)).map(|(_, mend)| *mend);
+    mend.unwrap_or("each line is `key = value`, [table], [[object]] or # a comment")
 }
 
 /// The files that `include` names, in the order of the patterns and, within one, of their names.
@@ -87,6 +99,7 @@ fn matching(pattern: &Located<String>, report: &Report) -> Vec<PathBuf> {
     }
     let mut found = match files_in(folder, name) {
         Ok(found) => found,
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => Vec::new(),
         Err(error) => {
             let what = format!("cannot read the folder {}: {error}", folder.display());
             report.error(&pattern.place, what, "make it, or leave the pattern out");

@@ -46,16 +46,18 @@ const KINDS: &[(&str, InspectionType)] = &[
 ];
 
 fn ports(table: &mut Table<'_>, key: &'static str, kind: &str, default: u16, report: &Report) -> Vec<u16> {
-    let Some(written) = table.take(key) else { return vec![default] };
+    let Some(items) = table.take(key).and_then(|written| written.items()) else { return vec![default] };
     let mut ports = Vec::new();
-    for item in written.items() {
+    let mut surplus = MAX_PORTS;
+    for item in items {
         let Some(port) = item.number(1..=65535).and_then(|port| u16::try_from(port).ok()) else { continue };
         if ports.contains(&port) {
             report.warning(&item.place, format!("port {port} is named twice"), "name it once");
             continue;
         }
         if ports.len() >= MAX_PORTS {
-            let what = format!("port {port} is one {kind} inspection port too many");
+            surplus += 1;
+            let what = format!("port {port} is {kind} inspection port number {surplus}");
             report.error(&item.place, what, format!("leave it out: at most {MAX_PORTS} in `{key}`"));
             continue;
         }

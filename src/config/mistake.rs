@@ -6,7 +6,7 @@ use std::ops::Range;
 use std::path::PathBuf;
 use std::sync::Arc;
 
-use annotate_snippets::{AnnotationKind, Group, Level, Renderer, Snippet};
+use annotate_snippets::{AnnotationKind, Group, Level, Renderer, Snippet, normalize_untrusted_str};
 
 /// A text that mistakes point into.
 #[derive(Debug)]
@@ -58,7 +58,7 @@ impl Source {
 
     /// Line and column of an octet, both from 1; the column counts characters.
     fn position(&self, at: usize) -> (usize, usize) {
-        let at = self.text.floor_char_boundary(at.min(self.text.len()));
+        let at = boundary(&self.text, at);
         let before = self.text.get(..at).unwrap_or_default();
         let line = before.bytes().filter(|b| *b == b'\n').count();
         let column = before.rsplit('\n').next().unwrap_or_default().chars().count();
@@ -88,7 +88,13 @@ impl Report {
 
     fn add(&self, severity: Severity, place: &Place, what: String, mend: String) {
         let Place { source, span } = place.clone();
+        // What a file says may hold escapes for the terminal.
+        let (what, mend) = (normalize_untrusted_str(&what), normalize_untrusted_str(&mend));
         self.0.borrow_mut().push(Mistake { severity, what, mend, source, span });
+    }
+
+    pub(super) fn errors(&self) -> usize {
+        self.0.borrow().iter().filter(|mistake| mistake.severity == Severity::Error).count()
     }
 
     /// All that was found, each file's in the order of its lines.
@@ -122,11 +128,11 @@ impl Mistake {
 
     /// The line that programs read, then the place as an excerpt that says how to mend it.
     fn render(&self, colour: bool) -> String {
-        let (level, renderer) = match self.severity {
-            Severity::Error => (Level::ERROR, Renderer::styled()),
-            Severity::Warning => (Level::WARNING, Renderer::styled()),
+        let level = match self.severity {
+            Severity::Error => Level::ERROR,
+            Severity::Warning => Level::WARNING,
         };
-        let renderer = if colour { renderer } else { Renderer::plain() };
+        let renderer = if colour { Renderer::styled() } else { Renderer::plain() };
         let annotation = AnnotationKind::Primary.span(self.visible_span()).label(&self.mend);
         let snippet = Snippet::source(&self.source.text).line_start(self.source.first_line).annotation(annotation);
         let excerpt = renderer.render(&[Group::with_level(level).element(snippet)]);
@@ -142,11 +148,16 @@ impl Mistake {
     /// The span as far as its first line goes, within the text.
     fn visible_span(&self) -> Range<usize> {
         let text = &self.source.text;
-        let start = text.floor_char_boundary(self.span.start.min(text.len()));
-        let end = text.ceil_char_boundary(self.span.end.clamp(start, text.len()));
+        let start = boundary(text, self.span.start);
+        let end = boundary(text, self.span.end).max(start);
         let shown = text.get(start..end).unwrap_or_default();
         start..start + shown.lines().next().unwrap_or_default().len()
     }
+}
+
+/// The last boundary between characters that is not past `at`.
+fn boundary(text: &str, at: usize) -> usize {
+    (0..=at.min(text.len())).rev().find(|at| text.is_char_boundary(*at)).unwrap_or(0)
 }
 
 impl fmt::Display for Severity {

@@ -1,57 +1,64 @@
 //! Objects by name: lists, policies, ports, Networks.
 
 use std::cell::Cell;
-use std::collections::BTreeMap;
+use std::collections::HashMap;
 
-use super::mistake::{Place, Report};
+use super::mistake::Report;
 use super::nearest::nearest;
 use super::reader::{Located, Table};
 
 /// The longest name of an object, in octets.
 const MAX_NAME: usize = 128;
 
-/// What a configuration defines under names of one kind.
+/// What a configuration defines under names of one kind, in the order of the files.
 #[derive(Debug)]
 pub(super) struct Named<T> {
     /// `list`, `policy`, ...
     kind: &'static str,
-    found: BTreeMap<String, Entry<T>>,
+    found: Vec<Entry<T>>,
+    /// Name to index in `found`.
+    index: HashMap<String, usize>,
 }
 
 #[derive(Debug)]
 struct Entry<T> {
-    place: Place,
+    name: Located<String>,
     used: Cell<bool>,
-    object: T,
+    /// `None`: it has mistakes, which are reported where it stands and not wherever it is named.
+    object: Option<T>,
 }
 
 impl<T> Named<T> {
     pub(super) fn new(kind: &'static str) -> Self {
-        Self { kind, found: BTreeMap::new() }
+        Self { kind, found: Vec::new(), index: HashMap::new() }
     }
 
     /// The second of one name is a mistake, and is left out.
-    pub(super) fn insert(&mut self, name: Located<String>, object: T, report: &Report) {
-        if let Some(first) = self.found.get(&name.value) {
+    pub(super) fn insert(&mut self, name: Located<String>, object: Option<T>, report: &Report) {
+        if let Some(first) = self.entry(&name.value) {
             let what = format!("a second {} named `{}`", self.kind, name.value);
-            report.error(&name.place, what, format!("rename one: the first is at {}", first.place.line()));
+            report.error(&name.place, what, format!("rename one: the first is at {}", first.name.place.line()));
             return;
         }
-        let entry = Entry { place: name.place, used: Cell::new(false), object };
-        self.found.insert(name.value, entry);
+        self.index.insert(name.value.clone(), self.found.len());
+        self.found.push(Entry { name, used: Cell::new(false), object });
     }
 
     pub(super) fn find(&self, name: &Located<String>, report: &Report) -> Option<&T> {
-        let Some(entry) = self.found.get(&name.value) else {
+        let Some(entry) = self.entry(&name.value) else {
             report.error(&name.place, format!("no {} is named `{}`", self.kind, name.value), self.advice(&name.value));
             return None;
         };
         entry.used.set(true);
-        Some(&entry.object)
+        entry.object.as_ref()
+    }
+
+    fn entry(&self, name: &str) -> Option<&Entry<T>> {
+        self.found.get(*self.index.get(name)?)
     }
 
     fn advice(&self, written: &str) -> String {
-        let known: Vec<&str> = self.found.keys().map(String::as_str).collect();
+        let known: Vec<&str> = self.found.iter().map(|entry| entry.name.value.as_str()).collect();
         let define = format!("define it: [[{}]] name = \"{written}\"", self.kind);
         match nearest(written, &known) {
             Some(near) => format!("did you mean `{near}`? Else {define}"),
@@ -61,14 +68,14 @@ impl<T> Named<T> {
 
     /// What nobody named is probably forgotten.
     pub(super) fn warn_of_unused(&self, user: &str, report: &Report) {
-        for (name, entry) in self.found.iter().filter(|(_, entry)| !entry.used.get()) {
-            let what = format!("no {user} names the {} `{name}`: it judges nothing", self.kind);
-            report.warning(&entry.place, what, format!("name it in a {user}, or leave it out"));
+        for Entry { name, .. } in self.found.iter().filter(|entry| !entry.used.get()) {
+            let what = format!("no {user} names the {} `{}`: it judges nothing", self.kind, name.value);
+            report.warning(&name.place, what, format!("name it in a {user}, or leave it out"));
         }
     }
 
     pub(super) fn iter(&self) -> impl Iterator<Item = &T> {
-        self.found.values().map(|entry| &entry.object)
+        self.found.iter().filter_map(|entry| entry.object.as_ref())
     }
 }
 

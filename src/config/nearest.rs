@@ -8,7 +8,7 @@ pub(super) fn nearest<'k>(written: &str, known: &[&'k str]) -> Option<&'k str> {
     }
     let written = written.to_lowercase();
     let near = known.iter().map(|word| (edits(&written, word), *word)).min_by_key(|(edits, _)| *edits);
-    near.filter(|(edits, word)| *edits <= (word.len() / 3).clamp(1, 3)).map(|(_, word)| word)
+    near.filter(|(edits, word)| *edits < word.len() && *edits <= (word.len() / 3).clamp(1, 3)).map(|(_, word)| word)
 }
 
 /// Insertions, deletions, replacements and swaps of neighbours that turn one word into the other.

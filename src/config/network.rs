@@ -7,10 +7,10 @@ use ipnet::IpNet;
 
 use super::mistake::{Place, Report};
 use super::named::Named;
+use super::port::{TCP, UDP};
 use super::reader::{Located, Table};
-use super::{dns, inspection};
-use crate::policy::DropAction;
-use crate::policy::network::{Mode, Network, Port, ProtectedIp, Rule};
+use super::{dns, inspection, rule};
+use crate::policy::network::{Inspection, Mode, Network, Port, ProtectedIp};
 use crate::policy::rules::Policy;
 
 /// A Network with what only the configuration needs of it.
@@ -26,15 +26,8 @@ pub(super) struct Written {
 /// What a Network may name.
 #[derive(Clone, Copy)]
 pub(super) struct Known<'a> {
-    pub(super) policies: &'a Named<Option<Arc<Policy>>>,
-    pub(super) ports: &'a Named<Option<Arc<Port>>>,
-}
-
-#[derive(Clone, Copy)]
-enum Directions {
-    Inbound,
-    Outbound,
-    Both,
+    pub(super) policies: &'a Named<Arc<Policy>>,
+    pub(super) ports: &'a Named<Arc<Port>>,
 }
 
 impl Written {
@@ -48,8 +41,11 @@ pub(super) fn read(mut table: Table<'_>, name: &str, known: Known<'_>, report: &
     let enforcers = enforcers(&mut table);
     let mode = table.word("mode", MODES, Mode::Enforce);
     let ips = ips(&mut table, name, known, report);
-    let (outbound, inbound) = rules(&mut table, name, known, report);
+    let (outbound, inbound) = rule::read(&mut table, name, &ips, known, report);
     let inspection = table.table("inspection").and_then(|table| inspection::read(table, report));
+    if let Some(inspection) = inspection.as_ref().filter(|inspection| !applies(inspection, &ips)) {
+        warn_of_idle_inspection(&table, inspection, report);
+    }
     let dns = table.table("dns").map(|table| dns::read(table, report)).unwrap_or_default();
     let (places, ips) = ips.into_iter().map(|ip| (ip.place, ip.value)).unzip();
     let name = name.into();
@@ -57,16 +53,36 @@ pub(super) fn read(mut table: Table<'_>, name: &str, known: Known<'_>, report: &
     Some(Written { network, enforcers, places })
 }
 
+/// Whether any inspection port of the Network is one that its Ports cover.
+fn applies(inspection: &Inspection, ips: &[Located<ProtectedIp>]) -> bool {
+    let mut ports = inspection.tls_ports.iter().chain(&inspection.http_ports);
+    let covered = |port: u16| {
+        ips.iter().any(|ip| {
+            ip.value.port.as_ref().is_none_or(|own| own.covers(TCP, Some(port)) || own.covers(UDP, Some(port)))
+        })
+    };
+    ips.is_empty() || ports.any(|port| covered(*port))
+}
+
+fn warn_of_idle_inspection(table: &Table<'_>, inspection: &Inspection, report: &Report) {
+    if inspection.tls_ports.is_empty() && inspection.http_ports.is_empty() {
+        return;
+    }
+    let what = "none of the inspection ports is in a Port of `ips`: nothing is inspected";
+    report.warning(&table.place, what, "add them to the Port, or leave the inspection out");
+}
+
 const MODES: &[(&str, Mode)] = &[("enforce", Mode::Enforce), ("monitor", Mode::Monitor), ("off", Mode::Off)];
 
 fn enforcers(table: &mut Table<'_>) -> Option<Vec<String>> {
-    let names = table.take("enforcers")?.items();
+    let names = table.take("enforcers")?.items()?;
     Some(names.iter().filter_map(|name| name.text()).map(|name| name.value).collect())
 }
 
 fn ips(table: &mut Table<'_>, name: &str, known: Known<'_>, report: &Report) -> Vec<Located<ProtectedIp>> {
     let Some(written) = table.demand("ips", "[{ ip = \"10.1.0.0\", maskbits = 24 }]") else { return Vec::new() };
-    let (place, items) = (written.place.clone(), written.items());
+    let place = written.place.clone();
+    let Some(items) = written.items() else { return Vec::new() };
     if items.is_empty() {
         let mend = "write `ips = [{ ip = \"10.1.0.0\", maskbits = 24 }]`";
         report.error(&place, format!("the network `{name}` protects nothing"), mend);
@@ -90,7 +106,7 @@ fn protected_ip(mut table: Table<'_>, known: Known<'_>, report: &Report) -> Opti
     let prefix = prefix(&ip?, address?, u8::try_from(maskbits).ok()?, has_mask, report)?;
     let port = match port {
         None => None,
-        Some(found) => Some(found?.clone()?),
+        Some(found) => Some(found?.clone()),
     };
     Some(Located { value: ProtectedIp { prefix, port }, place })
 }
@@ -120,73 +136,4 @@ fn prefix(ip: &Located<String>, address: IpAddr, maskbits: u8, has_mask: bool, r
     let mend = format!("write ip = \"{}\", or leave maskbits out for this address alone", net.network());
     report.error(&ip.place, what, mend);
     None
-}
-
-type Rules = (Option<Rule>, Option<Rule>);
-
-/// Outbound and inbound. `directions` left out means those that are given.
-fn rules(table: &mut Table<'_>, name: &str, known: Known<'_>, report: &Report) -> Rules {
-    let stated = table.take("directions").and_then(|value| Some((value.word(DIRECTIONS)?, value.place)));
-    let outbound = (table.has("outbound"), rule(table, "outbound", known, report));
-    let inbound = (table.has("inbound"), rule(table, "inbound", known, report));
-    let Some((directions, place)) = stated else {
-        if !outbound.0 && !inbound.0 {
-            let mend = "add `outbound = { policy = \"..\", drop = \"tcp-reset\" }`";
-            report.error(&table.place, format!("the network `{name}` judges no direction"), mend);
-        }
-        return (outbound.1, inbound.1);
-    };
-    let wants_outbound = !matches!(directions, Directions::Inbound);
-    let wants_inbound = !matches!(directions, Directions::Outbound);
-    for (key, wanted, given) in [("outbound", wants_outbound, outbound.0), ("inbound", wants_inbound, inbound.0)] {
-        if wanted && !given {
-            let what = format!("the network `{name}` has no policy for its {key} direction");
-            report.error(&place, what, format!("add `{key} = {{ policy = \"..\", drop = \"discard\" }}`"));
-        }
-        if given && !wanted {
-            let what = format!("`{key}` is given, but `directions` leaves that direction unjudged");
-            report.error(&place, what, format!("write `directions = \"both\"`, or leave `{key}` out"));
-        }
-    }
-    (outbound.1, inbound.1)
-}
-
-const DIRECTIONS: &[(&str, Directions)] =
-    &[("inbound", Directions::Inbound), ("outbound", Directions::Outbound), ("both", Directions::Both)];
-
-fn rule(table: &mut Table<'_>, key: &'static str, known: Known<'_>, report: &Report) -> Option<Rule> {
-    let mut table = table.table(key)?;
-    let policy = table.demand("policy", "\"..\"").and_then(|value| value.text());
-    let drop = table.take("drop").and_then(|value| Some((value.word(DROPS)?, value.place)));
-    if let Some((drop, place)) = &drop {
-        warn_of_drop(*drop, key, place, report);
-    }
-    let policy = known.policies.find(&policy?, report)?.clone()?;
-    Some(Rule { policy, drop: drop.map_or(DropAction::Discard, |(drop, _)| drop) })
-}
-
-const DROPS: &[(&str, DropAction)] = &[
-    ("discard", DropAction::Discard),
-    ("icmp-unreachable", DropAction::IcmpUnreachable),
-    ("tcp-reset", DropAction::TcpReset),
-];
-
-/// SPEC N7.
-fn warn_of_drop(drop: DropAction, direction: &str, place: &Place, report: &Report) {
-    match (drop, direction) {
-        (DropAction::Discard, _) => {}
-        (_, "inbound") => {
-            report.warning(
-                place,
-                format!("`{drop}` shows a scanner that something is there"),
-                "`discard` shows nothing",
-            );
-        }
-        (DropAction::TcpReset, _) => {
-            let mend =
-                "prefer `icmp-unreachable`, which ends other protocols too, unless a firewall between filters ICMP";
-            report.warning(place, "`tcp-reset` ends TCP flows alone", mend);
-        }
-        _ => {}
-    }
 }

@@ -20,7 +20,36 @@ pub(super) fn read(mut table: Table<'_>, name: &str, lists: &Named<Slot>, report
     let fingerprints = table.tables("fingerprints").into_iter().filter_map(|rule| fingerprint(rule, report)).collect();
     table.take("countries");
     table.take("asns");
-    Some(Arc::new(Policy { name: name.into(), default: default?, lists, thresholds, fingerprints }))
+    let policy = Policy { name: name.into(), default: default?, lists, thresholds, fingerprints };
+    warn_of(&policy, table, report);
+    Some(Arc::new(policy))
+}
+
+fn warn_of(policy: &Policy, table: Table<'_>, report: &Report) {
+    let blocks = policy.lists.iter().any(|list| list.verdict != ListVerdict::Allow);
+    if policy.default == IpVerdict::Allow && !blocks && policy.fingerprints.is_empty() && !table.has("lists") {
+        let what = format!("the policy `{}` blocks nothing", policy.name);
+        report.warning(&table.place, what, "add a list, or `default = \"block\"`");
+    }
+    let required = policy.fingerprints.iter().filter(|rule| rule.demand == FingerprintDemand::Require);
+    let mut seen: Vec<&FingerprintRule> = Vec::new();
+    for rule in required {
+        if let Some(name) = seen.iter().find_map(|other| shared_name(other, rule)) {
+            let what = format!("two fingerprints are required of {name}: no flow can have both");
+            report.warning(&table.place, what, "leave one out");
+        }
+        seen.push(rule);
+    }
+}
+
+fn shared_name(a: &FingerprintRule, b: &FingerprintRule) -> Option<String> {
+    if a.value == b.value {
+        return None;
+    }
+    if a.domains.is_empty() && b.domains.is_empty() {
+        return Some("every name".to_owned());
+    }
+    a.domains.iter().find(|name| b.domains.contains(name)).map(|name| format!("`{name}`"))
 }
 
 fn lists_of(table: &mut Table<'_>, lists: &Named<Slot>, report: &Report) -> Vec<Arc<List>> {
@@ -131,4 +160,38 @@ fn is_ja4(text: &str) -> bool {
         && [a1, a2].iter().all(u8::is_ascii_alphanumeric)
         && is_hex(ciphers, 12)
         && is_hex(extensions, 12)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn fingerprints_are_known_by_their_shape() {
+        for good in [
+            "3fed133de60c35724739b913924b6c24",
+            "3FED133DE60C35724739B913924B6C24",
+            "771,4865-4866-4867,0-11-10,29-23,0",
+            "771,,,,",
+            "t13d1516h2_8daaf6152771_b186095e22b6",
+            "q13i0312h3_55b375c5d22e_06cda9e17597",
+        ] {
+            assert!(is_fingerprint(good), "{good}");
+        }
+        for bad in [
+            "",
+            "3fed133de60c35724739b913924b6c2",
+            "3fed133de60c35724739b913924b6c2g",
+            "771,4865,0,29",
+            ",4865,0,29,0",
+            "771,70000,0,29,0",
+            "771,4865--4866,0,29,0",
+            "t13d1516h2_8daaf6152771",
+            "x13d1516h2_8daaf6152771_b186095e22b6",
+            "t13d1516h2_8DAAF6152771_b186095e22b6",
+            "t13d1516h2é_8daaf6152771_b186095e22b6",
+        ] {
+            assert!(!is_fingerprint(bad), "{bad}");
+        }
+    }
 }

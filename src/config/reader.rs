@@ -67,7 +67,9 @@ impl<'a> Table<'a> {
     fn refuse(&self, place: &Place, value: &Value<'_>, refused: Refused, what: &str) {
         let path = &value.path;
         let (what, mend) = match refused {
-            Refused::As(word) => (format!("`{path}` = `{word}` is not built yet: {what}"), "take another value"),
+            Refused::As(word) => {
+                (format!("`{path}` = `{word}` is not built yet: {what}"), "take another value, or leave it out")
+            }
             _ => (format!("`{path}` is not built yet: {what}"), "leave it out"),
         };
         self.report.error(place, what, mend);
@@ -80,6 +82,12 @@ impl<'a> Table<'a> {
             self.report.error(&self.place, what, format!("add `{key} = {example}`"));
         }
         self.take(key)
+    }
+
+    /// Makes a key known that must not be here, and tells where it is.
+    pub(super) fn forbid(&mut self, key: &'static str) -> Option<Place> {
+        self.known.push(key);
+        self.entries.get_key_value(key).map(|(name, _)| self.at(name.span()))
     }
 
     pub(super) fn has(&self, key: &str) -> bool {
@@ -137,11 +145,19 @@ impl<'a> Table<'a> {
 
     /// The tables of `[[key]]`, or of an array of inline tables.
     pub(super) fn tables(&mut self, key: &'static str) -> Vec<Table<'a>> {
-        self.array(key).into_iter().filter_map(|item| item.table()).collect()
+        let Some(value) = self.take(key) else { return Vec::new() };
+        if value.value.is_table() {
+            value.refuse::<()>(
+                format!("`{}` is one table here", value.path),
+                format!("write [[{key}]]: there may be several"),
+            );
+            return Vec::new();
+        }
+        value.items().unwrap_or_default().into_iter().filter_map(|item| item.table()).collect()
     }
 
     pub(super) fn array(&mut self, key: &'static str) -> Vec<Value<'a>> {
-        self.take(key).map(|value| value.items()).unwrap_or_default()
+        self.take(key).and_then(|value| value.items()).unwrap_or_default()
     }
 
     /// How messages speak of this table.
@@ -179,18 +195,15 @@ impl<'a> Value<'a> {
         Some(Table { place: self.place, path: self.path, report: self.report, entries, known: Vec::new(), free: false })
     }
 
-    pub(super) fn items(self) -> Vec<Value<'a>> {
-        let DeValue::Array(items) = self.value else {
-            self.wrong::<()>("an array, as in `[..]`");
-            return Vec::new();
-        };
+    pub(super) fn items(self) -> Option<Vec<Value<'a>>> {
+        let DeValue::Array(items) = self.value else { return self.wrong("an array, as in `[..]`") };
         let item = |item: &'a Spanned<DeValue<'a>>| Value {
             place: Place { source: self.place.source.clone(), span: item.span() },
             path: self.path.clone(),
             report: self.report,
             value: item.get_ref(),
         };
-        items.iter().map(item).collect()
+        Some(items.iter().map(item).collect())
     }
 
     pub(super) fn boolean(&self) -> Option<bool> {
@@ -212,7 +225,9 @@ impl<'a> Value<'a> {
         let number = i128::from_str_radix(written.as_str(), written.radix()).ok();
         match number.and_then(|number| u64::try_from(number).ok()).filter(|number| range.contains(number)) {
             Some(number) => Some(number),
-            None => self.refuse(format!("`{}` is {} here", self.path, written.as_str()), format!("{low} to {high}")),
+            None => {
+                self.refuse(format!("`{}` is {} here", self.path, written.as_str()), format!("write {low} to {high}"))
+            }
         }
     }
 
@@ -227,7 +242,7 @@ impl<'a> Value<'a> {
             return Some(duration);
         }
         let say = humantime::format_duration;
-        let mend = format!("from {} to {}", say(*range.start()), say(*range.end()));
+        let mend = format!("write {} to {}", say(*range.start()), say(*range.end()));
         self.refuse(format!("`{}` is {text} here", self.path), mend)
     }
 
@@ -246,7 +261,7 @@ impl<'a> Value<'a> {
         if range.contains(&size) {
             return Some(size);
         }
-        let mend = format!("from {} to {} octets", range.start(), range.end());
+        let mend = format!("write {} to {} octets", range.start(), range.end());
         self.refuse(format!("`{}` is {text} here", self.path), mend)
     }
 
@@ -316,4 +331,65 @@ fn kind(value: &DeValue<'_>) -> &'static str {
 fn quoted(words: &[&str]) -> String {
     let quoted: Vec<String> = words.iter().map(|word| format!("\"{word}\"")).collect();
     quoted.join(", ")
+}
+
+/// Reads a table written alone, outside its place in the file, with the mistakes found as lines.
+#[cfg(test)]
+pub(super) fn read_alone<T>(text: &str, read: impl FnOnce(Table<'_>, &Report) -> T) -> (T, Vec<String>) {
+    let report = Report::default();
+    let source = Source::whole("t".into(), text.to_owned());
+    let document = super::document::parse(&source, &report);
+    let found = read(Table::top(&report, &source, &document), &report);
+    let mistakes = report.into_mistakes().to_string();
+    (found, mistakes.lines().map(str::to_owned).collect())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_key_that_no_reader_asks_for_is_reported_even_if_reading_stops_early() {
+        let (_, mistakes) = read_alone("a = 1\nb = 2", |mut table, _| _ = table.take("a"));
+        assert_eq!(mistakes, ["t:2:1: error: unknown key `b` in the file: the file has: a"]);
+    }
+
+    #[test]
+    fn numbers_are_read_in_every_radix_and_never_wrap() {
+        for (written, expected) in [
+            ("10", Some(10)),
+            ("0x1F", Some(31)),
+            ("0b101", Some(5)),
+            ("1_000", Some(1000)),
+            ("-1", None),
+            ("1001", None),
+            ("18446744073709551617", None),
+            ("340282366920938463463374607431768211457", None),
+            ("5.0", None),
+        ] {
+            let text = format!("n = {written}");
+            let (found, mistakes) = read_alone(&text, |mut table, _| table.take("n")?.number(0..=1000));
+            assert_eq!(found, expected, "{written}");
+            assert_eq!(mistakes.is_empty(), expected.is_some(), "{written}: {mistakes:?}");
+        }
+    }
+
+    #[test]
+    fn sizes_have_binary_units_and_never_wrap() {
+        for (written, expected) in [
+            ("65536", Some(65_536)),
+            ("\"64KiB\"", Some(65_536)),
+            ("\"1 MiB\"", Some(1 << 20)),
+            ("\"100B\"", Some(100)),
+            ("\"64KB\"", None),
+            ("\"KiB\"", None),
+            ("\"18014398509481985KiB\"", None),
+            ("\"2GiB\"", None),
+        ] {
+            let text = format!("n = {written}");
+            let (found, mistakes) = read_alone(&text, |mut table, _| table.take("n")?.size(0..=1 << 30));
+            assert_eq!(found, expected, "{written}");
+            assert_eq!(mistakes.is_empty(), expected.is_some(), "{written}: {mistakes:?}");
+        }
+    }
 }

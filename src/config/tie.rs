@@ -1,4 +1,4 @@
-//! Networks that tie for a packet (SPEC N4).
+//! Networks that tie for a packet (SPEC N4), and those that take packets from another without judging them.
 //!
 //! The longest prefix whose Port covers a packet judges it. So two Networks tie exactly if both protect the *same* prefix, with
 //! Ports that share a protocol and a port, on an enforcer that both act on. Directions do not separate them: a
@@ -12,27 +12,48 @@ use super::mistake::{Place, Report};
 use super::named::Named;
 use super::network::Written;
 use super::port::{PROTOCOLS, TCP, UDP};
+use crate::policy::Direction;
 use crate::policy::network::{Mode, Port, Protocol};
 
 struct Claim<'a> {
     written: &'a Written,
+    prefix: IpNet,
     port: Option<&'a Port>,
     place: &'a Place,
 }
 
-pub(super) fn check(networks: &Named<Option<Written>>, report: &Report) {
+pub(super) fn check(networks: &Named<Written>, report: &Report) {
     let mut claims: HashMap<IpNet, Vec<Claim<'_>>> = HashMap::new();
-    for written in networks.iter().flatten().filter(|written| written.network.mode != Mode::Off) {
-        for (ip, place) in written.network.ips.iter().zip(&written.places) {
-            let claim = Claim { written, port: ip.port.as_deref(), place };
-            let rivals = claims.entry(ip.prefix).or_default();
-            // One tie is enough to say of each address.
-            if let Some((rival, shared)) = rivals.iter().find_map(|rival| Some((rival, claim.shares_with(rival)?))) {
-                claim.report(rival, ip.prefix, &shared, report);
-            }
-            rivals.push(claim);
+    for claim in networks.iter().flat_map(claims_of) {
+        let rivals = claims.entry(claim.prefix).or_default();
+        // One tie is enough to say of each address.
+        if let Some((rival, shared)) = rivals.iter().find_map(|rival| Some((rival, claim.shares_with(rival)?))) {
+            claim.report_tie(rival, &shared, report);
+        }
+        rivals.push(claim);
+    }
+    for same_prefix in claims.values() {
+        if let Some(claim) = same_prefix.iter().find(|claim| claim.port.is_some() && !claim.has_catch_all(&claims)) {
+            claim.report_hole(report);
         }
     }
+    for claim in claims.values().flatten() {
+        let around = wider(claim.prefix).filter_map(|prefix| claims.get(&prefix)).flatten();
+        let robbed = around.filter_map(|other| Some((other, claim.takes_unjudged(other)?)));
+        if let Some((other, direction)) = robbed.last() {
+            claim.report_gap(other, direction, report);
+        }
+    }
+}
+
+fn claims_of(written: &Written) -> impl Iterator<Item = Claim<'_>> {
+    let ips = written.network.ips.iter().zip(&written.places).filter(|_| written.network.mode != Mode::Off);
+    ips.map(|(ip, place)| Claim { written, prefix: ip.prefix, port: ip.port.as_deref(), place })
+}
+
+/// Every prefix that holds this one, widest first.
+fn wider(prefix: IpNet) -> impl Iterator<Item = IpNet> {
+    (0..prefix.prefix_len()).filter_map(move |length| Some(IpNet::new(prefix.addr(), length).ok()?.trunc()))
 }
 
 impl Claim<'_> {
@@ -45,7 +66,8 @@ impl Claim<'_> {
         overlap(self.port, rival.port)
     }
 
-    fn report(&self, rival: &Self, prefix: IpNet, shared: &str, report: &Report) {
+    fn report_tie(&self, rival: &Self, shared: &str, report: &Report) {
+        let prefix = self.prefix;
         let (own, other) = (&self.written.network.name, &rival.written.network.name);
         let there = rival.place.line();
         if std::ptr::eq(self.written, rival.written) {
@@ -60,6 +82,38 @@ impl Claim<'_> {
     }
 }
 
+impl Claim<'_> {
+    /// The direction that the wider Network judges, and this one, to which the packets go, does not.
+    fn takes_unjudged(&self, wider: &Self) -> Option<Direction> {
+        let (own, other) = (&self.written.network, &wider.written.network);
+        let gap = |direction: &Direction| own.rule(*direction).is_none() && other.rule(*direction).is_some();
+        let direction = [Direction::Outbound, Direction::Inbound].into_iter().find(gap)?;
+        self.shares_with(wider).map(|_| direction)
+    }
+
+    /// Whether some Network judges the packets of this prefix that the Port does not cover.
+    fn has_catch_all(&self, claims: &HashMap<IpNet, Vec<Claim<'_>>>) -> bool {
+        let around = wider(self.prefix).chain([self.prefix]).filter_map(|prefix| claims.get(&prefix)).flatten();
+        let mut catch_alls = around.filter(|other| other.port.is_none());
+        catch_alls.any(|other| meet(self.written.enforcers.as_deref(), other.written.enforcers.as_deref()))
+    }
+
+    fn report_hole(&self, report: &Report) {
+        let what = format!("packets of {} that no Port named for it covers pass unjudged", self.prefix);
+        let mend = "add a network with a shorter prefix, such as 0.0.0.0/0, for all the rest, if that is not meant";
+        report.warning(self.place, what, mend);
+    }
+
+    fn report_gap(&self, wider: &Self, direction: Direction, report: &Report) {
+        let (own, other) = (&self.written.network.name, &wider.written.network.name);
+        let (prefix, around) = (self.prefix, wider.prefix);
+        let what = format!(
+            "{direction} flows of {prefix} pass unjudged: `{own}` takes them from `{other}` ({around}), which judges them"
+        );
+        report.warning(self.place, what, format!("give `{own}` a policy for {direction}, if that is not meant"));
+    }
+}
+
 fn meet(a: Option<&[String]>, b: Option<&[String]>) -> bool {
     match (a, b) {
         (None, None) => true,
@@ -71,7 +125,7 @@ fn meet(a: Option<&[String]>, b: Option<&[String]>) -> bool {
 fn overlap(a: Option<&Port>, b: Option<&Port>) -> Option<String> {
     match (a, b) {
         (None, None) => Some("every protocol and port".to_owned()),
-        (Some(port), None) | (None, Some(port)) => Some(format!("the Port `{}`", port.name)),
+        (Some(port), None) | (None, Some(port)) => Some(format!("every protocol and port of the Port `{}`", port.name)),
         (Some(a), Some(b)) => {
             a.protocols.iter().find_map(|own| b.protocols.iter().find_map(|other| shared(own, other)))
         }

@@ -25,7 +25,7 @@ use serde_json::Value;
 
 use self::client::Trust;
 use self::enforcer::{Ended, Enforcer, StartError};
-use self::flows::Flow;
+use self::flows::{Flow, Record};
 use self::lab::Lab;
 use self::origin::Origins;
 use self::plan::Named;
@@ -85,8 +85,9 @@ fn demonstrate() -> Result<Report, Trouble> {
 
     let ended = gateway.stop()?;
     let packets = tap.packets(&lab, |_| true)?;
+    let records: Vec<_> = ended.lines.iter().filter_map(|line| Record::read(line)).collect();
     for flow in matrix.iter_mut().chain(&mut refusals) {
-        flow.complete(&packets, &ended.records);
+        flow.complete(&packets, &records);
     }
     Ok(Report { matrix, refusals, ended, took: begun.elapsed() })
 }

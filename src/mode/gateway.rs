@@ -2,6 +2,7 @@
 //!
 //! Each worker is a thread with a runtime, listeners and a relay of its own; flows never move between workers.
 
+use std::cell::RefCell;
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket};
 use std::os::fd::OwnedFd;
@@ -19,6 +20,7 @@ use crate::firewall::Listener;
 use crate::policy::snapshot::Snapshot;
 use crate::proxy;
 use crate::proxy::relay::{self, ClosedBy, Relay};
+use crate::proxy::tcp::refuser;
 use crate::proxy::worker::{self, Census, Worker};
 use crate::sys::ending::Ender;
 use crate::sys::{tcp, udp};
@@ -154,14 +156,19 @@ impl Seat {
     }
 
     async fn serve(mut self) -> io::Result<()> {
-        let relay = Relay::new(self.settings.relay.clone(), self.telemetry.clone())?;
+        let ender = Rc::new(RefCell::new(self.ender));
+        let relay = Relay::new(
+            self.settings.relay.clone(),
+            self.telemetry.clone(),
+            refuser(ender.clone(), self.telemetry.clone()),
+        )?;
         let worker = Rc::new(Worker::new(
             self.settings.worker.clone(),
             self.snapshot.clone(),
             self.telemetry.clone(),
             relay.clone(),
             self.census.clone(),
-            self.ender,
+            ender,
         ));
         tokio::task::spawn_local(relay.clone().run());
         let tcp = self.sockets.tcp.into_iter();

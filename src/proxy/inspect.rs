@@ -1,6 +1,6 @@
 //! Reading a flow's first octets until they tell its name.
 //!
-//! What is read is held for the server, at most [`super::worker::Settings::held`] octets of it; more is unreadable.
+//! What is read is held for the server, at most [`crate::peek::tcp::Limits::held`] octets of it; more is unreadable.
 
 use std::io;
 use std::os::fd::OwnedFd;
@@ -10,7 +10,7 @@ use tokio::time::{Instant, timeout_at};
 
 use super::worker::Worker;
 use crate::peek::Discovery;
-use crate::peek::tcp::{GiveUp, Step, TcpPeek};
+use crate::peek::tcp::{Budget, Step, TcpPeek};
 use crate::policy::network::Inspection;
 use crate::sys::readable::{Raw, readable};
 use crate::sys::tcp;
@@ -19,40 +19,48 @@ use crate::sys::tcp;
 #[derive(Debug)]
 pub struct Gone;
 
+/// What was found, and the peek that found it: the relay goes on watching with it.
+#[derive(Debug)]
+pub struct Inspected {
+    pub discovery: Discovery,
+    pub peek: TcpPeek,
+}
+
 /// Reads until the octets tell the name, or cannot, or the Network's budget is spent (SPEC I4).
 pub async fn inspect(
     worker: &Worker,
     client: &OwnedFd,
     inspection: &Inspection,
     held: &mut Vec<u8>,
-) -> Result<Discovery, Gone> {
+) -> Result<Inspected, Gone> {
     let deadline = Instant::now() + inspection.timeout;
-    let mut peek = TcpPeek::new(worker.settings.held);
+    let mut peek = TcpPeek::new(worker.settings.peek);
     let mut waiting = None;
     loop {
-        match read(worker, client, held) {
+        let discovery = match read(worker, client, held) {
             Ok(count) => match peek.look(held, count == 0) {
-                Step::Found(discovery) => return Ok(discovery),
-                Step::NeedMore { .. } if held.len() >= worker.settings.held => {
-                    return Ok(peek.give_up(held, GiveUp::TooLong));
-                }
-                Step::NeedMore { .. } if count == 0 => return Ok(peek.give_up(held, GiveUp::Ended)),
-                Step::NeedMore { .. } => {}
+                Step::Found(discovery) => Some(discovery),
+                Step::NeedMore { .. } => None,
             },
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
-                if !peek.has_begun() && enough_segments(client, inspection, held) {
-                    return Ok(peek.give_up(held, GiveUp::Packets));
-                }
-                // Most hellos are there at once: only a flow that must wait is registered.
-                if waiting.is_none() {
-                    waiting = Some(readable(client).map_err(|_| Gone)?);
-                }
-                let Some(waiting) = &waiting else { return Err(Gone) };
-                if timeout_at(deadline, wait(waiting)).await.is_err() {
-                    return Ok(peek.give_up(held, GiveUp::TimedOut));
+                let spent = enough_segments(client, inspection, held).then(|| peek.give_up(Budget::Packets)).flatten();
+                match spent {
+                    Some(discovery) => Some(discovery),
+                    None => {
+                        // Most hellos are there at once: only a flow that must wait is registered.
+                        let waiting = match &mut waiting {
+                            Some(waiting) => waiting,
+                            none => none.insert(readable(client).map_err(|_| Gone)?),
+                        };
+                        let late = timeout_at(deadline, wait(waiting)).await.is_err();
+                        late.then(|| peek.give_up(Budget::Deadline)).flatten()
+                    }
                 }
             }
             Err(_) => return Err(Gone),
+        };
+        if let Some(discovery) = discovery {
+            return Ok(Inspected { discovery, peek });
         }
     }
 }
@@ -60,7 +68,7 @@ pub async fn inspect(
 /// Reads once into the worker's scratch, and holds it.
 fn read(worker: &Worker, client: &OwnedFd, held: &mut Vec<u8>) -> io::Result<usize> {
     let mut scratch = worker.scratch.borrow_mut();
-    let room = worker.settings.held.saturating_sub(held.len()).min(scratch.len());
+    let room = worker.settings.peek.held.saturating_sub(held.len()).min(scratch.len());
     let scratch = scratch.get_mut(..room).unwrap_or_default();
     let count = tcp::receive(client, scratch)?;
     held.extend_from_slice(scratch.get(..count).unwrap_or_default());

@@ -5,6 +5,7 @@
 
 pub mod half;
 mod table;
+pub mod watched;
 
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
@@ -15,7 +16,9 @@ use tokio::io::unix::AsyncFd;
 
 use self::half::{Broken, Ends, Half, Turn};
 use self::table::Table;
+use self::watched::{Step, Watched};
 use super::worker::Place;
+use crate::policy::DropAction;
 use crate::sys::epoll::Epoll;
 use crate::sys::pipe::Pool;
 use crate::sys::readable::{Raw, readable};
@@ -63,44 +66,66 @@ struct Flow {
     opened: Instant,
     /// The `end` record, but for what is known only then.
     record: Box<Record>,
+    /// `None` once nothing is looked at any more.
+    watched: Option<Box<Watched>>,
     _place: Place,
 }
+
+/// Why a flow is at its end.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Over {
+    Closed(ClosedBy),
+    /// A later request is forbidden: the client sees the Network's drop action.
+    Refused(DropAction),
+}
+
+/// Ends a client's connection with a drop action.
+pub type Refuse = Box<dyn Fn(OwnedFd, DropAction)>;
 
 /// What the relay needs to take over a judged flow.
 #[derive(Debug)]
 pub struct Handover {
     pub client: OwnedFd,
     pub server: OwnedFd,
-    /// What was read from the client while it was judged.
+    /// What was read from the client while it was judged, and may go.
     pub held: Box<[u8]>,
+    /// What is still looked at; then `held` is empty, and the watch has what was read.
+    pub watched: Option<Box<Watched>>,
     pub opened: Instant,
     pub record: Box<Record>,
     pub place: Place,
 }
 
-#[derive(Debug)]
 pub struct Relay {
     epoll: AsyncFd<Raw<Epoll>>,
     table: std::cell::RefCell<Table>,
     settings: Settings,
     telemetry: Telemetry,
+    refuse: Refuse,
     started: Instant,
 }
 
+impl std::fmt::Debug for Relay {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Relay").field("settings", &self.settings).finish_non_exhaustive()
+    }
+}
+
 impl Relay {
-    pub fn new(settings: Settings, telemetry: Telemetry) -> io::Result<Rc<Self>> {
+    pub fn new(settings: Settings, telemetry: Telemetry, refuse: Refuse) -> io::Result<Rc<Self>> {
         Ok(Rc::new(Self {
             epoll: readable(Epoll::new()?)?,
             table: std::cell::RefCell::default(),
             settings,
             telemetry,
+            refuse,
             started: Instant::now(),
         }))
     }
 
     /// Takes over a flow whose server is being dialled.
     pub fn begin(&self, handover: Handover) {
-        let Handover { client, server, held, opened, record, place } = handover;
+        let Handover { client, server, held, watched, opened, record, place } = handover;
         let flow = Flow {
             client,
             server,
@@ -111,6 +136,7 @@ impl Relay {
             last_moved: self.seconds(),
             opened,
             record,
+            watched,
             _place: place,
         };
         let mut table = self.table.borrow_mut();
@@ -193,15 +219,22 @@ impl Relay {
             }
             flow.connected = true;
         }
-        match flow.turn(pool, scratch, now) {
+        match flow.turn(pool, scratch, now, &self.telemetry) {
             Ok(Turn::Waiting) => {}
             Ok(Turn::Again) => again.push(slot),
             Ok(Turn::Finished) => {
                 let why = flow.first_end.unwrap_or(ClosedBy::Client);
                 self.end(table, slot, why);
             }
-            Err(why) => self.end(table, slot, why),
+            Err(Over::Closed(why)) => self.end(table, slot, why),
+            Err(Over::Refused(action)) => self.refuse(table, slot, action),
         }
+    }
+
+    fn refuse(&self, table: &mut Table, slot: usize, action: DropAction) {
+        let Some(flow) = self.forget(table, slot, ClosedBy::Policy) else { return };
+        tcp::reset(flow.server);
+        (self.refuse)(flow.client, action);
     }
 
     fn sweep(&self) {
@@ -219,15 +252,21 @@ impl Relay {
     }
 
     fn end(&self, table: &mut Table, slot: usize, why: ClosedBy) {
-        let Some(flow) = table.remove(slot) else { return };
-        let mut record = *flow.record;
-        record.bytes_out = Some(flow.up.moved);
-        record.bytes_in = Some(flow.down.moved);
-        self.record_end(record, flow.opened, why);
+        let Some(flow) = self.forget(table, slot, why) else { return };
         if !matches!(why, ClosedBy::Client | ClosedBy::Server) {
             tcp::reset(flow.client);
             tcp::reset(flow.server);
         }
+    }
+
+    /// Takes a flow out and records its end. Its sockets are the caller's to close.
+    fn forget(&self, table: &mut Table, slot: usize, why: ClosedBy) -> Option<Sockets> {
+        let flow = *table.remove(slot)?;
+        let mut record = *flow.record;
+        record.bytes_out = Some(flow.up.moved);
+        record.bytes_in = Some(flow.down.moved);
+        self.record_end(record, flow.opened, why);
+        Some(Sockets { client: flow.client, server: flow.server })
     }
 
     /// Records an allowed flow for which not even a socket to dial with could be had.
@@ -253,22 +292,13 @@ impl Relay {
 }
 
 impl Flow {
-    fn turn(&mut self, pool: &mut Pool, scratch: &mut [u8], now: u32) -> Result<Turn, ClosedBy> {
+    fn turn(&mut self, pool: &mut Pool, scratch: &mut [u8], now: u32, telemetry: &Telemetry) -> Result<Turn, Over> {
         let before = self.up.moved + self.down.moved;
-        let (client, server) = (self.client.as_fd(), self.server.as_fd());
-        let up = self.up.turn(Ends { from: client, to: server }, pool, scratch).map_err(|broken| match broken {
-            Broken::Sender(_) => ClosedBy::ClientReset,
-            Broken::Receiver(_) => ClosedBy::ServerReset,
-        })?;
-        if up == Turn::Finished {
-            self.first_end.get_or_insert(ClosedBy::Client);
-        }
-        let down = self.down.turn(Ends { from: server, to: client }, pool, scratch).map_err(|broken| match broken {
-            Broken::Sender(_) => ClosedBy::ServerReset,
-            Broken::Receiver(_) => ClosedBy::ClientReset,
-        })?;
-        if down == Turn::Finished {
-            self.first_end.get_or_insert(ClosedBy::Server);
+        let mut up = self.up(pool, scratch, telemetry)?;
+        let down = self.down(pool, scratch)?;
+        if self.watched.is_some() {
+            // What the server said may let the client's octets go.
+            up = self.up(pool, scratch, telemetry)?;
         }
         if self.up.moved + self.down.moved != before {
             self.last_moved = now;
@@ -279,6 +309,79 @@ impl Flow {
             _ => Turn::Waiting,
         })
     }
+
+    fn up(&mut self, pool: &mut Pool, scratch: &mut [u8], telemetry: &Telemetry) -> Result<Turn, Over> {
+        let turn = match self.watch(scratch, telemetry)? {
+            Some(turn) => turn,
+            None => {
+                let ends = Ends { from: self.client.as_fd(), to: self.server.as_fd() };
+                self.up.turn(ends, pool, scratch, None).map_err(up_broken)?
+            }
+        };
+        if turn == Turn::Finished {
+            self.first_end.get_or_insert(ClosedBy::Client);
+        }
+        Ok(turn)
+    }
+
+    fn down(&mut self, pool: &mut Pool, scratch: &mut [u8]) -> Result<Turn, Over> {
+        let ends = Ends { from: self.server.as_fd(), to: self.client.as_fd() };
+        let turn = match &mut self.watched {
+            Some(watched) if watched.watch.wants_server() => {
+                self.down.turn(ends, pool, scratch, Some(&mut |octets| watched.watch.server(octets)))
+            }
+            _ => self.down.turn(ends, pool, scratch, None),
+        };
+        let turn = turn.map_err(|broken| match broken {
+            Broken::Sender(_) => Over::Closed(ClosedBy::ServerReset),
+            Broken::Receiver(_) => Over::Closed(ClosedBy::ClientReset),
+        })?;
+        if turn == Turn::Finished {
+            self.first_end.get_or_insert(ClosedBy::Server);
+        }
+        Ok(turn)
+    }
+
+    /// Moves the client's octets as the watch lets them; `None` once nothing is watched any more.
+    fn watch(&mut self, scratch: &mut [u8], telemetry: &Telemetry) -> Result<Option<Turn>, Over> {
+        for _ in 0..WATCHED_ROUNDS {
+            let Some(watched) = &mut self.watched else { return Ok(None) };
+            let ends = Ends { from: self.client.as_fd(), to: self.server.as_fd() };
+            if !self.up.send_pending(ends).map_err(up_broken)? {
+                return Ok(Some(Turn::Waiting));
+            }
+            match watched.step(self.up.is_ended(), telemetry) {
+                Step::Forward(octets) => self.up.push(&octets),
+                Step::Unwatched(octets) => {
+                    self.up.push(&octets);
+                    self.watched = None;
+                }
+                Step::Refused(action) => return Err(Over::Refused(action)),
+                Step::More => {
+                    let room = watched.room().min(scratch.len());
+                    let scratch = scratch.get_mut(..room).unwrap_or_default();
+                    match self.up.read(ends.from, scratch).map_err(up_broken)? {
+                        Some(count) => watched.held.extend_from_slice(scratch.get(..count).unwrap_or_default()),
+                        None => return Ok(Some(Turn::Waiting)),
+                    }
+                }
+            }
+        }
+        Ok(Some(Turn::Again))
+    }
+}
+
+/// The sockets of a flow that is out of the table.
+struct Sockets {
+    client: OwnedFd,
+    server: OwnedFd,
+}
+
+fn up_broken(broken: Broken) -> Over {
+    Over::Closed(match broken {
+        Broken::Sender(_) => ClosedBy::ClientReset,
+        Broken::Receiver(_) => ClosedBy::ServerReset,
+    })
 }
 
 /// What the dialled server has answered, once its socket has an event.
@@ -320,6 +423,8 @@ fn side_of(key: u64) -> Side {
     if key & 1 == 1 { Side::Server } else { Side::Client }
 }
 
+/// Steps of a watched flow in one turn.
+const WATCHED_ROUNDS: usize = 64;
 /// How often idle flows are looked for.
 const SWEEP: Duration = Duration::from_secs(1);
 
@@ -339,7 +444,7 @@ mod tests {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
         let mut programs = Vec::new();
         tokio::task::LocalSet::new().block_on(&runtime, async {
-            let relay = Relay::new(settings, telemetry).unwrap();
+            let relay = Relay::new(settings, telemetry, Box::new(|client, _| tcp::reset(client))).unwrap();
             let running = tokio::task::spawn_local(relay.clone().run());
             for (held, client, server) in flows {
                 let (client_end, client_socket) = connected();
@@ -352,6 +457,7 @@ mod tests {
                     client: client_socket.into(),
                     server: server_socket.into(),
                     held: held.into(),
+                    watched: None,
                     opened: Instant::now(),
                     record: Box::new(blank()),
                     place: census.enter(usize::MAX).unwrap(),

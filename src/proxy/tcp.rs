@@ -3,20 +3,25 @@
 //! Fails closed: the server hears nothing, not even a SYN, before the verdict; a flow that cannot be told from a
 //! connection to tidegate itself is reset.
 
+use std::cell::RefCell;
 use std::io;
 use std::net::SocketAddr;
 use std::os::fd::OwnedFd;
 use std::rc::Rc;
 use std::time::Duration;
 
-use super::flow::{Flow, Judgement};
-use super::inspect::{Gone, inspect};
-use super::relay::Handover;
+use super::flow::Flow;
+use super::inspect::{Gone, Inspected, inspect};
+use super::relay::watched::Watched;
+use super::relay::{Handover, Refuse};
 use super::worker::{Place, Worker};
+use crate::peek::watch::{HttpRequestsJudged, Watch};
+use crate::policy::network::HttpRequests;
 use crate::policy::{ClientAddr, DropAction, OrigDst, Transport};
-use crate::sys::ending::Ended;
+use crate::sys::ending::{Ended, Ender};
 use crate::sys::readable::readable;
 use crate::sys::tcp;
+use crate::telemetry::{Record, Telemetry};
 
 /// Takes flows from a listener for as long as the worker lives.
 pub async fn serve(worker: Rc<Worker>, listener: OwnedFd) -> io::Result<()> {
@@ -52,21 +57,29 @@ fn take_in(worker: &Rc<Worker>, own: SocketAddr, socket: OwnedFd, peer: SocketAd
 async fn serve_flow(worker: &Worker, own: SocketAddr, client: OwnedFd, peer: ClientAddr, place: Place) {
     let Some(flow) = intercept(worker, own, &client, peer) else { return tcp::reset(client) };
     let mut held = Vec::new();
-    let discovery = match flow.inspection() {
+    let inspected = match flow.inspection() {
         Some(inspection) => {
             flow.record_hold(&worker.telemetry);
             match inspect(worker, &client, inspection, &mut held).await {
-                Ok(discovery) => Some(discovery),
+                Ok(inspected) => Some(inspected),
                 Err(Gone) => return worker.telemetry.count(|c| &c.ended_before_verdict),
             }
         }
         None => None,
     };
-    let judgement = flow.judge(discovery.as_ref(), &worker.telemetry);
+    let judgement = flow.judge(inspected.as_ref().map(|i| &i.discovery), &worker.telemetry);
     match judgement.ending {
-        None => pass(worker, &flow, judgement, client, held, place),
-        Some(action) => refuse(worker, &flow, action, client),
+        None => pass(worker, flow, judgement.record, Passing { client, held, inspected, place }),
+        Some(action) => refuse(worker, flow.id, action, client),
     }
+}
+
+/// What an allowed flow brings to the relay.
+struct Passing {
+    client: OwnedFd,
+    held: Vec<u8>,
+    inspected: Option<Inspected>,
+    place: Place,
 }
 
 /// The flow as its client meant it; `None` if it was opened to tidegate itself.
@@ -77,28 +90,51 @@ fn intercept(worker: &Worker, own: SocketAddr, socket: &OwnedFd, client: ClientA
 }
 
 /// Dials the original destination from the client's own address and leaves the rest to the relay.
-fn pass(worker: &Worker, flow: &Flow, judgement: Judgement, client: OwnedFd, held: Vec<u8>, place: Place) {
-    match tcp::dial(Some(flow.client.ip()), flow.orig_dst.0) {
-        Ok(server) => worker.relay.begin(Handover {
-            client,
-            server,
-            held: held.into(),
-            opened: flow.opened,
-            record: judgement.record,
-            place,
-        }),
+fn pass(worker: &Worker, flow: Flow, record: Box<Record>, passing: Passing) {
+    let Passing { client, held, inspected, place } = passing;
+    let opened = flow.opened;
+    let server = match tcp::dial(Some(flow.client.ip()), flow.orig_dst.0) {
+        Ok(server) => server,
         Err(_) => {
-            worker.relay.end_undialled(*judgement.record, flow.opened);
-            tcp::reset(client);
+            worker.relay.end_undialled(*record, opened);
+            return tcp::reset(client);
         }
-    }
+    };
+    let (held, watched) = match inspected.and_then(|inspected| watch(worker, &flow, inspected, &held)) {
+        Some(watch) => {
+            let limit = worker.settings.peek.held;
+            (Box::default(), Some(Box::new(Watched { watch, flow, held, limit })))
+        }
+        None => (held.into(), None),
+    };
+    worker.relay.begin(Handover { client, server, held, watched, opened, record, place });
+}
+
+/// What is still looked at after the verdict, if anything.
+fn watch(worker: &Worker, flow: &Flow, inspected: Inspected, held: &[u8]) -> Option<Watch> {
+    let judged = match flow.inspection()?.http {
+        HttpRequests::Every => HttpRequestsJudged::Every,
+        HttpRequests::First => HttpRequestsJudged::First,
+    };
+    debug_assert!(held.len() <= worker.settings.peek.held);
+    let watch = Watch::after(inspected.peek, &inspected.discovery, held, judged);
+    (!watch.is_done()).then_some(watch)
 }
 
 /// Ends a blocked flow as its Network says; where the kernel cannot, by a reset, which is counted.
-fn refuse(worker: &Worker, flow: &Flow, action: DropAction, client: OwnedFd) {
-    if let Ended::Reset { why } = worker.ender.borrow_mut().end(client, action) {
-        worker.telemetry.count(|c| &c.ended_by_reset);
-        tracing::warn!(flow = flow.id, %action, %why, "ended by a reset instead");
+pub fn refuse(worker: &Worker, flow: u64, action: DropAction, client: OwnedFd) {
+    end(&worker.ender, &worker.telemetry, Some(flow), action, client);
+}
+
+/// The same for a flow that the relay has let go.
+pub fn refuser(ender: Rc<RefCell<Ender>>, telemetry: Telemetry) -> Refuse {
+    Box::new(move |client, action| end(&ender, &telemetry, None, action, client))
+}
+
+fn end(ender: &RefCell<Ender>, telemetry: &Telemetry, flow: Option<u64>, action: DropAction, client: OwnedFd) {
+    if let Ended::Reset { why } = ender.borrow_mut().end(client, action) {
+        telemetry.count(|c| &c.ended_by_reset);
+        tracing::warn!(flow, %action, %why, "ended by a reset instead");
     }
 }
 

@@ -8,6 +8,7 @@ use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use arc_swap::ArcSwap;
 
 use super::relay::Relay;
+use crate::peek::tcp::Limits;
 use crate::policy::snapshot::Snapshot;
 use crate::sys::ending::Ender;
 use crate::telemetry::Telemetry;
@@ -17,8 +18,8 @@ pub struct Settings {
     /// Flows at once in all workers; a new one past it is reset. Default 100,000, and never more than the
     /// descriptors allow.
     pub flows: usize,
-    /// Octets of one flow that are held while its name is looked for. Default 64 KiB.
-    pub held: usize,
+    /// How much of a flow is held while its name is looked for, and what is told of it.
+    pub peek: Limits,
 }
 
 /// One worker: a thread with a runtime, listeners and a relay of its own.
@@ -29,7 +30,7 @@ pub struct Worker {
     pub telemetry: Telemetry,
     pub relay: Rc<Relay>,
     pub census: Arc<Census>,
-    pub ender: RefCell<Ender>,
+    pub ender: Rc<RefCell<Ender>>,
     /// Where octets stand between the socket and the flow that holds them.
     pub scratch: RefCell<Box<[u8]>>,
 }
@@ -41,10 +42,10 @@ impl Worker {
         telemetry: Telemetry,
         relay: Rc<Relay>,
         census: Arc<Census>,
-        ender: Ender,
+        ender: Rc<RefCell<Ender>>,
     ) -> Self {
-        let scratch = RefCell::new(vec![0; settings.held].into());
-        Self { settings, snapshot, telemetry, relay, census, ender: RefCell::new(ender), scratch }
+        let scratch = RefCell::new(vec![0; settings.peek.held].into());
+        Self { settings, snapshot, telemetry, relay, census, ender, scratch }
     }
 }
 

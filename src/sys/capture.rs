@@ -22,14 +22,16 @@ use crate::sys::rtnl::{Family, Rtnl};
 /// When this fails the rules that were there before stay, or the new ones do: what should be captured does not pass.
 pub fn install(ruleset: &Ruleset) -> io::Result<()> {
     NftSocket::open()?.replace(ruleset)?;
-    let mut rtnl = Rtnl::open().map_err(|e| e.into_io())?;
-    // A namespace that has just been made has it down, and then no route may lead there.
-    rtnl.set_up("lo").map_err(|e| e.into_io())?;
-    for family in families() {
-        rtnl.add_local_default(family, MARK).map_err(|e| e.into_io())?;
-        rtnl.add_fwmark_rule(family, MARK, MARK, RULE_PRIORITY).map_err(|e| e.into_io())?;
+    add_routes()
+}
+
+/// Turns the rules that stand into others, at a reload: flows that are discarded stay so. Where somebody has meddled
+/// with the rules that stood, they are replaced whole.
+pub fn update(standing: &Ruleset, next: &Ruleset) -> io::Result<()> {
+    match NftSocket::open()?.update(standing, next) {
+        Ok(()) => add_routes(),
+        Err(_) => install(next),
     }
-    Ok(())
 }
 
 /// Takes everything away, also what an earlier run left. From here on nothing is captured.
@@ -39,6 +41,17 @@ pub fn remove() -> io::Result<()> {
     for family in families() {
         rtnl.delete_fwmark_rule(family, MARK, MARK, RULE_PRIORITY).map_err(|e| e.into_io())?;
         rtnl.delete_local_default(family, MARK).map_err(|e| e.into_io())?;
+    }
+    Ok(())
+}
+
+fn add_routes() -> io::Result<()> {
+    let mut rtnl = Rtnl::open().map_err(|e| e.into_io())?;
+    // A namespace that has just been made has it down, and then no route may lead there.
+    rtnl.set_up("lo").map_err(|e| e.into_io())?;
+    for family in families() {
+        rtnl.add_local_default(family, MARK).map_err(|e| e.into_io())?;
+        rtnl.add_fwmark_rule(family, MARK, MARK, RULE_PRIORITY).map_err(|e| e.into_io())?;
     }
     Ok(())
 }

@@ -90,6 +90,12 @@ impl NftSocket {
         self.transact(encode::replace(ruleset))
     }
 
+    /// Turns the ruleset that stands into another in one step. Unlike [`Self::replace`] it keeps what lies in dynamic
+    /// sets; it is an error if something else stands.
+    pub fn update(&mut self, standing: &Ruleset, next: &Ruleset) -> Result<(), NftError> {
+        self.transact(encode::update(standing, next))
+    }
+
     /// Takes our table away; nothing happens if there is none.
     pub fn remove(&mut self) -> Result<(), NftError> {
         self.transact(encode::remove())
@@ -195,33 +201,5 @@ fn mixed_families(flow: &FlowKey) -> NftError {
         object: format!("the flow from {} to {}", flow.client, flow.remote),
         source: io::Error::from(io::ErrorKind::InvalidInput),
         detail: Some("its ends are of different address families".to_owned()),
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::firewall::{Capture, Listener, render};
-
-    #[test]
-    fn spike() {
-        std::thread::spawn(|| {
-            nix::sched::unshare(nix::sched::CloneFlags::CLONE_NEWNET).unwrap();
-            let rules = crate::firewall::test_ruleset();
-            println!("{rules}");
-            let mut nft = NftSocket::open().unwrap();
-            for _ in 0..3 {
-                let t = std::time::Instant::now();
-                match nft.replace(&rules) {
-                    Ok(()) => println!("ok {:?}", t.elapsed()),
-                    Err(e) => panic!("{e}"),
-                }
-            }
-            println!("{:?}", crate::sys::capture::install(&rules));
-            println!("{:?}", crate::sys::capture::remove());
-            println!("{:?}", nft.is_installed());
-        })
-        .join()
-        .unwrap();
     }
 }

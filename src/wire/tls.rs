@@ -14,6 +14,7 @@
 //! reported.
 
 pub mod records;
+pub mod server_hello;
 
 use tls_parser::TlsExtensionType as Type;
 

@@ -3,6 +3,14 @@
 #![allow(clippy::unwrap_used, clippy::panic)]
 
 mod architecture;
+mod capture;
+mod cli;
+mod config;
+mod endings;
+mod failing;
+mod gateway;
 mod inside;
+mod matrix;
 mod namespaces;
 mod quic;
+mod tcp;

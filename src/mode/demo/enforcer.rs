@@ -80,7 +80,7 @@ impl Enforcer {
 
     /// Every record so far.
     pub fn records(&self) -> Vec<Value> {
-        self.records.all().iter().filter_map(|line| serde_json::from_str(line).ok()).collect()
+        parse(&self.records.all())
     }
 
     /// Everything said on standard error so far.
@@ -110,7 +110,7 @@ impl Enforcer {
         for reader in self.readers.drain(..) {
             let _ = reader.join();
         }
-        Ok(Ended { status, records: self.records(), messages: self.messages() })
+        Ok(Ended { status, lines: self.records.all(), messages: self.messages() })
     }
 }
 
@@ -125,8 +125,19 @@ impl Drop for Enforcer {
 #[derive(Debug)]
 pub struct Ended {
     pub status: ExitStatus,
-    pub records: Vec<Value>,
+    /// Its standard output: a record each.
+    pub lines: Vec<String>,
     pub messages: Vec<String>,
+}
+
+impl Ended {
+    pub fn records(&self) -> Vec<Value> {
+        parse(&self.lines)
+    }
+}
+
+fn parse(lines: &[String]) -> Vec<Value> {
+    lines.iter().filter_map(|line| serde_json::from_str(line).ok()).collect()
 }
 
 impl fmt::Display for StartError {

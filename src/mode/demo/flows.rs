@@ -1,7 +1,6 @@
 //! Makes the flows of a plan and holds what came of each against what was expected.
 
 use std::io;
-use std::net::SocketAddr;
 use std::sync::Mutex;
 use std::sync::PoisonError;
 use std::thread;
@@ -20,11 +19,24 @@ use crate::policy::DropAction;
 pub(super) struct Flow {
     pub(super) trial: Trial,
     pub(super) saw: Saw,
-    source: Option<SocketAddr>,
     /// How many packets reached the server.
     pub(super) arrived: usize,
     /// The gateway's record of its verdict.
-    pub(super) record: Option<Value>,
+    pub(super) record: Option<Record>,
+}
+
+/// A line of the gateway's standard output, and what it says.
+#[derive(Clone, Debug)]
+pub(super) struct Record {
+    pub(super) line: String,
+    fields: Value,
+}
+
+impl Record {
+    /// Lines that are no JSON are no records.
+    pub(super) fn read(line: &str) -> Option<Self> {
+        Some(Self { line: line.to_owned(), fields: serde_json::from_str(line).ok()? })
+    }
 }
 
 /// Makes the flows, several at a time, from the client's namespace.
@@ -35,8 +47,8 @@ pub(super) fn make(lab: &Lab, trust: &Trust, trials: Vec<Trial>) -> io::Result<V
         loop {
             let next = waiting.lock().unwrap_or_else(PoisonError::into_inner).next();
             let Some(trial) = next else { return };
-            let Outcome { saw, source } = ask(&trial, trust);
-            let flow = Flow { trial, saw, source, arrived: 0, record: None };
+            let Outcome { saw, .. } = ask(&trial, trust);
+            let flow = Flow { trial, saw, arrived: 0, record: None };
             made.lock().unwrap_or_else(PoisonError::into_inner).push(flow);
         }
     };
@@ -65,9 +77,9 @@ fn ask(trial: &Trial, trust: &Trust) -> Outcome {
 
 impl Flow {
     /// Adds what the server's link and the gateway's records say.
-    pub(super) fn complete(&mut self, packets: &[Packet], records: &[Value]) {
+    pub(super) fn complete(&mut self, packets: &[Packet], records: &[Record]) {
         self.arrived = packets.iter().filter(|packet| packet.destination == self.trial.destination).count();
-        self.record = records.iter().rfind(|record| self.is_its_verdict(record)).cloned();
+        self.record = records.iter().rfind(|record| self.is_its_verdict(&record.fields)).cloned();
     }
 
     fn is_its_verdict(&self, record: &Value) -> bool {
@@ -88,10 +100,9 @@ impl Flow {
     /// its drop action says.
     fn client_is_right(&self) -> bool {
         match (&self.saw, self.trial.passes, self.trial.drop) {
-            (Saw::Answer(answer), true, _) => match self.source {
-                Some(source) => *answer == format!("{} asked {}\n", source, self.trial.destination),
-                None => false,
-            },
+            (Saw::Answer(answer), true, _) => {
+                *answer == format!("{} asked {}\n", self.trial.source, self.trial.destination)
+            }
             (Saw::Silence, false, DropAction::Discard) => true,
             (Saw::Reset | Saw::Unreachable, false, DropAction::IcmpUnreachable) => true,
             (Saw::Reset, false, DropAction::TcpReset) => true,
@@ -106,9 +117,9 @@ impl Flow {
 
     fn record_is_right(&self) -> bool {
         let verdict = if self.trial.passes { "allow" } else { "block" };
-        self.record
-            .as_ref()
-            .is_some_and(|record| record["verdict"] == verdict && record["domain"].as_str() == self.trial.named.name())
+        self.record.as_ref().is_some_and(|Record { fields, .. }| {
+            fields["verdict"] == verdict && fields["domain"].as_str() == self.trial.named.name()
+        })
     }
 
     /// One line for a person who asks what went wrong.
@@ -122,7 +133,7 @@ impl Flow {
             if self.trial.passes { "pass" } else { "be blocked" },
             self.saw,
             self.arrived,
-            self.record.as_ref().map_or("nothing".to_owned(), |record| record["verdict"].to_string()),
+            self.record.as_ref().map_or("nothing".to_owned(), |record| record.fields["verdict"].to_string()),
         )
     }
 
@@ -139,7 +150,7 @@ impl Flow {
             "expected": if self.trial.passes { "allow" } else { "block" },
             "client_saw": self.saw.to_string(),
             "packets_at_server": self.arrived,
-            "record": self.record,
+            "record": self.record.as_ref().map(|record| &record.fields),
             "as_expected": self.is_as_expected(),
         })
     }

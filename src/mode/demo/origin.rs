@@ -78,7 +78,7 @@ fn accept(listener: &TcpListener, tls: Option<&Arc<ServerConfig>>) {
 fn serve(stream: TcpStream, client: SocketAddr, tls: Option<Arc<ServerConfig>>) -> io::Result<()> {
     stream.set_read_timeout(Some(IDLE))?;
     let own = stream.local_addr()?;
-    let answer = format!("{} asked {}\n", plain(client), plain(own));
+    let answer = format!("{} asked {}\n", client.ip().to_canonical(), plain(own));
     match tls {
         None => converse(stream, &answer),
         Some(config) => {
@@ -106,7 +106,7 @@ fn converse(mut stream: impl Read + Write, answer: &str) -> io::Result<()> {
     }
 }
 
-/// An IPv4 client of a socket for both families, as IPv4.
+/// An IPv4 address of a socket for both families, as IPv4.
 fn plain(address: SocketAddr) -> SocketAddr {
     SocketAddr::new(address.ip().to_canonical(), address.port())
 }

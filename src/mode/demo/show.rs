@@ -2,13 +2,12 @@
 
 use std::fmt::Write;
 
-use serde_json::Value;
-
 use super::Report;
 use super::flows::Flow;
 use super::lab::Site;
-use super::plan::{DROPS, EXPECTED, Named};
+use super::plan::{DROPS, EXPECTED, Named, Speaks, Trial};
 use crate::policy::{DropAction, InspectionType};
+use crate::sys::rtnl::Family;
 
 /// The whole page; `color` adds the escapes of a terminal and changes no word.
 pub(super) fn page(report: &Report, color: bool) -> String {
@@ -30,12 +29,11 @@ fn introduction(page: &mut String, paint: Paint) {
 }
 
 fn table(page: &mut String, report: &Report, inspection: InspectionType, paint: Paint) {
-    add(page, format_args!("  {:<20}", ""));
+    add(page, format_args!("  {}", paint.bold(&format!("{:<20}", inspection.as_str()))));
     for named in Named::ALL {
-        add(page, format_args!("{:<18}", named.name().unwrap_or("no name shown")));
+        add(page, format_args!("{:<COLUMN$}", heading(named)));
     }
     page.push('\n');
-    add(page, format_args!("  {}\n", paint.bold(inspection.as_str())));
     for (site, label) in [(Site::A, "address allowed"), (Site::B, "address blocked")] {
         add(page, format_args!("    {label:<18}"));
         for named in Named::ALL {
@@ -46,10 +44,30 @@ fn table(page: &mut String, report: &Report, inspection: InspectionType, paint: 
         }
         page.push('\n');
     }
-    page.push('\n');
+    add(page, format_args!("    {}\n\n", paint.dim(in_words(inspection))));
 }
 
-/// What came of the flows of one cell, in 18 columns.
+fn heading(named: Named) -> &'static str {
+    match named {
+        Named::Allowed => "name allowed",
+        Named::Blocked => "name blocked",
+        Named::Unlisted => "unlisted",
+        Named::NotAtAll => "no name",
+    }
+}
+
+fn in_words(inspection: InspectionType) -> &'static str {
+    match inspection {
+        InspectionType::PreferIp => "the address decides, whatever the name",
+        InspectionType::PreferDomain => {
+            "the name decides: whatever no list blocks passes, but without a name the address does"
+        }
+        InspectionType::PreferBoth => "a block of either blocks",
+        InspectionType::Explicit => "a listed name decides, else the address does",
+    }
+}
+
+/// What came of the flows of one cell, in [`COLUMN`] columns.
 fn cell<'a>(flows: impl Iterator<Item = &'a Flow>, paint: Paint) -> String {
     let (mut right, mut all, mut passes) = (0, 0, false);
     for flow in flows {
@@ -57,23 +75,23 @@ fn cell<'a>(flows: impl Iterator<Item = &'a Flow>, paint: Paint) -> String {
         all += 1;
         passes = flow.trial.passes;
     }
-    let word = if passes { "pass" } else { "block" };
-    match (right == all && all > 0, passes) {
-        (true, true) => paint.green(&format!("{:<18}", format!("{word}  {right}/{all} ok"))),
-        (true, false) => paint.yellow(&format!("{:<18}", format!("{word} {right}/{all} ok"))),
-        (false, _) => paint.red(&format!("{:<18}", format!("{word} {right}/{all} WRONG"))),
+    let expected = if passes { "pass " } else { "block" };
+    if right < all || all == 0 {
+        return paint.red(&format!("{:<COLUMN$}", format!("WRONG {right}/{all}")));
     }
+    let told = format!("{:<COLUMN$}", format!("{expected} {right}/{all}"));
+    if passes { paint.green(&told) } else { paint.yellow(&told) }
 }
 
 fn refusals(page: &mut String, report: &Report, paint: Paint) {
-    add(page, format_args!("  {}\n", paint.bold("What a refused client sees (blocked.example, by drop action)")));
+    add(page, format_args!("  {}\n", paint.bold("a refused client, by drop action")));
     for drop in DROPS {
         let flows = || report.refusals.iter().filter(move |flow| flow.trial.drop == drop);
         let mut seen: Vec<String> = flows().map(|flow| flow.saw.to_string()).collect();
         seen.sort();
         seen.dedup();
         let arrived: usize = flows().map(|flow| flow.arrived).sum();
-        let told = format!("client: {:<14} server: {arrived} packets   {}", seen.join(", "), meaning(drop));
+        let told = format!("client saw {:<8} server {arrived} packets  {}", seen.join(", "), meaning(drop));
         let right = flows().all(Flow::is_as_expected);
         let told = if right { told } else { paint.red(&format!("{told}   WRONG")) };
         add(page, format_args!("    {:<18}{told}\n", drop.as_str()));
@@ -83,37 +101,44 @@ fn refusals(page: &mut String, report: &Report, paint: Paint) {
 
 fn meaning(drop: DropAction) -> &'static str {
     match drop {
-        DropAction::Discard => "(not one packet, until the client gives up)",
-        DropAction::IcmpUnreachable => "(ICMP says prohibited, then a reset)",
-        DropAction::TcpReset => "(ended at once)",
+        DropAction::Discard => "not one packet back",
+        DropAction::IcmpUnreachable => "prohibited, and ended",
+        DropAction::TcpReset => "ended at once",
     }
 }
 
 fn records(page: &mut String, report: &Report, paint: Paint) {
-    add(page, format_args!("  {}\n", paint.bold("Some of its records (one JSON line each, on its standard output)")));
-    for named in [Named::Allowed, Named::Blocked, Named::NotAtAll] {
-        let flow = report.matrix.iter().filter(|flow| flow.trial.named == named);
-        let record = flow.filter(|flow| flow.trial.site == Site::B).find_map(|flow| flow.record.as_ref());
-        for line in record.into_iter().flat_map(wrapped) {
+    add(page, format_args!("  {}\n", paint.bold("some records (each one line on standard output)")));
+    let samples = [
+        (Site::A, Named::Blocked, Speaks::Tls, Family::V4),
+        (Site::B, Named::Allowed, Speaks::Http, Family::V6),
+        (Site::B, Named::NotAtAll, Speaks::Tls, Family::V4),
+    ];
+    for sample in samples {
+        let mut flows = report.matrix.iter().filter(|flow| {
+            let Trial { site, named, speaks, family, inspection, .. } = flow.trial;
+            inspection == InspectionType::Explicit && sample == (site, named, speaks, family)
+        });
+        let record = flows.find_map(|flow| flow.record.as_ref());
+        for line in record.into_iter().flat_map(|record| wrapped(&record.line)) {
             add(page, format_args!("    {}\n", paint.dim(&line)));
         }
     }
     page.push('\n');
 }
 
-/// The record as it was, broken into lines of at most [`WIDTH`] columns between its fields.
-fn wrapped(record: &Value) -> Vec<String> {
-    let mut lines = vec![String::from("{")];
-    let fields = record.as_object().into_iter().flatten();
-    for (index, (key, value)) in fields.enumerate() {
-        let field = format!("{}{}:{value}", if index == 0 { "" } else { "," }, Value::from(key.as_str()));
-        match lines.last_mut() {
-            Some(line) if line.len() + field.len() <= WIDTH => line.push_str(&field),
-            _ => lines.push(format!(" {field}")),
+/// A record broken into lines of at most [`WIDTH`] columns between its fields; the words stay as they are.
+fn wrapped(record: &str) -> Vec<String> {
+    let mut fields = record.split(",\"");
+    let mut lines = vec![fields.next().unwrap_or_default().to_owned()];
+    for field in fields {
+        let Some(line) = lines.last_mut() else { break };
+        line.push(',');
+        if line.len() + field.len() < WIDTH {
+            line.push_str(&format!("\"{field}"));
+        } else {
+            lines.push(format!(" \"{field}"));
         }
-    }
-    if let Some(line) = lines.last_mut() {
-        line.push('}');
     }
     lines
 }
@@ -175,15 +200,17 @@ impl Paint {
     }
 }
 
-const TOPOLOGY: &str = "\
-    client  ------------------  gateway  ------------------  server
-    10.1.0.2 and more           tidegate run                 198.51.100.0/24  2001:db8:a::/64  allowed
-    fd00:1::2 and more          (this program)               203.0.113.0/24   2001:db8:b::/64  blocked
+const TOPOLOGY: &str = "    client ----------------- gateway ----------------- server
+    10.1.0.2 ...             tidegate run              198.51.100.0/24  (address allowed)
+    fd00:1::2 ...            (this very program)       203.0.113.0/24   (address blocked)
+                                                       and two IPv6 networks alike
 
-  Three network namespaces of this process: nothing is installed, nothing leaves the machine.
-  allowed.example stands on an allow list, blocked.example on a block list, unlisted.example on none.
-  Each cell is four flows: TLS and HTTP over IPv4 and IPv6. \"ok\" means that the client saw it, that the server
-  was reached (or got not one packet), and that the gateway's record says so.
+  Three network namespaces of this process: nothing is installed, nothing leaves
+  the machine. allowed.example is on an allow list, blocked.example on a block
+  list, unlisted.example on none. Each cell is four flows, TLS and HTTP over IPv4
+  and IPv6, and counts those of which client, server and record agree: a blocked
+  flow must not have sent the server a single packet.
 ";
-const WIDTH: usize = 108;
+const COLUMN: usize = 14;
+const WIDTH: usize = 74;
 const COMPLAINTS: usize = 12;

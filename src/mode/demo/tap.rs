@@ -43,7 +43,8 @@ pub enum Kind {
 /// Sees all that arrives in one namespace from its making on.
 #[derive(Debug)]
 pub struct Tap {
-    socket: Socket,
+    /// One for each family: only sockets for one protocol are spared what leaves the namespace.
+    sockets: [(Family, Socket); 2],
     /// The address in that namespace that the gateway sends sentinels to, by family.
     end: fn(Family) -> IpAddr,
     seen: Vec<Packet>,
@@ -60,13 +61,17 @@ impl Tap {
     }
 
     fn new(namespace: &Namespace, end: fn(Family) -> IpAddr) -> io::Result<Self> {
-        let socket = namespace.run(|| {
-            let socket = Socket::new(Domain::PACKET, Type::DGRAM, Some(Protocol::from(ETH_P_ALL_ON_THE_WIRE)))?;
+        let socket = |family, protocol: u16| {
+            // The kernel wants it in network order.
+            let protocol = Protocol::from(i32::from(protocol.to_be()));
+            let socket = Socket::new(Domain::PACKET, Type::DGRAM, Some(protocol))?;
             socket.set_recv_buffer_size(RECEIVE_BUFFER)?;
             socket.set_read_timeout(Some(SENTINEL_DEADLINE))?;
-            io::Result::Ok(socket)
-        })??;
-        Ok(Self { socket, end, seen: Vec::new(), sentinels: 0 })
+            io::Result::Ok((family, socket))
+        };
+        let sockets = namespace
+            .run(|| io::Result::Ok([socket(Family::V4, ETHERTYPE_IPV4)?, socket(Family::V6, ETHERTYPE_IPV6)?]))??;
+        Ok(Self { sockets, end, seen: Vec::new(), sentinels: 0 })
     }
 
     /// Every packet that was sent here before this call, and fits.
@@ -80,28 +85,30 @@ impl Tap {
         Ok(self.packets(lab, |packet| packet.destination == destination)?.len())
     }
 
-    /// Each family has its own wait for the neighbour's address, so each has its own sentinel.
     fn catch_up(&mut self, lab: &Lab) -> io::Result<()> {
-        Family::BOTH.iter().try_for_each(|family| self.read_to_sentinel(lab, *family))
-    }
-
-    fn read_to_sentinel(&mut self, lab: &Lab, family: Family) -> io::Result<()> {
         self.sentinels = self.sentinels.wrapping_add(1);
         let port = FIRST_SENTINEL_PORT.saturating_add(self.sentinels % SENTINEL_PORTS);
-        let sentinel = SocketAddr::new((self.end)(family), port);
-        lab.gateway.run(|| UdpSocket::bind("[::]:0")?.send_to(b"sentinel", sentinel))??;
-        let deadline = Instant::now() + SENTINEL_DEADLINE;
-        let mut head = [0; HEAD];
-        loop {
-            let length = (&self.socket).read(&mut head)?;
-            match head.get(..length).and_then(read_packet) {
-                Some(packet) if packet.destination == sentinel => return Ok(()),
-                Some(packet) => self.seen.push(packet),
-                None => {}
-            }
-            if Instant::now() > deadline {
-                return Err(io::Error::new(io::ErrorKind::TimedOut, "a sentinel never arrived"));
-            }
+        for (family, socket) in &self.sockets {
+            let sentinel = SocketAddr::new((self.end)(*family), port);
+            lab.gateway.run(|| UdpSocket::bind("[::]:0")?.send_to(b"sentinel", sentinel))??;
+            read_to_sentinel(socket, sentinel, &mut self.seen)?;
+        }
+        Ok(())
+    }
+}
+
+fn read_to_sentinel(mut socket: &Socket, sentinel: SocketAddr, seen: &mut Vec<Packet>) -> io::Result<()> {
+    let deadline = Instant::now() + SENTINEL_DEADLINE;
+    let mut head = [0; HEAD];
+    loop {
+        let length = socket.read(&mut head)?;
+        match head.get(..length).and_then(read_packet) {
+            Some(packet) if packet.destination == sentinel => return Ok(()),
+            Some(packet) => seen.push(packet),
+            None => {}
+        }
+        if Instant::now() > deadline {
+            return Err(io::Error::new(io::ErrorKind::TimedOut, "a sentinel never arrived"));
         }
     }
 }
@@ -152,8 +159,8 @@ const SYN: u8 = 0x02;
 const RST: u8 = 0x04;
 const ACK: u8 = 0x10;
 
-/// ETH_P_ALL as the kernel wants it: in network order.
-const ETH_P_ALL_ON_THE_WIRE: i32 = 0x0003_u16.to_be() as i32;
+const ETHERTYPE_IPV4: u16 = 0x0800;
+const ETHERTYPE_IPV6: u16 = 0x86dd;
 const RECEIVE_BUFFER: usize = 4 << 20;
 /// Longer than both headers with all their options.
 const HEAD: usize = 160;

@@ -29,6 +29,9 @@ pub struct Ends<'a> {
     pub to: BorrowedFd<'a>,
 }
 
+/// Is shown octets as they pass.
+pub type Observer<'a> = &'a mut dyn FnMut(&[u8]);
+
 /// How a turn ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Turn {
@@ -58,8 +61,15 @@ impl Half {
         self.finished
     }
 
-    /// Moves what can be moved, up to a share that leaves the other flows theirs.
-    pub fn turn(&mut self, ends: Ends<'_>, pool: &mut Pool, scratch: &mut [u8]) -> Result<Turn, Broken> {
+    /// Moves what can be moved, up to a share that leaves the other flows theirs. `observer` is shown the octets; with
+    /// one they are copied, never spliced.
+    pub fn turn(
+        &mut self,
+        ends: Ends<'_>,
+        pool: &mut Pool,
+        scratch: &mut [u8],
+        mut observer: Option<Observer<'_>>,
+    ) -> Result<Turn, Broken> {
         for _ in 0..ROUNDS {
             if !(self.send_pending(ends)? && self.drain_pipe(ends, pool)?) {
                 return Ok(Turn::Waiting);
@@ -67,7 +77,10 @@ impl Half {
             if self.ended {
                 return Ok(self.finish(ends));
             }
-            let came = if self.bulk { self.fill_pipe(ends, pool)? } else { self.copy(ends, scratch)? };
+            let came = match &mut observer {
+                None if self.bulk => self.fill_pipe(ends, pool)?,
+                observer => self.copy(ends, scratch, observer)?,
+            };
             if !came {
                 return Ok(Turn::Waiting);
             }
@@ -75,8 +88,26 @@ impl Half {
         Ok(Turn::Again)
     }
 
+    /// Takes octets to be sent before any others. Nothing may be pending.
+    pub fn push(&mut self, octets: &[u8]) {
+        debug_assert!(self.pending.is_none());
+        self.pending = Some(octets.into());
+    }
+
+    /// Reads once, for somebody who decides what is passed on: how many octets came, or `None` if none are there.
+    pub fn read(&mut self, from: BorrowedFd<'_>, scratch: &mut [u8]) -> Result<Option<usize>, Broken> {
+        let count = ready(|| tcp::receive(from, scratch)).map_err(Broken::Sender)?;
+        self.ended |= count == Some(0);
+        Ok(count)
+    }
+
+    /// The sender has sent its last octet.
+    pub fn is_ended(&self) -> bool {
+        self.ended
+    }
+
     /// True once nothing is pending.
-    fn send_pending(&mut self, ends: Ends<'_>) -> Result<bool, Broken> {
+    pub fn send_pending(&mut self, ends: Ends<'_>) -> Result<bool, Broken> {
         while let Some(pending) = &self.pending {
             let rest = pending.get(self.sent as usize..).unwrap_or_default();
             if rest.is_empty() {
@@ -109,11 +140,19 @@ impl Half {
     }
 
     /// True if something came, or the sender's end.
-    fn copy(&mut self, ends: Ends<'_>, scratch: &mut [u8]) -> Result<bool, Broken> {
+    fn copy(
+        &mut self,
+        ends: Ends<'_>,
+        scratch: &mut [u8],
+        observer: &mut Option<Observer<'_>>,
+    ) -> Result<bool, Broken> {
         let Some(count) = ready(|| tcp::receive(ends.from, scratch)).map_err(Broken::Sender)? else { return Ok(false) };
         self.ended = count == 0;
         self.bulk = count >= BULK;
         let bytes = scratch.get(..count).unwrap_or_default();
+        if let Some(observer) = observer {
+            observer(bytes);
+        }
         let mut sent = 0;
         while let Some(rest) = bytes.get(sent..).filter(|rest| !rest.is_empty()) {
             match ready(|| tcp::send(ends.to, rest)).map_err(Broken::Receiver)? {

@@ -2,7 +2,8 @@
 
 use super::expression::{self, add_verdict};
 use super::message::{
-    APPEND, CREATE, DELETE_ELEMENT, DELETE_TABLE, Message, NEW_CHAIN, NEW_ELEMENT, NEW_RULE, NEW_SET, NEW_TABLE,
+    APPEND, CREATE, DELETE_CHAIN, DELETE_ELEMENT, DELETE_RULE, DELETE_SET, DELETE_TABLE, Message, NEW_CHAIN,
+    NEW_ELEMENT, NEW_RULE, NEW_SET, NEW_TABLE,
 };
 use crate::firewall::{Chain, Datum, Element, Field, Hook, Rule, Ruleset, Set, SetKind};
 
@@ -13,14 +14,32 @@ const ELEMENTS_A_MESSAGE: usize = 400;
 pub(super) fn replace(ruleset: &Ruleset) -> Vec<Message> {
     // Deleting what does not exist is an error, making what exists is none.
     let mut messages = vec![new_table(), delete_table(), new_table()];
-    for (id, set) in (1..).zip(&ruleset.sets) {
-        messages.push(new_set(set, id));
-    }
-    // Rules and elements may name any chain.
+    messages.extend(fill(ruleset, &ruleset.sets.iter().collect::<Vec<_>>()));
+    messages
+}
+
+/// The messages that turn the one ruleset, which stands, into the other, and keep what lies in the dynamic sets of
+/// both.
+pub(super) fn update(standing: &Ruleset, next: &Ruleset) -> Vec<Message> {
+    let kept = |set: &Set| {
+        let same = |other: &Set| (&other.name, &other.key, other.kind) == (&set.name, &set.key, set.kind);
+        matches!(set.kind, SetKind::Dynamic { .. }) && standing.sets.iter().any(same) && next.sets.iter().any(same)
+    };
+    // Without a chain it means all rules of the table; sets and chains may go once no rule names them.
+    let mut messages = vec![Message::in_table(DELETE_RULE, 0, 1, "all rules")];
+    messages.extend(standing.sets.iter().filter(|set| !kept(set)).map(delete_set));
+    messages.extend(standing.chains.iter().map(delete_chain));
+    messages.extend(fill(next, &next.sets.iter().filter(|set| !kept(set)).collect::<Vec<_>>()));
+    messages
+}
+
+/// Sets before elements, and chains before whatever may name them.
+fn fill(ruleset: &Ruleset, sets: &[&Set]) -> Vec<Message> {
+    let mut messages: Vec<_> = (1..).zip(sets).map(|(id, set)| new_set(set, id)).collect();
     messages.extend(ruleset.chains.iter().map(new_chain));
-    for set in &ruleset.sets {
-        messages
-            .extend(set.elements.chunks(ELEMENTS_A_MESSAGE).map(|elements| new_elements(&set.name, elements, None)));
+    for set in sets {
+        let parts = set.elements.chunks(ELEMENTS_A_MESSAGE);
+        messages.extend(parts.map(|elements| new_elements(&set.name, elements, None)));
     }
     for chain in &ruleset.chains {
         messages.extend(chain.rules.iter().map(|rule| new_rule(chain, rule)));
@@ -102,6 +121,18 @@ fn new_chain(chain: &Chain) -> Message {
         message.u32(5, ACCEPT);
         message.text(7, "filter");
     }
+    message
+}
+
+fn delete_set(set: &Set) -> Message {
+    let mut message = Message::in_table(DELETE_SET, 0, 1, format!("set {}", set.name));
+    message.text(2, &set.name);
+    message
+}
+
+fn delete_chain(chain: &Chain) -> Message {
+    let mut message = Message::in_table(DELETE_CHAIN, 0, 1, format!("chain {}", chain.name));
+    message.text(3, &chain.name);
     message
 }
 

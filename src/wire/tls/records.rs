@@ -12,6 +12,7 @@
 
 use std::borrow::Cow;
 
+use super::CLIENT_HELLO;
 use crate::wire::Malformed;
 
 /// How far the records of one direction have been followed.
@@ -21,11 +22,13 @@ pub struct Records {
     /// Whether the record at `place` holds handshake messages.
     is_handshake: bool,
     /// The first octets of the message in progress.
-    start: [u8; START],
+    start: [u8; MESSAGE_HEADER],
     /// Octets of the message in progress that were seen, its header included.
     have: usize,
     /// Where the first octet of the message in progress stands.
     message: Place,
+    /// Whether application data between messages is passed over: early data that the server will not take.
+    pub passes_application_data: bool,
 }
 
 /// The place of an octet, and how much its record still holds from there.
@@ -70,7 +73,7 @@ impl Records {
     }
 
     fn begins_application_data(&self, header: &[u8; HEADER]) -> bool {
-        header[0] == APPLICATION_DATA && self.have == 0
+        header[0] == APPLICATION_DATA && self.have == 0 && !self.passes_application_data
     }
 
     fn enter(&mut self, header: &[u8; HEADER]) -> Result<(), Malformed> {
@@ -78,6 +81,7 @@ impl Records {
         self.is_handshake = match kind {
             HANDSHAKE => true,
             CHANGE_CIPHER_SPEC | ALERT => false,
+            APPLICATION_DATA if self.passes_application_data && self.have == 0 => false,
             _ => return Err(Malformed { field: "record type", section: "RFC 8446, 5.1" }),
         };
         let left = usize::from(u16::from_be_bytes([high, low]));
@@ -116,14 +120,15 @@ impl Records {
 
     /// The length of the message in progress, its header included, once it is known.
     pub fn length(&self) -> Option<usize> {
-        let [_, a, b, c, ..] = self.start;
+        let [_, a, b, c] = self.start;
         let length = usize::try_from(u32::from_be_bytes([0, a, b, c])).ok()?;
         (self.have >= MESSAGE_HEADER).then_some(MESSAGE_HEADER + length)
     }
 
-    /// Up to six octets of the message in progress: its type, its length, and the version of a hello.
-    pub fn start(&self) -> &[u8] {
-        self.start.get(..self.have).unwrap_or(&self.start)
+    /// Whether the message in progress may be a ClientHello of less than 2^16 octets, as far as its beginning tells.
+    pub fn may_be_hello(&self) -> bool {
+        let known = self.start.get(..self.have).unwrap_or(&self.start);
+        known.iter().zip([CLIENT_HELLO, 0]).all(|(octet, hello)| *octet == hello)
     }
 
     /// The message that [`Records::follow`] found complete in `bytes`, its header included.
@@ -157,19 +162,9 @@ impl Records {
         self.have = 0;
     }
 
-    /// Where the records were followed to: all before it belongs to messages that were named, or is passed over.
-    pub fn position(&self) -> usize {
-        self.place.at
-    }
-
-    /// Where the record stands that holds the beginning of the message in progress; all before it may be let go.
+    /// Where the message in progress begins, or else where the records were followed to: all before it is settled.
     pub fn settled(&self) -> usize {
         if self.have == 0 { self.place.at } else { self.message.at }
-    }
-
-    /// Whether the place followed to is the end of a record and of all messages in it.
-    pub fn is_between_records(&self) -> bool {
-        self.place.left == 0 && self.have == 0
     }
 
     /// The first `count` octets of the buffer are gone.
@@ -195,6 +190,5 @@ pub const APPLICATION_DATA: u8 = 23;
 const HEADER: usize = 5;
 /// Octets in the header of a handshake message: type, length (RFC 8446, section 4).
 const MESSAGE_HEADER: usize = 4;
-const START: usize = 6;
 /// 2^14 octets and the expansion that TLS 1.2 allows (RFC 5246, section 6.2.3).
 const LONGEST: usize = (1 << 14) + 2048;

@@ -1,0 +1,145 @@
+//! Whether the first bytes of a connection are those of HTTP.
+//!
+//! Whatever some server could take for a request line is HTTP, be it well-formed or not; a line of another protocol
+//! (`EHLO host`, `SSH-2.0-x`, `GET key` to a store) is not.
+//!
+//! Fails closed: bytes that could still become a request are [`Begin::Open`], and never settled before their line ends.
+
+/// What the bytes so far say.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Begin {
+    /// They may yet become a request, or something else.
+    Open,
+    /// They are the beginning of a request whose first line has not ended.
+    Request,
+    /// HTTP/1, with a version in the first line.
+    Http1,
+    /// HTTP/0.9: `GET /path` and no more (RFC 9112, appendix C.1). The first line ends at this place.
+    Simple(usize),
+    /// The preface of HTTP/2 (RFC 9113, section 3.4).
+    Http2,
+    /// A request, but not in a form that all servers read alike.
+    Malformed,
+    /// Another protocol.
+    Other,
+}
+
+/// Looks at each octet of a first line once, in a buffer that grows.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Beginning {
+    at: usize,
+    stage: Stage,
+    /// Where the line begins, and its target.
+    line: usize,
+    target: usize,
+}
+
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+enum Stage {
+    /// Empty lines and spaces before the line.
+    #[default]
+    Blank,
+    Method,
+    /// Spaces after the method.
+    Gap,
+    Target,
+    /// Nothing but its end can settle it.
+    Line,
+    /// A method and the beginning of a target that only HTTP has.
+    Request,
+}
+
+impl Beginning {
+    pub fn look(&mut self, bytes: &[u8]) -> Begin {
+        while let Some(octet) = bytes.get(self.at) {
+            let octet = *octet;
+            if octet == b'\n' && !matches!(self.stage, Stage::Blank) {
+                return self.settle(bytes);
+            }
+            if octet < b' ' && !is_space(octet) || octet == 0x7f || (octet >= 0x80 && self.stage == Stage::Method) {
+                return if self.stage == Stage::Request { Begin::Malformed } else { Begin::Other };
+            }
+            self.stage = self.step(bytes, octet);
+            self.at += 1;
+        }
+        if self.stage == Stage::Request { Begin::Request } else { Begin::Open }
+    }
+
+    /// Whether the bytes are surely a request, though their first line has not ended.
+    pub fn is_request(&self) -> bool {
+        self.stage == Stage::Request
+    }
+
+    /// Where the first line begins: behind empty lines.
+    pub fn line(&self) -> usize {
+        self.line
+    }
+
+    fn step(&mut self, bytes: &[u8], octet: u8) -> Stage {
+        match self.stage {
+            Stage::Blank if is_space(octet) => Stage::Blank,
+            Stage::Blank => {
+                self.line = self.at;
+                Stage::Method
+            }
+            Stage::Method if is_space(octet) => Stage::Gap,
+            Stage::Gap if is_space(octet) => Stage::Gap,
+            Stage::Gap => {
+                self.target = self.at;
+                if octet == b'/' || self.is_request_by_method(bytes) { Stage::Request } else { Stage::Target }
+            }
+            Stage::Target if octet == b'/' && self.ends_scheme(bytes) => Stage::Request,
+            Stage::Target if is_space(octet) => Stage::Line,
+            stage => stage,
+        }
+    }
+
+    fn is_request_by_method(&self, bytes: &[u8]) -> bool {
+        bytes.get(self.line..).is_some_and(|line| line.starts_with(b"CONNECT ") || line.starts_with(b"PRI * "))
+    }
+
+    /// Whether the octet now looked at is the last of `scheme://`.
+    fn ends_scheme(&self, bytes: &[u8]) -> bool {
+        bytes.get(self.target..self.at).is_some_and(|target| target.ends_with(b":/"))
+    }
+
+    /// What the line is, now that its LF has come.
+    fn settle(&self, bytes: &[u8]) -> Begin {
+        let line = bytes.get(self.line..self.at).unwrap_or_default();
+        let line = line.strip_suffix(b"\r").unwrap_or(line);
+        let mut words = line.split(|octet| is_space(*octet)).filter(|word| !word.is_empty());
+        let (method, target, third) = (words.next(), words.next(), words.next());
+        let last = words.last().or(third).or(target).unwrap_or_default();
+        if last.get(..5).is_some_and(|start| start.eq_ignore_ascii_case(b"HTTP/")) {
+            let is_preface = line == b"PRI * HTTP/2.0" && self.line == 0;
+            return if is_preface { Begin::Http2 } else { Begin::Http1 };
+        }
+        if self.stage != Stage::Request {
+            return Begin::Other;
+        }
+        match (method, third) {
+            (Some(b"GET"), None) => Begin::Simple(self.at + 1),
+            (_, Some(version)) if is_cousin(target.unwrap_or_default(), version) => Begin::Other,
+            _ => Begin::Malformed,
+        }
+    }
+}
+
+/// RTSP, SIP and ICAP have HTTP's request line, with schemes and versions of their own.
+fn is_cousin(target: &[u8], version: &[u8]) -> bool {
+    COUSINS.iter().any(|(scheme, own)| target.starts_with(scheme) && version.starts_with(own))
+}
+
+fn is_space(octet: u8) -> bool {
+    matches!(octet, b' ' | b'\t' | b'\r' | b'\n' | 0x0b | 0x0c)
+}
+
+const COUSINS: &[(&[u8], &[u8])] = &[
+    (b"rtsp://", b"RTSP/"),
+    (b"rtsps://", b"RTSP/"),
+    (b"rtspu://", b"RTSP/"),
+    (b"sip:", b"SIP/"),
+    (b"sips:", b"SIP/"),
+    (b"icap://", b"ICAP/"),
+    (b"icaps://", b"ICAP/"),
+];

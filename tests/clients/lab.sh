@@ -1,0 +1,67 @@
+# Sourced by run.sh: namespaces, an nginx server, and gateways by inspection type.
+
+on() { ip netns exec "$@"; }
+
+lab_up() {
+  local host
+  for host in client gateway server; do ip netns add $host && on $host ip link set lo up; done
+  link client 10.1.0.2/24 fd00:1::2/64 gateway 10.1.0.1/24 fd00:1::1/64
+  link server 203.0.113.2/24 2001:db8::2/64 gateway 203.0.113.1/24 2001:db8::1/64
+  for last in 10 20; do
+    on server ip addr add 203.0.113.$last/24 dev to-gateway
+    on server ip addr add 2001:db8::$last/64 dev to-gateway nodad
+  done
+  on client ip route add default via 10.1.0.1
+  on client ip -6 route add default via fd00:1::1
+  on server ip route add default via 203.0.113.1
+  on server ip -6 route add default via 2001:db8::1
+  on gateway sh -c 'echo 1 > /proc/sys/net/ipv4/ip_forward; echo 1 > /proc/sys/net/ipv6/conf/all/forwarding'
+}
+
+link() { # host v4 v6 gateway v4 v6
+  ip link add to-gateway netns "$1" type veth peer name "to-$1" netns "$4"
+  on "$1" ip addr add "$2" dev to-gateway
+  on "$1" ip addr add "$3" dev to-gateway nodad
+  on "$4" ip addr add "$5" dev "to-$1"
+  on "$4" ip addr add "$6" dev "to-$1" nodad
+  on "$1" ip link set to-gateway up
+  on "$4" ip link set "to-$1" up
+}
+
+server_up() {
+  openssl req -x509 -newkey ec -pkeyopt ec_paramgen_curve:prime256v1 -nodes -days 2 -subj /CN=server.example \
+    -keyout "$work/key.pem" -out "$work/cert.pem" 2>/dev/null
+  cat > "$work/nginx.conf" <<CONF
+daemon off; worker_processes 1; pid $work/nginx.pid; error_log $work/nginx.log;
+user root;
+events {}
+http {
+  access_log $work/access.log; client_body_temp_path $work/body; proxy_temp_path $work/proxy;
+  fastcgi_temp_path $work/fcgi; uwsgi_temp_path $work/uwsgi; scgi_temp_path $work/scgi;
+  server {
+    listen 80; listen [::]:80; listen 443 ssl; listen [::]:443 ssl;
+    ssl_certificate $work/cert.pem; ssl_certificate_key $work/key.pem;
+    location / { return 200 "served\n"; }
+  }
+}
+CONF
+  (exec ip netns exec server nginx -c "$work/nginx.conf" 2>"$work/nginx.err") &
+  local i; for i in $(seq 100); do
+    on server curl -s -m 1 -o /dev/null http://127.0.0.1/ && return
+    sleep 0.1
+  done
+  echo "nginx does not start:"; cat "$work/nginx.err"; exit 1
+}
+
+gateway_up() { # inspection type
+  sed "s/TYPE/$1/" gateway.toml > "$work/gateway.toml"
+  (exec ip netns exec gateway "$tidegate" run --config "$work/gateway.toml" >"$work/records" 2>"$work/messages") &
+  gateway=$!
+  local i; for i in $(seq 100); do grep -q '^ready' "$work/messages" && return; sleep 0.1; done
+  echo "tidegate does not start:"; cat "$work/messages"; exit 1
+}
+
+gateway_down() {
+  kill $gateway
+  wait $gateway || { failed=$((failed + 1)); echo "FAILED: tidegate ended with $?"; cat "$work/messages"; }
+}

@@ -1,0 +1,133 @@
+//! The command line: exit status, and what `explain` says.
+
+use std::path::Path;
+use std::process::{Command, Output};
+
+use serde_json::Value;
+
+#[test]
+fn explain_says_what_the_gateway_would_do() {
+    let cases = std::fs::read_to_string(data("explain/cases.txt")).unwrap();
+    let mut asked = 0;
+    for case in cases.lines().filter(|line| !line.starts_with('#')) {
+        // Columns are two blanks apart or more; a single blank belongs to its column.
+        let columns: Vec<&str> = case.split("  ").map(str::trim).filter(|column| !column.is_empty()).collect();
+        let [source, destination, protocol, name, fingerprint, network, ip, outcome, action] = columns[..] else {
+            panic!("{case}")
+        };
+        let account = explain(source, destination, protocol, name, fingerprint);
+        let judgement = &account["judgements"][0];
+        assert_eq!(text(&judgement["network"]).replace(' ', "-"), network, "{case}");
+        assert_eq!(opinion(&judgement["address"]), ip, "{case}");
+        if network == "-" {
+            assert_eq!(account["verdict"], outcome, "{case}");
+        } else {
+            assert_eq!(opinion(&judgement["outcome"]), outcome, "{case}");
+            assert_eq!(account["verdict"], judgement["outcome"]["verdict"], "{case}");
+            assert_eq!(text(&judgement["outcome"]["action"]), action, "{case}");
+        }
+        asked += 1;
+    }
+    assert!(asked >= 18);
+}
+
+#[test]
+fn explain_tells_a_person_every_step() {
+    let config = data("explain/tidegate.toml");
+    let args = ["--source", "10.1.0.2", "--destination", "192.0.2.1", "--port", "443", "--name", "www.bad.example"];
+    let output = tidegate(&[&["explain", "--config", &config][..], &args].concat());
+    let expected = "\
+flow        10.1.0.2 -> 192.0.2.1, tcp port 443, named www.bad.example
+
+network     desks, outbound (by its prefix 10.1.0.0/24), mode enforce
+policy      open
+address     allow (DEFAULT)
+name        block (BLOCK_LIST, list `bad`)
+inspection  prefer-both: a name that is allowed: allow; blocked: block; on no list: allow
+outcome     block (DOMAIN, list `bad`), by icmp-unreachable
+no name     allow (DEFAULT)
+unreadable  block (UNREADABLE), by icmp-unreachable
+
+verdict     BLOCK on edge-1
+";
+    assert_eq!(String::from_utf8_lossy(&output.stdout), expected);
+    assert_eq!(output.status.code(), Some(0));
+}
+
+#[test]
+fn the_exit_status_tells_a_mistake_from_a_good_configuration() {
+    let good = data("explain/tidegate.toml");
+    let bad = data("config-mistakes/names.toml");
+    for (args, status) in [
+        (vec!["check", "--config", &good], 0),
+        (vec!["check", "--config", &bad], 2),
+        (vec!["check", "--config", "/nonexistent"], 2),
+        (vec!["run", "--config", &bad], 2),
+        (vec!["explain", "--config", &bad, "--source", "10.1.0.2", "--destination", "192.0.2.1", "--port", "443"], 2),
+        (vec!["explain", "--config", &good, "--source", "10.1.0.2", "--destination", "192.0.2.1"], 2),
+        (vec!["explain", "--config", &good, "--source", "10.1.0.2", "--destination", "::1", "--port", "443"], 2),
+        (vec!["--version"], 0),
+        (vec!["chekc"], 2),
+        (vec![], 2),
+    ] {
+        let output = tidegate(&args);
+        assert_eq!(output.status.code(), Some(status), "{args:?}: {output:?}");
+    }
+}
+
+#[test]
+fn check_sums_up_what_it_read_on_standard_output_and_shows_mistakes_on_standard_error() {
+    let good = tidegate(&["check", "--config", &data("explain/tidegate.toml")]);
+    let summary = String::from_utf8(good.stdout).unwrap();
+    assert!(
+        summary.ends_with("enforcer `edge-1`, 3 networks, 2 policies, 3 lists (6 names, 4 prefixes)\n"),
+        "{summary}"
+    );
+    let bad = tidegate(&["check", "--config", &data("config-mistakes/names.toml")]);
+    assert!(bad.stdout.is_empty());
+    assert!(String::from_utf8_lossy(&bad.stderr).contains("names.toml:18:8: error: a second list named `feeds`\n"));
+}
+
+#[test]
+fn a_command_that_is_not_built_says_so_whatever_its_arguments() {
+    for command in ["exec", "network", "import", "export", "learn", "report"] {
+        let output = tidegate(&[command, "--anything", "at", "all"]);
+        assert_eq!(output.status.code(), Some(2), "{command}");
+        let said = String::from_utf8_lossy(&output.stderr).into_owned();
+        assert!(said.starts_with(&format!("tidegate {command}: not built yet")), "{said}");
+    }
+}
+
+fn explain(source: &str, destination: &str, protocol: &str, name: &str, fingerprint: &str) -> Value {
+    let config = data("explain/tidegate.toml");
+    let (protocol, port) = protocol.split_once('/').unwrap_or((protocol, "-"));
+    let mut args = vec!["explain", "--json", "--config", &config, "--source", source, "--destination", destination];
+    args.extend(["--protocol", protocol]);
+    for (option, value) in [("--port", port), ("--name", name), ("--fingerprint", fingerprint)] {
+        if value != "-" {
+            args.extend([option, value]);
+        }
+    }
+    let output = tidegate(&args);
+    assert_eq!(output.status.code(), Some(0), "{output:?}");
+    serde_json::from_slice(&output.stdout).unwrap()
+}
+
+/// `verdict REASON list`, without what is not there.
+fn opinion(of: &Value) -> String {
+    let parts = ["verdict", "reason", "list"].map(|key| of[key].as_str());
+    let parts: Vec<&str> = parts.into_iter().flatten().collect();
+    if parts.is_empty() { "-".to_owned() } else { parts.join(" ") }
+}
+
+fn text(value: &Value) -> &str {
+    value.as_str().unwrap_or("-")
+}
+
+fn tidegate(args: &[&str]) -> Output {
+    Command::new(env!("CARGO_BIN_EXE_tidegate")).args(args).output().unwrap()
+}
+
+fn data(name: &str) -> String {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/data").join(name).display().to_string()
+}

@@ -1,0 +1,223 @@
+//! Configurations: their mistakes, the examples of conf/, and what reading them gives.
+//!
+//! Each file of tests/data/config-mistakes says in `#!` lines what `tidegate check` must print of it: exactly that.
+
+use std::path::{Path, PathBuf};
+
+use proptest::prelude::*;
+use proptest::sample::Index;
+use tidegate::config::{self, Mistakes};
+
+#[test]
+fn every_mistake_of_a_file_is_reported_where_it_is() {
+    let folder = data("config-mistakes");
+    let files = toml_files(&folder);
+    assert!(files.len() >= 15, "{} files", files.len());
+    let mut wrong = Vec::new();
+    for file in files {
+        let text = std::fs::read_to_string(&file).unwrap();
+        let expected: Vec<&str> = text.lines().filter_map(|line| line.strip_prefix("#! ")).collect();
+        assert!(!expected.is_empty(), "{} expects nothing", file.display());
+        let found = match config::load(&file) {
+            Ok(loaded) => loaded.warnings,
+            Err(mistakes) => mistakes,
+        };
+        let found = lines(&found, &folder);
+        if found != expected {
+            wrong.push(format!("{} gives\n{}", file.display(), prefixed(&found)));
+        }
+    }
+    assert!(wrong.is_empty(), "{}", wrong.join("\n\n"));
+}
+
+#[test]
+fn every_kind_of_object_is_read_although_the_first_has_mistakes() {
+    let mistakes = config::load(&data("config-mistakes/names.toml")).unwrap_err();
+    let kinds = ["list", "policy", "port", "network"];
+    for kind in kinds {
+        assert!(mistakes.0.iter().any(|mistake| mistake.what.contains(kind)), "{kind}\n{mistakes}");
+    }
+}
+
+#[test]
+fn a_mistake_is_one_line_for_programs_and_an_excerpt_that_mends_it() {
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("tidegate.toml");
+    std::fs::write(&file, "name = \"edge-1\"\n\n[gateway]\non_failur = \"closed\"\n").unwrap();
+    let shown = config::load(&file).unwrap_err().render(false);
+    let expected = format!(
+        "{}:4:1: error: unknown key `on_failur` in `gateway`\n  |\n4 | on_failur = \"closed\"\n  | ^^^^^^^^^ did you \
+         mean `on_failure`?\n",
+        file.display()
+    );
+    assert_eq!(shown, expected);
+}
+
+#[test]
+fn what_a_file_says_cannot_write_to_the_terminal() {
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("tidegate.toml");
+    std::fs::write(&file, "\"\\u001b[2J\" = 1\nname = \"\\u001b]0;x\\u0007\"\n").unwrap();
+    let mistakes = config::load(&file).unwrap_err();
+    assert!(mistakes.0.len() >= 2, "{mistakes}");
+    assert!(!mistakes.render(false).contains('\u{1b}'), "{mistakes:?}");
+}
+
+#[test]
+fn a_configuration_that_is_not_there_is_a_mistake_and_not_a_default() {
+    let mistakes = config::load(Path::new("/nonexistent/tidegate.toml")).unwrap_err();
+    let text = mistakes.to_string();
+    assert!(text.starts_with("/nonexistent/tidegate.toml:1:1: error: cannot read"), "{text}");
+}
+
+#[test]
+fn every_key_of_the_interface_is_read_or_refused_as_not_built() {
+    let mistakes = config::load(&data("interface.toml")).unwrap_err();
+    for mistake in &mistakes.0 {
+        let by_design = mistake.what.contains("is not built yet")
+            || mistake.what == "no policy is named `office-in`"
+            || mistake.severity == config::Severity::Warning;
+        assert!(by_design, "{mistake}");
+    }
+}
+
+#[test]
+fn the_reference_speaks_of_every_key_of_the_interface() {
+    let reference = std::fs::read_to_string(conf("tidegate.toml")).unwrap();
+    let interface: toml::Table = toml::from_str(&std::fs::read_to_string(data("interface.toml")).unwrap()).unwrap();
+    let mut keys = Vec::new();
+    keys_of(&toml::Value::Table(interface), &mut keys);
+    assert!(keys.len() > 50, "{keys:?}");
+    for key in keys {
+        let said = reference.contains(&format!("{key} = ")) || reference.contains(&format!("{key}]"));
+        assert!(said, "conf/tidegate.toml does not speak of `{key}`");
+    }
+}
+
+#[test]
+fn the_configurations_of_conf_are_good_and_give_no_warning() {
+    let mut files = toml_files(&conf("examples"));
+    assert!(files.len() >= 4, "{files:?}");
+    files.extend(toml_files(&conf("")));
+    for file in files {
+        let loaded = config::load(&file).unwrap_or_else(|mistakes| panic!("{mistakes}"));
+        assert!(loaded.warnings.0.is_empty(), "{}", loaded.warnings);
+        assert!(!loaded.networks.is_empty(), "{}", file.display());
+    }
+}
+
+/// Each line that conf/ comments out as not built (# and no blank), put in force alone, is refused for just that reason.
+#[test]
+fn what_conf_leaves_out_as_not_built_is_refused_as_not_built() {
+    let text = std::fs::read_to_string(conf("tidegate.toml")).unwrap();
+    let lines: Vec<&str> = text.lines().collect();
+    let folder = tempfile::tempdir().unwrap();
+    let mut seen = 0;
+    for (index, line) in lines.iter().enumerate() {
+        let Some(option) = line.strip_prefix('#').filter(|rest| rest.starts_with(|c: char| c.is_ascii_lowercase()))
+        else {
+            continue;
+        };
+        let file = folder.path().join("tidegate.toml");
+        std::fs::write(&file, in_force(&lines, index, option)).unwrap();
+        let mistakes = config::load(&file).expect_err(line);
+        // The keys of [geoip] stand under a header that is commented out too.
+        let refused = mistakes
+            .0
+            .iter()
+            .any(|m| m.what.contains("is not built yet") || m.what.contains("`country`") || m.what.contains("`asn`"));
+        assert!(refused, "{line}\n{mistakes}");
+        seen += 1;
+    }
+    assert!(seen > 25, "{seen} lines");
+}
+
+/// The file with one commented line in force, in place of the line that sets the same key just above it.
+fn in_force(lines: &[&str], index: usize, option: &str) -> String {
+    let key = option.split(" = ").next().unwrap();
+    let same = |line: &&&str| line.split(" = ").next() == Some(key);
+    let near = index.saturating_sub(8);
+    let replaced = lines[near..index].iter().rposition(|line| same(&line)).map(|at| near + at);
+    let kept = lines.iter().enumerate().filter(|(at, _)| Some(*at) != replaced);
+    kept.map(|(at, line)| if at == index { format!("{option}\n") } else { format!("{line}\n") }).collect()
+}
+
+fn keys_of(value: &toml::Value, keys: &mut Vec<String>) {
+    match value {
+        toml::Value::Table(table) => {
+            for (key, value) in table {
+                keys.push(key.clone());
+                keys_of(value, keys);
+            }
+        }
+        toml::Value::Array(items) => items.iter().for_each(|item| keys_of(item, keys)),
+        _ => {}
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(256))]
+
+    #[test]
+    fn no_text_makes_the_reader_panic(text in "(?s).{0,400}") {
+        load_text(&text);
+    }
+
+    #[test]
+    fn no_damage_to_a_good_file_makes_the_reader_panic(
+        damage in proptest::collection::vec((any::<Index>(), 0..30_usize, "[\\[\\]{}=\"'#,.\n a-z0-9é\u{0}-]{0,6}"), 1..6),
+    ) {
+        let mut text = std::fs::read_to_string(data("interface.toml")).unwrap();
+        for (at, cut, put) in damage {
+            let boundary = |mut at: usize| { while !text.is_char_boundary(at) { at -= 1; } at };
+            let start = boundary(at.index(text.len() + 1));
+            let end = boundary((start + cut).min(text.len())).max(start);
+            text.replace_range(start..end, &put);
+        }
+        load_text(&text);
+    }
+}
+
+/// Whatever comes of it, its mistakes can be shown and stand within the file.
+fn load_text(text: &str) {
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("tidegate.toml");
+    std::fs::write(&file, text).unwrap();
+    let mistakes = match config::load(&file) {
+        Ok(loaded) => loaded.warnings,
+        Err(mistakes) => {
+            assert!(mistakes.has_errors());
+            mistakes
+        }
+    };
+    _ = mistakes.render(true);
+    _ = mistakes.render(false);
+    for mistake in &mistakes.0 {
+        let (line, column) = mistake.position();
+        assert!(line >= 1 && line <= text.split('\n').count() && column >= 1, "{mistake}");
+    }
+}
+
+fn conf(name: &str) -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("conf").join(name)
+}
+
+fn lines(mistakes: &Mistakes, folder: &Path) -> Vec<String> {
+    let folder = format!("{}/", folder.display());
+    mistakes.to_string().lines().map(|line| line.replace(&folder, "")).collect()
+}
+
+fn prefixed(lines: &[String]) -> String {
+    lines.iter().map(|line| format!("#! {line}\n")).collect()
+}
+
+fn toml_files(folder: &Path) -> Vec<PathBuf> {
+    let entries = std::fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().path());
+    let mut files: Vec<_> = entries.filter(|path| path.extension().is_some_and(|end| end == "toml")).collect();
+    files.sort();
+    files
+}
+
+fn data(name: &str) -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/data").join(name)
+}
