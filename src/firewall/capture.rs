@@ -314,7 +314,8 @@ mod tests {
     fn quic_without_a_listener_is_dropped_and_dns_without_one_is_let_alone() {
         let rules = rules(vec![network("office", PREFIX)], &Capture::tcp(Listener::on(1)));
         assert_eq!(text_of(&rules, "to_udp"), "chain to_udp {\ncounter drop\n}\n");
-        assert!(text_of(&rules, "inspected").contains("{ tcp . 80, tcp . 443, udp . 443 }"));
+        assert!(text_of(&rules, "inspected").contains("{ tcp . 80, tcp . 443 }"));
+        assert!(text_of(&rules, "inspected_udp").contains("{ udp . 443 }"));
     }
 
     #[test]
@@ -322,6 +323,7 @@ mod tests {
         let monitored = Network { mode: Mode::Monitor, ..network("office", PREFIX) };
         let rules = rules(vec![monitored], &Capture::tcp(Listener::on(1)));
         assert!(text_of(&rules, "inspected").contains("{ tcp . 80, tcp . 443 }"));
+        assert!(!text_of(&rules, "inspected_udp").contains("elements"));
     }
 
     #[test]
