@@ -162,7 +162,7 @@ fn with_rules_and_no_listener_nothing_inspected_reaches_the_server() {
     in_lab(|lab| {
         let capture = Capture { udp: Some(Listener::on(NOBODY)), ..Capture::tcp(Listener::on(NOBODY)) };
         lab.gateway.run(|| capture::install(&ruleset(OFFICE, &capture))).unwrap().unwrap();
-        let mut tap = Tap::at_server(lab).unwrap();
+        let tap = Tap::at_server(lab).unwrap();
         for family in Family::BOTH {
             for port in [80, 443] {
                 try_connect(lab, family, port);
@@ -181,7 +181,7 @@ fn with_on_failure_open_what_nobody_takes_passes() {
     in_lab(|lab| {
         let open = Capture { on_failure: OnFailure::Open, ..Capture::tcp(Listener::on(NOBODY)) };
         lab.gateway.run(|| capture::install(&ruleset(OFFICE, &open))).unwrap().unwrap();
-        let mut tap = Tap::at_server(lab).unwrap();
+        let tap = Tap::at_server(lab).unwrap();
         for family in Family::BOTH {
             try_connect(lab, family, 443);
         }
@@ -202,7 +202,7 @@ fn a_connection_from_before_the_rules_is_cut_off() {
                 .run(|| capture::install(&ruleset(OFFICE, &Capture::tcp(Listener::on(NOBODY)))))
                 .unwrap()
                 .unwrap();
-            let mut tap = Tap::at_server(lab).unwrap();
+            let tap = Tap::at_server(lab).unwrap();
             client.write_all(b"more").unwrap();
             assert_eq!(count_ports(lab, &mut tap, |port| port == 443), 0);
             lab.gateway.run(capture::remove).unwrap().unwrap();
@@ -219,7 +219,7 @@ fn a_fragmented_datagram_to_an_inspected_port_is_dropped_whole() {
         for family in Family::BOTH {
             send_datagram(lab, family, 443, 9000);
         }
-        let mut tap = Tap::at_server(lab).unwrap();
+        let tap = Tap::at_server(lab).unwrap();
         assert_eq!(count_ports(lab, &mut tap, |port| port == 443), 0);
         assert_eq!(fragments_received(lab), before);
         for family in Family::BOTH {
@@ -235,7 +235,7 @@ fn a_fragmented_datagram_to_an_inspected_port_is_dropped_whole() {
 fn captured_flows_arrive_with_their_original_destination_and_the_server_hears_nothing() {
     in_lab(|lab| {
         let (v4, v6) = install_with_listeners(lab);
-        let mut tap = Tap::at_server(lab).unwrap();
+        let tap = Tap::at_server(lab).unwrap();
         for (family, listener) in [(Family::V4, v4), (Family::V6, v6)] {
             let destination = SocketAddr::new(Site::B.address(family, 7), 443);
             let mut client = lab.client.run(|| TcpStream::connect_timeout(&destination, DEADLINE)).unwrap().unwrap();
@@ -266,7 +266,7 @@ fn with_rules_and_a_listener_but_no_routes_nothing_reaches_the_server() {
             })
             .unwrap()
             .unwrap();
-        let mut tap = Tap::at_server(lab).unwrap();
+        let tap = Tap::at_server(lab).unwrap();
         for family in Family::BOTH {
             try_connect(lab, family, 443);
         }
@@ -305,7 +305,7 @@ fn the_longest_prefix_whose_port_covers_the_packet_decides() {
     in_lab(|lab| {
         let capture = Capture { udp: Some(Listener::on(NOBODY)), ..Capture::tcp(Listener::on(NOBODY)) };
         lab.gateway.run(|| capture::install(&ruleset(TWO_NETWORKS, &capture))).unwrap().unwrap();
-        let mut tap = Tap::at_server(lab).unwrap();
+        let tap = Tap::at_server(lab).unwrap();
         // By client: in the narrow Network for the ports of `web`, in it for all, not in it. It inspects port 444 alone.
         let cases = [
             [(80, true), (443, false), (444, false)],
