@@ -68,7 +68,11 @@ fn serve(loaded: Loaded, path: &Path, ending: Ending, telemetry: &Telemetry) -> 
     let listeners = Listeners::open(settings.workers).map_err(because("open transparent listeners"))?;
     let mut app = App {
         snapshot: Arc::new(ArcSwap::from_pointee(loaded.snapshot(1))),
-        capture: Capture::tcp(listeners.tcp),
+        capture: Capture {
+            dns_udp: Some(listeners.dns.udp),
+            dns_tcp: Some(listeners.dns.tcp),
+            ..Capture::tcp(listeners.tcp)
+        },
         generation: 1,
     };
     app.apply(&loaded)?;
@@ -159,6 +163,7 @@ fn settings(limits: &Limits) -> io::Result<gateway::Settings> {
             peek: peek::tcp::Limits { held: limits.held_bytes, fingerprints: true },
         },
         relay: relay::Settings { idle: limits.idle, connect: CONNECT },
+        dns: crate::dns::Settings::default(),
     })
 }
 
