@@ -199,8 +199,8 @@ fn with_rules_and_no_listener_nothing_inspected_reaches_the_server() {
             try_connect(lab, family, 444);
             send_datagram(lab, family, 444, 100);
         }
-        assert_eq!(count_ports(lab, &mut tap, |port| port == 80 || port == 443), 0);
-        assert!(count_ports(lab, &mut tap, |port| port == 444) >= 4, "what is not inspected passes");
+        assert_eq!(count_ports(lab, &tap, |port| port == 80 || port == 443), 0);
+        assert!(count_ports(lab, &tap, |port| port == 444) >= 4, "what is not inspected passes");
     });
 }
 
@@ -213,7 +213,7 @@ fn with_on_failure_open_what_nobody_takes_passes() {
         for family in Family::BOTH {
             try_connect(lab, family, 443);
         }
-        assert!(count_ports(lab, &mut tap, |port| port == 443) >= 2);
+        assert!(count_ports(lab, &tap, |port| port == 443) >= 2);
     });
 }
 
@@ -232,7 +232,7 @@ fn a_connection_from_before_the_rules_is_cut_off() {
                 .unwrap();
             let tap = Tap::at_server(lab).unwrap();
             client.write_all(b"more").unwrap();
-            assert_eq!(count_ports(lab, &mut tap, |port| port == 443), 0);
+            assert_eq!(count_ports(lab, &tap, |port| port == 443), 0);
             lab.gateway.run(capture::remove).unwrap().unwrap();
         }
     });
@@ -248,12 +248,12 @@ fn a_fragmented_datagram_to_an_inspected_port_is_dropped_whole() {
             send_datagram(lab, family, 443, 9000);
         }
         let tap = Tap::at_server(lab).unwrap();
-        assert_eq!(count_ports(lab, &mut tap, |port| port == 443), 0);
+        assert_eq!(count_ports(lab, &tap, |port| port == 443), 0);
         assert_eq!(fragments_received(lab), before);
         for family in Family::BOTH {
             send_datagram(lab, family, 444, 9000);
         }
-        assert!(count_ports(lab, &mut tap, |port| port == 444) >= 1);
+        assert!(count_ports(lab, &tap, |port| port == 444) >= 1);
         let after = fragments_received(lab);
         assert!(after[0] > before[0] && after[1] > before[1], "both families are counted: {before:?} {after:?}");
     });
@@ -275,7 +275,7 @@ fn captured_flows_arrive_with_their_original_destination_and_the_server_hears_no
             accepted.read_exact(&mut bytes).unwrap();
             assert_eq!(&bytes, b"hello");
         }
-        assert_eq!(count_ports(lab, &mut tap, |port| port == 443), 0);
+        assert_eq!(count_ports(lab, &tap, |port| port == 443), 0);
     });
 }
 
@@ -298,7 +298,7 @@ fn with_rules_and_a_listener_but_no_routes_nothing_reaches_the_server() {
         for family in Family::BOTH {
             try_connect(lab, family, 443);
         }
-        assert_eq!(count_ports(lab, &mut tap, |port| port == 443), 0);
+        assert_eq!(count_ports(lab, &tap, |port| port == 443), 0);
     });
 }
 
@@ -317,8 +317,8 @@ fn the_forward_hook_drops_what_the_first_hook_missed() {
                 send_datagram(lab, family, port, 100);
             }
         }
-        assert_eq!(count_ports(lab, &mut tap, |port| port == 443), 0);
-        assert!(count_ports(lab, &mut tap, |port| port == 444) >= 4);
+        assert_eq!(count_ports(lab, &tap, |port| port == 443), 0);
+        assert!(count_ports(lab, &tap, |port| port == 444) >= 4);
     });
 }
 
@@ -482,7 +482,7 @@ fn send_datagram(lab: &Lab, family: Family, port: u16, length: usize) {
     lab.client.run(|| UdpSocket::bind((any, 0))?.send_to(&vec![0; length], destination)).unwrap().unwrap();
 }
 
-fn count_ports(lab: &Lab, tap: &mut Tap, which: impl Fn(u16) -> bool) -> usize {
+fn count_ports(lab: &Lab, tap: &Tap, which: impl Fn(u16) -> bool) -> usize {
     let to_sites =
         |packet: &Packet| Site::BOTH.iter().any(|site| site.prefix(family(packet)).contains(&packet.destination.ip()));
     tap.packets(lab, |packet| to_sites(packet) && which(packet.destination.port())).unwrap().len()

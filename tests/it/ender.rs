@@ -30,12 +30,12 @@ fn a_discarded_client_hears_nothing_more_whatever_it_sends() {
             assert!(matches!(ender.end(accepted, DropAction::Discard), Ended::AsAsked));
             client.write_all(b"is anybody there?").unwrap();
             client.shutdown(std::net::Shutdown::Write).unwrap();
-            assert_eq!(to_client(lab, &mut tap), []);
+            assert_eq!(to_client(lab, &tap), []);
             // Leaves with a reset of its own.
             let local = client.local_addr().unwrap();
             socket2::SockRef::from(&client).set_linger(Some(std::time::Duration::ZERO)).unwrap();
             drop(client);
-            assert_eq!(to_client(lab, &mut tap), []);
+            assert_eq!(to_client(lab, &tap), []);
 
             let (again, _accepted) = captured(lab, family, &listener, local.port());
             assert_eq!(again.local_addr().unwrap(), local, "the same ports, a new flow: it is taken in");
@@ -51,7 +51,7 @@ fn a_reset_client_knows_at_once() {
             let tap = Tap::at_client(lab).unwrap();
             assert!(matches!(ender(lab).end(accepted, DropAction::TcpReset), Ended::AsAsked));
             assert_eq!(client.read(&mut [0]).unwrap_err().kind(), ErrorKind::ConnectionReset);
-            assert_eq!(to_client(lab, &mut tap), [Kind::Reset]);
+            assert_eq!(to_client(lab, &tap), [Kind::Reset]);
         }
     });
 }
@@ -65,7 +65,7 @@ fn an_unreachable_client_is_told_by_the_gateway_about_its_own_segment_and_then_r
             let before = misquotes(lab);
             assert!(matches!(ender(lab).end(accepted, DropAction::IcmpUnreachable), Ended::AsAsked));
             assert_eq!(client.read(&mut [0]).unwrap_err().kind(), ErrorKind::ConnectionReset);
-            assert_eq!(to_client(lab, &mut tap), [prohibited(family), Kind::Reset]);
+            assert_eq!(to_client(lab, &tap), [prohibited(family), Kind::Reset]);
             let from_gateway = |packet: &Packet| packet.source.ip() == gateway_address(family);
             let icmp = |packet: &Packet| from_gateway(packet) && packet.kind == prohibited(family);
             assert_eq!(tap.packets(lab, icmp).unwrap().len(), 1, "it comes from the gateway's own address");
@@ -183,7 +183,7 @@ fn captured(lab: &Lab, family: Family, listener: &TcpListener, port: u16) -> (Tc
 }
 
 /// The kinds of what came to the client, whoever sent it, but for the tap's own sentinels.
-fn to_client(lab: &Lab, tap: &mut Tap) -> Vec<Kind> {
+fn to_client(lab: &Lab, tap: &Tap) -> Vec<Kind> {
     let sent_here = |packet: &Packet| Family::BOTH.iter().any(|f| packet.destination.ip() == client_address(*f, 0));
     let seen = tap.packets(lab, |packet| sent_here(packet) && packet.kind != Kind::Datagram).unwrap();
     seen.into_iter().map(|packet| packet.kind).collect()
