@@ -248,3 +248,76 @@ fn accept() -> Expression {
 fn drop() -> Expression {
     Expression::Verdict(Verdict::Drop)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::firewall::fixture::{network, rules, text_of};
+
+    const PREFIX: &[(&str, Option<&std::sync::Arc<crate::policy::network::Port>>)] = &[("10.1.0.0/24", None)];
+
+    #[test]
+    fn behind_every_tproxy_stands_a_drop() {
+        let capture = Capture {
+            udp: Some(Listener::on(2)),
+            dns_udp: Some(Listener::on(3)),
+            dns_tcp: Some(Listener::on(4)),
+            ..Capture::tcp(Listener::on(1))
+        };
+        let rules = rules(vec![network("office", PREFIX)], &capture);
+        let delivers = |rule: &Rule| rule.0.iter().any(|part| matches!(part, Expression::Tproxy { .. }));
+        let chains: Vec<_> = rules.chains.iter().filter(|chain| chain.rules.iter().any(delivers)).collect();
+        assert_eq!(chains.len(), 4);
+        for chain in chains {
+            assert_eq!(chain.rules.last(), Some(&Rule(vec![Expression::Counter, drop()])), "{chain}");
+        }
+    }
+
+    #[test]
+    fn a_family_without_a_listener_is_dropped() {
+        let rules = rules(vec![network("office", PREFIX)], &Capture::tcp(Listener { v4: Some(15001), v6: None }));
+        assert_eq!(
+            text_of(&rules, "to_tcp"),
+            "chain to_tcp {\n\
+             meta nfproto ipv4 meta l4proto tcp tproxy ip to 127.0.0.1:15001 meta mark set 0x7469 counter accept\n\
+             counter drop\n\
+             }\n"
+        );
+    }
+
+    #[test]
+    fn quic_without_a_listener_is_dropped_and_dns_without_one_is_let_alone() {
+        let rules = rules(vec![network("office", PREFIX)], &Capture::tcp(Listener::on(1)));
+        assert_eq!(text_of(&rules, "to_udp"), "chain to_udp {\ncounter drop\n}\n");
+        assert!(text_of(&rules, "inspected").contains("{ tcp . 80, tcp . 443, udp . 443 }"));
+    }
+
+    #[test]
+    fn a_monitored_network_is_not_kept_from_what_nobody_judges() {
+        let monitored = Network { mode: Mode::Monitor, ..network("office", PREFIX) };
+        let rules = rules(vec![monitored], &Capture::tcp(Listener::on(1)));
+        assert!(text_of(&rules, "inspected").contains("{ tcp . 80, tcp . 443 }"));
+    }
+
+    #[test]
+    fn a_direction_that_is_not_judged_is_not_captured() {
+        let inbound_alone = |network: Network| Network { inbound: network.outbound.clone(), outbound: None, ..network };
+        let networks = || vec![inbound_alone(network("office", PREFIX))];
+        let outbound = Capture::tcp(Listener::on(1));
+        assert!(!text_of(&rules(networks(), &outbound), "inspected").contains("elements"));
+        let both = Capture { directions: vec![Direction::Outbound, Direction::Inbound], ..outbound };
+        let rules = rules(networks(), &both);
+        assert!(text_of(&rules, "capture_inbound4").contains("ip daddr & 255.255.255.0 vmap @capture_inbound4_24"));
+        assert!(text_of(&rules, "capture_inbound_0_office").contains("meta l4proto tcp th dport 443 goto to_tcp"));
+        assert_eq!(text_of(&rules, "capture_outbound_0_office"), "chain capture_outbound_0_office {\n}\n");
+    }
+
+    #[test]
+    fn what_we_hold_comes_before_what_is_discarded_and_that_before_what_is_selected() {
+        let rules = rules(vec![network("office", PREFIX)], &Capture::tcp(Listener::on(1)));
+        let text = text_of(&rules, "prerouting");
+        let places = ["goto loopback", "socket wildcard 0", "jump discard4", "fib daddr type local", "jump capture_"]
+            .map(|word| text.find(word).unwrap_or_else(|| panic!("no {word} in\n{text}")));
+        assert!(places.is_sorted(), "{text}");
+    }
+}

@@ -122,6 +122,11 @@ pub enum Expression {
         key: Vec<Key>,
         set: String,
     },
+    /// `delete @set { KEY }`
+    Forget {
+        key: Vec<Key>,
+        set: String,
+    },
     /// `KEY vmap @map`
     VerdictMap {
         key: Vec<Key>,

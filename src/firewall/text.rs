@@ -88,6 +88,7 @@ impl Display for Expression {
                 write!(f, "{} {}@{set}", Joined(key, " . "), if *negate { "!= " } else { "" })
             }
             Self::Refresh { key, set } => write!(f, "update @{set} {{ {} }}", Joined(key, " . ")),
+            Self::Forget { key, set } => write!(f, "delete @{set} {{ {} }}", Joined(key, " . ")),
             Self::VerdictMap { key, map } => write!(f, "{} vmap @{map}", Joined(key, " . ")),
             Self::SetMark(mark) => write!(f, "meta mark set {mark:#x}"),
             Self::Tproxy { family: Family::V4, port } => write!(f, "tproxy ip to 127.0.0.1:{port}"),

@@ -7,6 +7,7 @@ mod capture;
 mod cli;
 mod config;
 mod dns;
+mod ender;
 mod endings;
 mod failing;
 mod gateway;

@@ -22,6 +22,9 @@ const TRANSPORT_HEADER: u32 = 2;
 
 const EQUAL: u32 = 0;
 
+const UPDATE: u32 = 1;
+const DELETE: u32 = 2;
+
 /// Appends what one expression of the model becomes.
 pub(super) fn add(list: &mut Message, expression: &Expression) {
     match expression {
@@ -58,7 +61,11 @@ pub(super) fn add(list: &mut Message, expression: &Expression) {
         }
         Expression::Refresh { key, set } => {
             load_key(list, key);
-            refresh(list, set);
+            change_set(list, set, UPDATE);
+        }
+        Expression::Forget { key, set } => {
+            load_key(list, key);
+            change_set(list, set, DELETE);
         }
         Expression::VerdictMap { key, map } => {
             load_key(list, key);
@@ -179,11 +186,10 @@ fn lookup(list: &mut Message, set: &str, into: Option<u32>, negate: bool) {
     });
 }
 
-fn refresh(list: &mut Message, set: &str) {
-    const UPDATE: u32 = 1;
+fn change_set(list: &mut Message, set: &str, operation: u32) {
     named(list, "dynset", |dynset| {
         dynset.text(1, set);
-        dynset.u32(3, UPDATE);
+        dynset.u32(3, operation);
         dynset.u32(4, FIRST);
     });
 }
