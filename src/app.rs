@@ -18,7 +18,7 @@ use crate::firewall::{self, Capture};
 use crate::mode::gateway::{self, Gateway, Listeners};
 use crate::peek;
 use crate::policy::snapshot::Snapshot;
-use crate::proxy::{relay, worker};
+use crate::proxy::{relay, udp, worker};
 use crate::sys::capture;
 use crate::sys::limits::raise_descriptors;
 use crate::telemetry::{Queue, Telemetry};
@@ -69,6 +69,7 @@ fn serve(loaded: Loaded, path: &Path, ending: Ending, telemetry: &Telemetry) -> 
     let mut app = App {
         snapshot: Arc::new(ArcSwap::from_pointee(loaded.snapshot(1))),
         capture: Capture {
+            udp: Some(listeners.udp),
             dns_udp: Some(listeners.dns.udp),
             dns_tcp: Some(listeners.dns.tcp),
             ..Capture::tcp(listeners.tcp)
@@ -164,6 +165,7 @@ fn settings(limits: &Limits) -> io::Result<gateway::Settings> {
         },
         relay: relay::Settings { idle: limits.idle, connect: CONNECT },
         dns: crate::dns::Settings::default(),
+        udp: udp::Settings::default(),
     })
 }
 

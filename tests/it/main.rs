@@ -14,4 +14,5 @@ mod gateway;
 mod inside;
 mod matrix;
 mod namespaces;
+mod quic;
 mod tcp;
