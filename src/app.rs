@@ -68,7 +68,12 @@ fn serve(loaded: Loaded, path: &Path, ending: Ending, telemetry: &Telemetry) -> 
     let listeners = Listeners::open(settings.workers).map_err(because("open transparent listeners"))?;
     let mut app = App {
         snapshot: Arc::new(ArcSwap::from_pointee(loaded.snapshot(1))),
-        capture: Capture { udp: Some(listeners.udp), ..Capture::tcp(listeners.tcp) },
+        capture: Capture {
+            udp: Some(listeners.udp),
+            dns_udp: Some(listeners.dns.udp),
+            dns_tcp: Some(listeners.dns.tcp),
+            ..Capture::tcp(listeners.tcp)
+        },
         generation: 1,
     };
     app.apply(&loaded)?;
@@ -160,6 +165,7 @@ fn settings(limits: &Limits) -> io::Result<gateway::Settings> {
         },
         relay: relay::Settings { idle: limits.idle, connect: CONNECT },
         udp: udp::Settings::default(),
+        dns: crate::dns::Settings::default(),
     })
 }
 

@@ -15,10 +15,11 @@ mod nearest;
 mod network;
 mod policy;
 pub(crate) mod port;
-mod reader;
 mod rule;
+mod table;
 mod tie;
 mod unbuilt;
+mod value;
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -35,7 +36,9 @@ pub use mistake::{Mistake, Mistakes, Severity};
 use mistake::{Report, Source};
 use named::{Named, name_of};
 use network::{Known, Written};
-use reader::{Located, Table};
+use table::Table;
+pub(crate) use unbuilt::UNJUDGED;
+use value::Located;
 
 /// A configuration without mistakes.
 #[derive(Debug)]
@@ -144,7 +147,12 @@ impl Objects {
 
     fn networks_of(&self, enforcer: &Located<String>, report: &Report) -> Vec<Arc<Network>> {
         let own = self.networks.iter().filter(|written| written.acts_on(&enforcer.value));
-        let own: Vec<_> = own.map(|written| written.network.clone()).collect();
+        let own: Vec<_> = own.collect();
+        let place = own.iter().find_map(|written| written.places.first());
+        if let Some(place) = place.filter(|_| report.errors() == 0) {
+            report.warning(place, UNJUDGED, "let another firewall judge them");
+        }
+        let own: Vec<_> = own.into_iter().map(|written| written.network.clone()).collect();
         if own.is_empty() && report.errors() == 0 {
             let what = format!("no network acts on this enforcer, `{}`: nothing is judged", enforcer.value);
             report.warning(&enforcer.place, what, "add a [[network]], or name this enforcer in `enforcers`");

@@ -27,6 +27,8 @@
 //! extension headers the kernel cannot walk has no `l4proto` that a rule could name.
 
 mod capture;
+#[cfg(test)]
+mod fixture;
 mod flows;
 mod ruleset;
 mod selection;

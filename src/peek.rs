@@ -4,6 +4,8 @@
 //! [`Outcome::Unreadable`], which is blocked unless a Network says otherwise.
 
 mod hello;
+#[cfg(test)]
+pub(crate) mod samples;
 pub mod tcp;
 pub mod udp;
 pub mod watch;

@@ -5,12 +5,11 @@
 
 use std::net::IpAddr;
 use std::path::Path;
-use std::sync::Arc;
 
 use ipnet::IpNet;
 
 use super::mistake::{Place, Report, Source};
-use super::reader::Located;
+use super::value::Located;
 use crate::list::{DomainSet, List, ListVerdict, PrefixSet};
 use crate::name::{NotAName, Pattern};
 
@@ -106,8 +105,8 @@ fn read_text(path: &Path) -> Result<String, String> {
 }
 
 fn warn_of_line(path: &Path, number: usize, line: &str, wrong: &Wrong, report: &Report) {
-    let source = Source { path: path.to_owned(), text: line.chars().take(200).collect(), first_line: number };
-    let place = Place::start_of(&Arc::new(source));
+    let source = Source::part(path.to_owned(), line.chars().take(200).collect(), number);
+    let place = Place::start_of(&source);
     report.warning(&place, format!("the line is skipped: {}", wrong.what()), wrong.mend());
 }
 

@@ -4,7 +4,8 @@ use std::net::{IpAddr, SocketAddr};
 
 use super::mistake::Report;
 use super::network::address;
-use super::reader::{Located, Table};
+use super::table::Table;
+use super::value::Located;
 use crate::policy::network::Dns;
 
 /// SPEC D1 and D2.
@@ -64,7 +65,7 @@ fn upstream(written: &Located<String>, report: &Report) -> Option<SocketAddr> {
 
 #[cfg(test)]
 mod tests {
-    use super::super::reader::read_alone;
+    use super::super::table::read_alone;
     use super::*;
 
     #[test]

@@ -7,7 +7,8 @@ use toml::Spanned;
 use toml::de::DeTable;
 
 use super::mistake::{Place, Report, Source};
-use super::reader::{Located, Table};
+use super::table::Table;
+use super::value::Located;
 
 /// What a file holds, each key and value with its span.
 pub(super) type Document<'s> = Spanned<DeTable<'s>>;
@@ -19,10 +20,11 @@ const MAX_FILE: u64 = 64 << 20;
 pub(super) fn open(path: &Path, named: Option<&Place>, report: &Report) -> Option<Arc<Source>> {
     let own = Place::start_of(&Source::whole(path.to_owned(), String::new()));
     let place = named.unwrap_or(&own);
+    let mend = if named.is_some() { "name a file of UTF-8 text" } else { "name a file of UTF-8 text: --config FILE" };
     match read_text(path) {
         Ok(text) => Some(Source::whole(path.to_owned(), text)),
         Err(why) => {
-            report.error(place, format!("cannot read {}: {why}", path.display()), "name a file that can be read");
+            report.error(place, format!("cannot read {}: {why}", path.display()), mend);
             None
         }
     }

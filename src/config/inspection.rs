@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use super::mistake::Report;
-use super::reader::Table;
+use super::table::Table;
 use crate::policy::InspectionType;
 use crate::policy::network::{Bind, Ech, HttpRequests, Inspection, Otherwise};
 
@@ -64,4 +64,73 @@ fn ports(table: &mut Table<'_>, key: &'static str, kind: &str, default: u16, rep
         ports.push(port);
     }
     ports
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::table::read_alone;
+    use super::*;
+
+    #[test]
+    fn what_is_left_out_has_the_defaults_of_the_interface() {
+        let (inspection, mistakes) = read_alone("type = \"prefer-ip\"", read);
+        let own = inspection.unwrap();
+        assert!(mistakes.is_empty(), "{mistakes:?}");
+        assert_eq!(
+            (own.kind, &own.tls_ports[..], &own.http_ports[..]),
+            (InspectionType::PreferIp, &[443][..], &[80][..])
+        );
+        assert_eq!((own.quic, own.packets, own.timeout), (true, 5, Duration::from_secs(1)));
+        assert_eq!((own.unidentified, own.unreadable), (Otherwise::IpVerdict, Otherwise::Block));
+        assert_eq!((own.bind, own.use_bindings), (Bind::Off, false));
+        assert_eq!((own.ech, own.http), (Ech::Allow, HttpRequests::Every));
+    }
+
+    #[test]
+    fn every_word_is_read_as_what_it_says() {
+        let text = r#"
+type = "explicit"
+tls_ports = [8443, 443]
+http_ports = []
+quic = false
+packets = 9
+timeout = "250ms"
+unidentified = "block"
+unreadable = "ip-verdict"
+bind = "enforce"
+use_bindings = true
+ech = "block"
+http = "first-request"
+"#;
+        let (inspection, mistakes) = read_alone(text, read);
+        let own = inspection.unwrap();
+        assert!(mistakes.is_empty(), "{mistakes:?}");
+        assert_eq!(
+            (own.kind, &own.tls_ports[..], &own.http_ports[..]),
+            (InspectionType::Explicit, &[8443, 443][..], &[][..])
+        );
+        assert_eq!((own.quic, own.packets, own.timeout), (false, 9, Duration::from_millis(250)));
+        assert_eq!((own.unidentified, own.unreadable), (Otherwise::Block, Otherwise::IpVerdict));
+        assert_eq!((own.bind, own.use_bindings), (Bind::Enforce, true));
+        assert_eq!((own.ech, own.http), (Ech::Block, HttpRequests::First));
+    }
+
+    #[test]
+    fn sixteen_ports_are_taken_and_the_seventeenth_is_named() {
+        let ports: Vec<String> = (1..=17).map(|port| port.to_string()).collect();
+        let text = format!("type = \"prefer-ip\"\ntls_ports = [{}]\n", ports.join(", "));
+        let (inspection, mistakes) = read_alone(&text, read);
+        assert_eq!(inspection.unwrap().tls_ports.len(), 16);
+        let expected =
+            "t:2:69: error: port 17 is TLS inspection port number 17: leave it out: at most 16 in `tls_ports`";
+        assert_eq!(mistakes, [expected]);
+    }
+
+    #[test]
+    fn every_type_has_its_own_word() {
+        for kind in ["prefer-ip", "prefer-domain", "prefer-both", "explicit"] {
+            let (inspection, _) = read_alone(&format!("type = \"{kind}\""), read);
+            assert_eq!(inspection.unwrap().kind.as_str(), kind);
+        }
+    }
 }

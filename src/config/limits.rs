@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use super::reader::Table;
+use super::table::Table;
 
 /// What a gateway does when tidegate is not there (SPEC R5).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -16,7 +16,7 @@ pub enum OnFailure {
 /// `[gateway]`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct GatewaySettings {
-    /// Default closed. Takes effect at start and at a reload.
+    /// Default closed. Takes effect at start.
     pub on_failure: OnFailure,
     /// End live flows that a new configuration forbids. Default false. Takes effect at the next reload.
     pub recheck: bool,
@@ -26,13 +26,12 @@ pub struct GatewaySettings {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Limits {
     /// Flows held at once, TCP and UDP together: 1 to 10,000,000; default 100,000. A flow past it is refused, counted
-    /// and logged. Takes effect at a reload, for new flows.
+    /// and logged. Takes effect at start.
     pub flows: usize,
     /// Octets of a flow's beginning that are held while its name is looked for: 1 KiB to 1 MiB; default 64 KiB.
-    /// Takes effect at a reload, for new flows.
+    /// Takes effect at start.
     pub held_bytes: usize,
-    /// A TCP flow without a byte for so long is ended: 1 s to 7 days; default 5 min. Takes effect at a reload, for
-    /// new flows.
+    /// A TCP flow without a byte for so long is ended: 1 s to 7 days; default 5 min. Takes effect at start.
     pub idle: Duration,
     /// Worker threads: 0 (one for each core) to 1,024; default 0. Takes effect at start.
     pub workers: usize,

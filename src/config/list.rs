@@ -9,7 +9,7 @@ use super::contents::Contents;
 use super::document::beside;
 use super::mistake::Report;
 use super::named::check_name;
-use super::reader::Table;
+use super::table::Table;
 use crate::list::{List, ListVerdict};
 
 /// What a policy gets for a list's name.

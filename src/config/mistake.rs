@@ -14,7 +14,9 @@ pub struct Source {
     pub path: PathBuf,
     pub text: String,
     /// The number of the first line of `text`, from 1: list files are held one line at a time.
-    pub first_line: usize,
+    first_line: usize,
+    /// Where each line of `text` begins.
+    starts: Vec<usize>,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -53,16 +55,31 @@ pub(super) struct Place {
 
 impl Source {
     pub(super) fn whole(path: PathBuf, text: String) -> Arc<Self> {
-        Arc::new(Self { path, text, first_line: 1 })
+        Self::part(path, text, 1)
+    }
+
+    /// Some lines of a file, from the one with this number.
+    pub(super) fn part(path: PathBuf, text: String, first_line: usize) -> Arc<Self> {
+        let ends = text.bytes().enumerate().filter(|(_, octet)| *octet == b'\n').map(|(at, _)| at + 1);
+        let starts = std::iter::once(0).chain(ends).collect();
+        Arc::new(Self { path, text, first_line, starts })
     }
 
     /// Line and column of an octet, both from 1; the column counts characters.
     fn position(&self, at: usize) -> (usize, usize) {
-        let at = boundary(&self.text, at);
-        let before = self.text.get(..at).unwrap_or_default();
-        let line = before.bytes().filter(|b| *b == b'\n').count();
-        let column = before.rsplit('\n').next().unwrap_or_default().chars().count();
+        let (line, start) = self.line_of(at);
+        let column = self.text.get(start..boundary(&self.text, at)).unwrap_or_default().chars().count();
         (self.first_line + line, column + 1)
+    }
+
+    /// The index of the line that holds an octet, and where it begins.
+    fn line_of(&self, at: usize) -> (usize, usize) {
+        let line = self.starts.partition_point(|start| *start <= at).saturating_sub(1);
+        (line, self.starts.get(line).copied().unwrap_or_default())
+    }
+
+    fn line_from(&self, start: usize) -> &str {
+        self.text.get(start..).unwrap_or_default().lines().next().unwrap_or_default()
     }
 }
 
@@ -133,8 +150,11 @@ impl Mistake {
             Severity::Warning => Level::WARNING,
         };
         let renderer = if colour { Renderer::styled() } else { Renderer::plain() };
-        let annotation = AnnotationKind::Primary.span(self.visible_span()).label(&self.mend);
-        let snippet = Snippet::source(&self.source.text).line_start(self.source.first_line).annotation(annotation);
+        let (index, start) = self.source.line_of(self.span.start);
+        let line = self.source.line_from(start);
+        let span = boundary(line, self.span.start - start)..boundary(line, self.span.end.saturating_sub(start));
+        let annotation = AnnotationKind::Primary.span(span.start..span.end.max(span.start)).label(&self.mend);
+        let snippet = Snippet::source(line).line_start(self.source.first_line + index).annotation(annotation);
         let excerpt = renderer.render(&[Group::with_level(level).element(snippet)]);
         format!("{}\n{excerpt}\n", self.head())
     }
@@ -143,15 +163,6 @@ impl Mistake {
         let (line, column) = self.position();
         let path = self.source.path.display();
         format!("{path}:{line}:{column}: {}: {}", self.severity, self.what)
-    }
-
-    /// The span as far as its first line goes, within the text.
-    fn visible_span(&self) -> Range<usize> {
-        let text = &self.source.text;
-        let start = boundary(text, self.span.start);
-        let end = boundary(text, self.span.end).max(start);
-        let shown = text.get(start..end).unwrap_or_default();
-        start..start + shown.lines().next().unwrap_or_default().len()
     }
 }
 

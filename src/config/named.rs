@@ -5,7 +5,8 @@ use std::collections::HashMap;
 
 use super::mistake::Report;
 use super::nearest::nearest;
-use super::reader::{Located, Table};
+use super::table::Table;
+use super::value::Located;
 
 /// The longest name of an object, in octets.
 const MAX_NAME: usize = 128;

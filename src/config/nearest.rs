@@ -1,9 +1,12 @@
 //! The known word that a mistyped one most likely meant.
 
+/// Among more words than these no likeness is sought.
+const MAX_KNOWN: usize = 1000;
+
 /// The nearest of `known`, if it is near enough to be meant: two edits, or a third of a longer word.
 pub(super) fn nearest<'k>(written: &str, known: &[&'k str]) -> Option<&'k str> {
-    // A long word is nobody's slip, and comparing costs its length squared.
-    if written.len() > 64 {
+    // A long word is nobody's slip, and comparing costs its length squared for each known word.
+    if written.len() > 64 || known.len() > MAX_KNOWN {
         return None;
     }
     let written = written.to_lowercase();

@@ -6,9 +6,10 @@ use std::sync::Arc;
 use ipnet::IpNet;
 
 use super::mistake::{Place, Report};
-use super::named::Named;
+use super::named::{Named, check_name};
 use super::port::{TCP, UDP};
-use super::reader::{Located, Table};
+use super::table::Table;
+use super::value::Located;
 use super::{dns, inspection, rule};
 use crate::policy::network::{Inspection, Mode, Network, Port, ProtectedIp};
 use crate::policy::rules::Policy;
@@ -38,7 +39,7 @@ impl Written {
 
 pub(super) fn read(mut table: Table<'_>, name: &str, known: Known<'_>, report: &Report) -> Option<Written> {
     let description = table.text("description").map(|text| text.value).unwrap_or_default();
-    let enforcers = enforcers(&mut table);
+    let enforcers = enforcers(&mut table, report);
     let mode = table.word("mode", MODES, Mode::Enforce);
     let ips = ips(&mut table, name, known, report);
     let (outbound, inbound) = rule::read(&mut table, name, &ips, known, report);
@@ -74,9 +75,10 @@ fn warn_of_idle_inspection(table: &Table<'_>, inspection: &Inspection, report: &
 
 const MODES: &[(&str, Mode)] = &[("enforce", Mode::Enforce), ("monitor", Mode::Monitor), ("off", Mode::Off)];
 
-fn enforcers(table: &mut Table<'_>) -> Option<Vec<String>> {
+fn enforcers(table: &mut Table<'_>, report: &Report) -> Option<Vec<String>> {
     let names = table.take("enforcers")?.items()?;
-    Some(names.iter().filter_map(|name| name.text()).map(|name| name.value).collect())
+    let names = names.iter().filter_map(|name| name.text()).filter(|name| check_name(name, report));
+    Some(names.map(|name| name.value).collect())
 }
 
 fn ips(table: &mut Table<'_>, name: &str, known: Known<'_>, report: &Report) -> Vec<Located<ProtectedIp>> {

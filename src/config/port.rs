@@ -4,7 +4,8 @@ use std::ops::RangeInclusive;
 use std::sync::Arc;
 
 use super::mistake::Report;
-use super::reader::{Located, Table, Value};
+use super::table::Table;
+use super::value::{Located, Value};
 use crate::policy::network::{Port, Protocol};
 
 /// Names of IP protocols, with their numbers (IANA, Assigned Internet Protocol Numbers).
@@ -116,7 +117,7 @@ fn range(written: &Located<String>, report: &Report) -> Option<RangeInclusive<u1
 
 #[cfg(test)]
 mod tests {
-    use super::super::reader::read_alone;
+    use super::super::table::read_alone;
     use super::*;
 
     #[test]

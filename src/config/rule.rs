@@ -3,7 +3,8 @@
 use super::mistake::{Place, Report};
 use super::network::Known;
 use super::port::TCP;
-use super::reader::{Located, Table};
+use super::table::Table;
+use super::value::Located;
 use crate::policy::network::{ProtectedIp, Rule};
 use crate::policy::{Direction, DropAction};
 
@@ -96,7 +97,7 @@ fn has_tcp(ip: &ProtectedIp) -> bool {
 #[cfg(test)]
 mod tests {
     use super::super::named::Named;
-    use super::super::reader::read_alone;
+    use super::super::table::read_alone;
     use super::*;
     use crate::policy::IpVerdict;
     use crate::policy::rules::Policy;

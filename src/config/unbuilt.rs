@@ -36,7 +36,6 @@ const ROWS: &[(&str, Refused, &str)] = &[
     ("network.directions", As("inbound"), "judging inbound flows"),
     ("network.directions", As("both"), "judging inbound flows"),
     ("network.inbound", Always, "judging inbound flows"),
-    ("network.mode", As("monitor"), "judging without blocking"),
     ("network.inspection.bind", As("log"), "comparing names with the addresses that DNS gave"),
     ("network.inspection.bind", As("enforce"), "comparing names with the addresses that DNS gave"),
     ("network.inspection.use_bindings", As("true"), "names from DNS on ports that are not inspected"),
@@ -48,6 +47,9 @@ const ROWS: &[(&str, Refused, &str)] = &[
     ("network.dns.filter_answers", As("true"), "rewriting DNS answers"),
     ("network.dns.rebind_protection", As("true"), "rewriting DNS answers"),
 ];
+
+/// What no key can be refused for, and everybody must know. It goes when the kernel judges by address.
+pub(crate) const UNJUDGED: &str = "in this version only flows on inspection ports are judged: all others pass";
 
 /// What does not exist yet of this key with this value: `text` is its string or boolean, `filled` whether it is
 /// a table or an array with something in it.

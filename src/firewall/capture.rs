@@ -26,6 +26,9 @@ const FILTER: i32 = 0;
 const INSPECTED: &str = "inspected";
 const INSPECTED_UDP: &str = "inspected_udp";
 const GUARD: &str = "guard";
+/// DNS, where it is captured.
+const QUESTIONS: &str = "questions";
+const SERVICE: [Key; 2] = [Key::Protocol, Key::DestinationPort];
 const LOOPBACK: &str = "loopback";
 const IPV4_LOOPBACK: IpNet = IpNet::V4(Ipv4Net::new_assert(Ipv4Addr::new(127, 0, 0, 0), 8));
 const IPV6_LOOPBACK: IpNet = IpNet::V6(Ipv6Net::new_assert(Ipv6Addr::LOCALHOST, 128));
@@ -34,6 +37,7 @@ const IPV6_LOOPBACK: IpNet = IpNet::V6(Ipv6Net::new_assert(Ipv6Addr::LOCALHOST, 
 pub fn render(snapshot: &Snapshot, capture: &Capture) -> Ruleset {
     let mut sets = flow_sets(capture);
     sets.extend([Stage::CaptureUdp, Stage::Capture].map(|stage| inspected_set(stage, snapshot, capture)));
+    sets.push(questions_set(capture));
     sets.extend(port_sets(snapshot));
     let mut chains = vec![loopback_chain(capture)];
     chains.extend(Family::BOTH.map(discarded_chain));
@@ -78,8 +82,18 @@ fn prerouting(capture: &Capture) -> Chain {
         // socket that answers in the server's name.
         Rule(vec![Expression::Protocol(TCP), Expression::TransparentSocket, Expression::SetMark(MARK), accept()]),
     ];
+    if capture.dns_udp.is_some() {
+        // Answers to questions that were sent on from the client's own address. Only what comes from a resolver.
+        rules.push(Rule(vec![
+            Expression::Protocol(UDP),
+            Expression::SourcePort(DNS_PORT),
+            Expression::TransparentSocket,
+            Expression::SetMark(MARK),
+            accept(),
+        ]));
+    }
     rules.extend(Family::BOTH.map(jump_to_discarded));
-    rules.push(Rule(vec![Expression::DestinationIsLocal, accept()]));
+    rules.extend(to_the_gateway(capture));
     rules.push(Rule(vec![of_interest(INSPECTED, true), accept()]));
     rules.extend(selections(Stage::Capture, capture));
     Chain::at(Hook::Prerouting, MANGLE, "prerouting", rules)
@@ -100,6 +114,18 @@ fn forward(capture: &Capture) -> Chain {
         rules.push(Rule(vec![goto(GUARD)]));
     }
     Chain::at(Hook::Forward, FILTER, "forward", rules)
+}
+
+/// What is sent to the gateway itself passes, but not the questions of others to a resolver on it.
+fn to_the_gateway(capture: &Capture) -> Vec<Rule> {
+    if dns(capture).next().is_none() {
+        return vec![Rule(vec![Expression::DestinationIsLocal, accept()])];
+    }
+    let question = |negate| Expression::InSet { key: SERVICE.to_vec(), set: QUESTIONS.to_owned(), negate };
+    vec![
+        Rule(vec![question(false), Expression::FromLoopback, accept()]),
+        Rule(vec![question(true), Expression::DestinationIsLocal, accept()]),
+    ]
 }
 
 fn selections(stage: Stage, capture: &Capture) -> Vec<Rule> {
@@ -226,8 +252,14 @@ fn inspected_set(stage: Stage, snapshot: &Snapshot, capture: &Capture) -> Set {
     Set::new(name, vec![Field::Protocol, Field::Service], SetKind::Hash, pairs.into_iter().map(element).collect())
 }
 
+fn questions_set(capture: &Capture) -> Set {
+    let question =
+        |service: Service| Element::exactly(vec![Datum::Protocol(service.protocol), Datum::Service(DNS_PORT)]);
+    Set::new(QUESTIONS, vec![Field::Protocol, Field::Service], SetKind::Hash, dns(capture).map(question).collect())
+}
+
 fn of_interest(set: &str, negate: bool) -> Expression {
-    Expression::InSet { key: vec![Key::Protocol, Key::DestinationPort], set: set.to_owned(), negate }
+    Expression::InSet { key: SERVICE.to_vec(), set: set.to_owned(), negate }
 }
 
 fn goto(chain: &str) -> Expression {
@@ -240,4 +272,79 @@ fn accept() -> Expression {
 
 fn drop() -> Expression {
     Expression::Verdict(Verdict::Drop)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::firewall::fixture::{network, rules, text_of};
+
+    const PREFIX: &[(&str, Option<&std::sync::Arc<crate::policy::network::Port>>)] = &[("10.1.0.0/24", None)];
+
+    #[test]
+    fn behind_every_tproxy_stands_a_drop() {
+        let capture = Capture {
+            udp: Some(Listener::on(2)),
+            dns_udp: Some(Listener::on(3)),
+            dns_tcp: Some(Listener::on(4)),
+            ..Capture::tcp(Listener::on(1))
+        };
+        let rules = rules(vec![network("office", PREFIX)], &capture);
+        let delivers = |rule: &Rule| rule.0.iter().any(|part| matches!(part, Expression::Tproxy { .. }));
+        let chains: Vec<_> = rules.chains.iter().filter(|chain| chain.rules.iter().any(delivers)).collect();
+        assert_eq!(chains.len(), 4);
+        for chain in chains {
+            assert_eq!(chain.rules.last(), Some(&Rule(vec![Expression::Counter, drop()])), "{chain}");
+        }
+    }
+
+    #[test]
+    fn a_family_without_a_listener_is_dropped() {
+        let rules = rules(vec![network("office", PREFIX)], &Capture::tcp(Listener { v4: Some(15001), v6: None }));
+        assert_eq!(
+            text_of(&rules, "to_tcp"),
+            "chain to_tcp {\n\
+             meta nfproto ipv4 meta l4proto tcp tproxy ip to 127.0.0.1:15001 meta mark set 0x7469 counter accept\n\
+             counter drop\n\
+             }\n"
+        );
+    }
+
+    #[test]
+    fn quic_without_a_listener_is_dropped_and_dns_without_one_is_let_alone() {
+        let rules = rules(vec![network("office", PREFIX)], &Capture::tcp(Listener::on(1)));
+        assert_eq!(text_of(&rules, "to_udp"), "chain to_udp {\ncounter drop\n}\n");
+        assert!(text_of(&rules, "inspected").contains("{ tcp . 80, tcp . 443 }"));
+        assert!(text_of(&rules, "inspected_udp").contains("{ udp . 443 }"));
+    }
+
+    #[test]
+    fn a_monitored_network_is_not_kept_from_what_nobody_judges() {
+        let monitored = Network { mode: Mode::Monitor, ..network("office", PREFIX) };
+        let rules = rules(vec![monitored], &Capture::tcp(Listener::on(1)));
+        assert!(text_of(&rules, "inspected").contains("{ tcp . 80, tcp . 443 }"));
+        assert!(!text_of(&rules, "inspected_udp").contains("elements"));
+    }
+
+    #[test]
+    fn a_direction_that_is_not_judged_is_not_captured() {
+        let inbound_alone = |network: Network| Network { inbound: network.outbound.clone(), outbound: None, ..network };
+        let networks = || vec![inbound_alone(network("office", PREFIX))];
+        let outbound = Capture::tcp(Listener::on(1));
+        assert!(!text_of(&rules(networks(), &outbound), "inspected").contains("elements"));
+        let both = Capture { directions: vec![Direction::Outbound, Direction::Inbound], ..outbound };
+        let rules = rules(networks(), &both);
+        assert!(text_of(&rules, "capture_inbound4").contains("ip daddr & 255.255.255.0 vmap @capture_inbound4_24"));
+        assert!(text_of(&rules, "capture_inbound_0_office").contains("meta l4proto tcp th dport 443 goto to_tcp"));
+        assert_eq!(text_of(&rules, "capture_outbound_0_office"), "chain capture_outbound_0_office {\n}\n");
+    }
+
+    #[test]
+    fn what_we_hold_comes_before_what_is_discarded_and_that_before_what_is_selected() {
+        let rules = rules(vec![network("office", PREFIX)], &Capture::tcp(Listener::on(1)));
+        let text = text_of(&rules, "prerouting");
+        let places = ["goto loopback", "socket wildcard 0", "jump discard4", "fib daddr type local", "jump capture_"]
+            .map(|word| text.find(word).unwrap_or_else(|| panic!("no {word} in\n{text}")));
+        assert!(places.is_sorted(), "{text}");
+    }
 }

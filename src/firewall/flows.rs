@@ -102,13 +102,15 @@ pub(super) fn flow_sets(capture: &Capture) -> Vec<Set> {
 /// flow.
 pub(super) fn discarded_chain(family: Family) -> Chain {
     let set = FlowSet::Discarded.name(family).to_owned();
+    let key = key_of_packet(family);
     let rules = vec![
-        Rule(vec![Expression::Protocol(TCP), Expression::TcpOpening, Expression::Verdict(Verdict::Return)]),
         Rule(vec![
-            Expression::Refresh { key: key_of_packet(family), set },
-            Expression::Counter,
-            Expression::Verdict(Verdict::Drop),
+            Expression::Protocol(TCP),
+            Expression::TcpOpening,
+            Expression::Forget { key: key.clone(), set: set.clone() },
+            Expression::Verdict(Verdict::Return),
         ]),
+        Rule(vec![Expression::Refresh { key, set }]),
         Rule(vec![Expression::Counter, Expression::Verdict(Verdict::Drop)]),
     ];
     Chain::new(discarded_chain_name(family), rules)

@@ -99,6 +99,10 @@ pub enum Expression {
     DestinationIn(IpNet),
     /// `th dport`
     DestinationPort(u16),
+    /// `th sport`
+    SourcePort(u16),
+    /// `meta iif lo`: what this host sends to itself.
+    FromLoopback,
     /// `meta mark`
     MarkIs(u32),
     /// `tcp flags & (syn | ack) == syn`: somebody opens a connection.
@@ -118,6 +122,11 @@ pub enum Expression {
     },
     /// `update @set { KEY }`: the element lives for another timeout of its set.
     Refresh {
+        key: Vec<Key>,
+        set: String,
+    },
+    /// `delete @set { KEY }`
+    Forget {
         key: Vec<Key>,
         set: String,
     },

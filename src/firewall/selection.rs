@@ -167,3 +167,58 @@ fn merged_ranges(port: &Port) -> BTreeMap<u8, Vec<RangeInclusive<u16>>> {
     }
     by_protocol
 }
+
+#[cfg(test)]
+mod tests {
+    use crate::firewall::fixture::{network, port, rules, text_of};
+    use crate::firewall::{Capture, Listener};
+
+    fn capture() -> Capture {
+        Capture::tcp(Listener::on(15001))
+    }
+
+    #[test]
+    fn longer_prefixes_are_asked_before_shorter_ones() {
+        let wide = network("Wide", &[("0.0.0.0/0", None), ("10.2.0.0/16", None)]);
+        let narrow = network("narrow", &[("10.1.0.0/24", None), ("10.1.1.0/24", None), ("10.9.9.9/32", None)]);
+        let rules = rules(vec![wide, narrow], &capture());
+        assert_eq!(
+            text_of(&rules, "capture_outbound4"),
+            "chain capture_outbound4 {\n\
+             ip saddr vmap @capture_outbound4_32\n\
+             ip saddr & 255.255.255.0 vmap @capture_outbound4_24\n\
+             ip saddr & 255.255.0.0 vmap @capture_outbound4_16\n\
+             ip saddr & 0.0.0.0 vmap @capture_outbound4_0\n\
+             }\n"
+        );
+        assert!(text_of(&rules, "capture_outbound4_24").contains(
+            "elements = { 10.1.0.0 : goto capture_outbound_1_narrow, 10.1.1.0 : goto capture_outbound_1_narrow }"
+        ));
+        assert!(text_of(&rules, "capture_outbound4_0").contains("{ 0.0.0.0 : goto capture_outbound_0_wide }"));
+        assert_eq!(text_of(&rules, "capture_outbound6"), "chain capture_outbound6 {\n}\n");
+    }
+
+    #[test]
+    fn prefixes_with_a_port_count_only_for_what_it_covers() {
+        let web = port(&[(6, &[443..=443, 400..=450, 80..=80, 451..=500]), (17, &[53..=53]), (1, &[])]);
+        let office = network("office", &[("fd00:1::/64", Some(&web)), ("fd00:1::/64", None)]);
+        let rules = rules(vec![office], &capture());
+        assert_eq!(
+            text_of(&rules, "capture_outbound6"),
+            "chain capture_outbound6 {\n\
+             ip6 saddr & ffff:ffff:ffff:ffff:: vmap @capture_outbound6_64\n\
+             meta l4proto . th dport @port0 ip6 saddr & ffff:ffff:ffff:ffff:: vmap @capture_outbound6_64_port0\n\
+             meta l4proto 1 ip6 saddr & ffff:ffff:ffff:ffff:: vmap @capture_outbound6_64_port0\n\
+             }\n"
+        );
+        let covered = text_of(&rules, "port0");
+        assert!(covered.contains("elements = { tcp . 80, tcp . 400-500, udp . 53 }"), "{covered}");
+    }
+
+    #[test]
+    fn names_that_nftables_would_not_take_are_made_plain() {
+        let office = network("Büro 1 \"oben\" / copy copy copy copy copy copy copy", &[("10.0.0.0/8", None)]);
+        let rules = rules(vec![office], &capture());
+        assert!(rules.chains.iter().any(|c| c.name == "capture_outbound_0_b_ro_1__oben____copy_copy_copy_copy_copy"));
+    }
+}

@@ -78,6 +78,8 @@ impl Display for Expression {
             Self::Protocol(number) => write!(f, "meta l4proto {}", Datum::Protocol(*number)),
             Self::DestinationIn(prefix) => write!(f, "{} daddr {prefix}", word(Family::of(prefix))),
             Self::DestinationPort(port) => write!(f, "th dport {port}"),
+            Self::SourcePort(port) => write!(f, "th sport {port}"),
+            Self::FromLoopback => f.write_str("meta iif \"lo\""),
             Self::MarkIs(mark) => write!(f, "meta mark {mark:#x}"),
             Self::TcpOpening => f.write_str("tcp flags & (syn | ack) == syn"),
             Self::TransparentSocket => f.write_str("socket wildcard 0 socket transparent 1"),
@@ -87,6 +89,7 @@ impl Display for Expression {
                 write!(f, "{} {}@{set}", Joined(key, " . "), if *negate { "!= " } else { "" })
             }
             Self::Refresh { key, set } => write!(f, "update @{set} {{ {} }}", Joined(key, " . ")),
+            Self::Forget { key, set } => write!(f, "delete @{set} {{ {} }}", Joined(key, " . ")),
             Self::VerdictMap { key, map } => write!(f, "{} vmap @{map}", Joined(key, " . ")),
             Self::SetMark(mark) => write!(f, "meta mark set {mark:#x}"),
             Self::Tproxy { family: Family::V4, port } => write!(f, "tproxy ip to 127.0.0.1:{port}"),

@@ -83,8 +83,9 @@ fn demonstrate() -> Result<Report, Trouble> {
     let mut matrix = flows::make(&lab, &trust, plan::matrix())?;
     let mut refusals = flows::make(&lab, &trust, plan::refusals())?;
 
-    let ended = gateway.stop()?;
+    // Before the rules go: what the clients still retransmit is then forwarded as on any router.
     let packets = tap.packets(&lab, |_| true)?;
+    let ended = gateway.stop()?;
     let records: Vec<_> = ended.lines.iter().filter_map(|line| Record::read(line)).collect();
     for flow in matrix.iter_mut().chain(&mut refusals) {
         flow.complete(&packets, &records);

@@ -2,6 +2,8 @@
 //!
 //! Each worker is a thread with a runtime, listeners and a relay of its own; flows never move between workers.
 
+pub mod dns;
+
 use std::cell::RefCell;
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket};
@@ -16,7 +18,10 @@ use tokio::sync::watch;
 use tokio::task::LocalSet;
 use tokio::time::Instant;
 
+use crate::dns::cache::Cache;
+use crate::dns::service::Waiter;
 use crate::firewall::Listener;
+use crate::policy::bindings::Bindings;
 use crate::policy::snapshot::Snapshot;
 use crate::proxy;
 use crate::proxy::relay::{self, ClosedBy, Relay};
@@ -33,6 +38,7 @@ pub struct Settings {
     pub worker: worker::Settings,
     pub relay: relay::Settings,
     pub udp: proxy::udp::Settings,
+    pub dns: crate::dns::Settings,
 }
 
 /// The listeners of every worker, and the ports that the kernel's rules must name.
@@ -40,6 +46,7 @@ pub struct Settings {
 pub struct Listeners {
     pub tcp: Listener,
     pub udp: Listener,
+    pub dns: dns::Listeners,
     workers: Vec<Sockets>,
 }
 
@@ -62,8 +69,9 @@ impl Listeners {
     /// Opens them at ports of the kernel's choice. Nothing is accepted yet. A host without one of the families gets
     /// none for it, and the rules drop what it should have had.
     pub fn open(workers: usize) -> io::Result<Self> {
+        let dns = dns::Listeners::open(workers)?;
         let none = Listener { v4: None, v6: None };
-        let mut all = Self { tcp: none, udp: none, workers: Vec::new() };
+        let mut all = Self { tcp: none, udp: none, dns, workers: Vec::new() };
         all.workers.resize_with(workers, Sockets::default);
         all.tcp.v4 = all.add_tcp(Ipv4Addr::LOCALHOST.into())?;
         all.tcp.v6 = all.add_tcp(Ipv6Addr::LOCALHOST.into())?;
@@ -111,9 +119,15 @@ impl Gateway {
         let (stop, stopped) = watch::channel(None);
         let census = Arc::new(Census::default());
         let mut threads = Vec::new();
-        for (number, sockets) in listeners.workers.into_iter().enumerate() {
+        let bindings = Arc::new(Bindings::default());
+        let answers = Arc::new(Cache::new(settings.dns.cache.clone()));
+        let sockets = listeners.workers.into_iter().zip(listeners.dns.workers);
+        for (number, (sockets, dns)) in sockets.enumerate() {
             let seat = Seat {
                 sockets,
+                dns,
+                bindings: bindings.clone(),
+                answers: answers.clone(),
                 settings: settings.clone(),
                 snapshot: snapshot.clone(),
                 telemetry: telemetry.clone(),
@@ -139,6 +153,9 @@ impl Gateway {
 /// All that a worker's thread begins with.
 struct Seat {
     sockets: Sockets,
+    dns: dns::Sockets,
+    bindings: Arc<Bindings>,
+    answers: Arc<Cache<Waiter>>,
     settings: Settings,
     snapshot: Arc<ArcSwap<Snapshot>>,
     telemetry: Telemetry,
@@ -162,6 +179,14 @@ impl Seat {
             self.telemetry.clone(),
             refuser(ender.clone(), self.telemetry.clone()),
         )?;
+        let dns = Rc::new(crate::dns::Service {
+            settings: self.settings.dns.clone(),
+            snapshot: self.snapshot.clone(),
+            bindings: self.bindings,
+            cache: self.answers,
+            telemetry: self.telemetry.clone(),
+            ender: ender.clone(),
+        });
         let worker = Rc::new(Worker::new(
             self.settings.worker.clone(),
             self.snapshot.clone(),
@@ -173,12 +198,13 @@ impl Seat {
         tokio::task::spawn_local(relay.clone().run());
         let tcp = self.sockets.tcp.into_iter();
         let udp = self.sockets.udp.into_iter();
-        let accepting: Vec<_> = tcp
+        let mut accepting: Vec<_> = tcp
             .map(|socket| tokio::task::spawn_local(proxy::tcp::serve(worker.clone(), socket)))
             .chain(udp.map(|socket| {
                 tokio::task::spawn_local(proxy::udp::serve(worker.clone(), socket, self.settings.udp.clone()))
             }))
             .collect();
+        accepting.extend(self.dns.serve(&dns));
         // Nobody left to say stop is a stop too.
         let until = self.stopped.wait_for(Option::is_some).await.ok().and_then(|until| *until);
         accepting.iter().for_each(tokio::task::JoinHandle::abort);

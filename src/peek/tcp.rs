@@ -90,6 +90,7 @@ impl TcpPeek {
 
     /// Looks at all bytes held so far. `ended`: the client will send no more.
     pub fn look(&mut self, held: &[u8], ended: bool) -> Step {
+        let held = held.get(..self.limits.held).unwrap_or(held);
         let step = self.step(held);
         match step {
             Step::NeedMore { .. } if held.len() >= self.limits.held => {
@@ -217,6 +218,7 @@ impl TcpPeek {
             Ok(_) if records.length().is_some_and(|length| length > self.limits.held) => {
                 Step::Found(Discovery::unreadable(Via::Tls, Unreadable::TooLong))
             }
+            Ok(Followed::Needs(_)) if is_odd || held.len() < 2 => Step::NeedMore { at_least: held.len() + 1 },
             Ok(Followed::Needs(at_least)) => Step::NeedMore { at_least },
             Ok(Followed::Message) => {
                 let message = records.message(held);
@@ -251,24 +253,11 @@ const FIRST_RECORD: Malformed = Malformed { field: "record type", section: "RFC 
 
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::*;
+
     use super::*;
     use crate::peek::Outcome;
-
-    pub(crate) fn hello(name: &[u8]) -> Vec<u8> {
-        let entry = [&[0][..], &length16(name)].concat();
-        let extension = [&[0, 0][..], &length16(&length16(&entry))].concat();
-        let body = [&[3, 3][..], &[7; 32], &[0], &[0, 2, 0x13, 1], &[1, 0], &length16(&extension)].concat();
-        let length = u32::try_from(body.len()).unwrap().to_be_bytes();
-        [&[1][..], &length[1..], &body].concat()
-    }
-
-    fn length16(bytes: &[u8]) -> Vec<u8> {
-        [&u16::try_from(bytes.len()).unwrap().to_be_bytes()[..], bytes].concat()
-    }
-
-    fn record(kind: u8, bytes: &[u8]) -> Vec<u8> {
-        [&[kind, 3, 1][..], &length16(bytes)].concat()
-    }
+    use crate::peek::samples::{Flight, hello, hostile, http_flights, outcome, records, tls_flights};
 
     fn found(bytes: &[u8]) -> Option<Discovery> {
         match TcpPeek::new(Limits::default()).look(bytes, false) {
@@ -277,37 +266,189 @@ mod tests {
         }
     }
 
-    fn outcome(bytes: &[u8]) -> String {
-        match found(bytes).map(|d| d.outcome) {
-            Some(Outcome::Name(name)) => name.to_string(),
-            Some(Outcome::NoName) => "-".into(),
-            Some(Outcome::Unreadable(_)) => "unreadable".into(),
-            None => "more".into(),
-        }
+    fn seen(bytes: &[u8]) -> String {
+        found(bytes).map_or("more".into(), |discovery| outcome(&discovery))
     }
 
-    #[test]
-    fn a_hello_is_read_over_any_split_in_records() {
-        let hello = hello(b"Blocked.Example.");
-        for size in [1, 2, 3, 4, 7, 50, 1000] {
-            let bytes: Vec<u8> = hello.chunks(size).flat_map(|piece| record(22, piece)).collect();
-            assert_eq!(outcome(&bytes), "blocked.example", "{size}");
-            for cut in 0..bytes.len() {
-                assert_eq!(outcome(&bytes[..cut]), "more", "{size} {cut}");
+    /// What one peek says that sees the bytes grow by these steps.
+    fn seen_in_steps(bytes: &[u8], steps: impl Iterator<Item = usize>) -> (String, usize) {
+        let mut peek = TcpPeek::new(Limits::default());
+        let mut least = 0;
+        for end in steps {
+            match peek.look(&bytes[..end], false) {
+                Step::Found(discovery) => {
+                    assert!(end >= least, "found at {end}, though it asked for {least}");
+                    return (outcome(&discovery), end);
+                }
+                Step::NeedMore { at_least } => {
+                    assert!(at_least > end);
+                    least = at_least;
+                }
             }
         }
-        let strange = [record(22, &[]), record(20, &[1]), record(21, &[1, 0]), record(22, &hello)].concat();
-        assert_eq!(outcome(&strange), "blocked.example");
+        ("more".into(), bytes.len())
+    }
+
+    /// What a flight's row says, by our rules.
+    fn expected(flight: &Flight) -> String {
+        let host = flight.name.rsplit_once(':').map_or(flight.name.as_str(), |(host, _)| host);
+        match host {
+            // The authority of CONNECT names a host, though no Host field does.
+            "-" if flight.bytes.starts_with(b"CONNECT ts01-b.cloudsink.net") => "ts01-b.cloudsink.net".into(),
+            "-" if flight.bytes.starts_with(b"GET /Hello Arkime ") => "unreadable".into(),
+            // One gnutella client folds its fields.
+            _ if flight.bytes.windows(3).any(|octets| octets == b"\r\n\t") => "unreadable".into(),
+            // A wildcard is not a host name.
+            _ if flight.is_malformed || host.starts_with('*') => "unreadable".into(),
+            _ if host.parse::<std::net::IpAddr>().is_ok() => "-".into(),
+            _ => host.to_ascii_lowercase(),
+        }
+    }
+
+    /// Flights whose octets were changed at random on purpose, and which name nobody.
+    fn is_fuzzed(flight: &Flight) -> bool {
+        (flight.id.contains("fuzz-") || flight.id.contains("__error")) && !expected(flight).contains('.')
+    }
+
+    fn flights() -> impl Iterator<Item = Flight> {
+        tls_flights().into_iter().chain(http_flights()).filter(|flight| !is_fuzzed(flight))
     }
 
     #[test]
-    fn requests_and_other_protocols_are_told_apart() {
-        assert_eq!(outcome(b"GET / HTTP/1.1\r\nHost: Blocked.example:80\r\n\r\n"), "blocked.example");
-        assert_eq!(outcome(b"GET / HTTP/1.1\r\nHost: a.example\r\nHost: a.example\r\n\r\n"), "unreadable");
-        assert_eq!(outcome(b"EHLO mail.example\r\n"), "-");
-        assert_eq!(outcome(b"SSH-2.0-OpenSSH_9\r\n"), "-");
-        assert_eq!(outcome(b"\x00\x01"), "-");
-        assert_eq!(outcome(b"\x16\x99"), "-");
-        assert_eq!(outcome(b"GET /\r\n"), "-");
+    fn every_name_of_the_captures_is_found_whole_and_octet_by_octet() {
+        for flight in flights() {
+            let expected = expected(&flight);
+            assert_eq!(seen(&flight.bytes), expected, "{}", flight.id);
+            let (name, at) = seen_in_steps(&flight.bytes, 1..=flight.bytes.len());
+            assert_eq!(name, expected, "{}", flight.id);
+            // Some captures hold several hellos in their first record.
+            assert!(at <= flight.need, "{} at {at}", flight.id);
+        }
+    }
+
+    #[test]
+    fn every_name_of_the_captures_is_found_split_at_every_octet() {
+        for flight in flights() {
+            let expected = expected(&flight);
+            for cut in 0..flight.need {
+                let (name, _) = seen_in_steps(&flight.bytes, [cut, flight.bytes.len()].into_iter());
+                assert_eq!(name, expected, "{} cut at {cut}", flight.id);
+            }
+        }
+    }
+
+    #[test]
+    fn the_fingerprints_of_the_captures_are_found() {
+        for flight in tls_flights().iter().filter(|flight| !flight.is_malformed) {
+            let fingerprint = found(&flight.bytes).and_then(|d| d.fingerprint).unwrap();
+            assert_eq!(fingerprint.ja3, flight.ja3, "{}", flight.id);
+            assert_eq!(fingerprint.ja4, flight.ja4, "{}", flight.id);
+        }
+    }
+
+    #[test]
+    fn encrypted_hellos_of_the_captures_are_seen() {
+        for flight in tls_flights() {
+            let has_one = flight.flags.iter().any(|flag| flag == "ech" || flag == "esni");
+            assert_eq!(found(&flight.bytes).is_some_and(|d| d.ech), has_one, "{}", flight.id);
+        }
+    }
+
+    #[test]
+    fn hostile_forms_come_out_as_their_table_says() {
+        for case in hostile() {
+            assert_eq!(seen(&case.bytes), case.expected, "{}", case.what);
+            let (name, _) = seen_in_steps(&case.bytes, 1..=case.bytes.len());
+            assert_eq!(name, case.expected, "{} octet by octet", case.what);
+        }
+    }
+
+    #[test]
+    fn a_hello_in_progress_outlives_the_packet_budget_and_not_the_deadline() {
+        let bytes = records(&hello(b"a.example"), 5);
+        let mut peek = TcpPeek::new(Limits::default());
+        for end in 1..40 {
+            assert!(matches!(peek.look(&bytes[..end], false), Step::NeedMore { .. }));
+            assert_eq!(peek.give_up(Budget::Packets), None, "{end}");
+        }
+        let timed_out = Discovery::unreadable(Via::Tls, Unreadable::TimedOut);
+        assert_eq!(peek.give_up(Budget::Deadline), Some(timed_out));
+        let ended = Discovery::unreadable(Via::Tls, Unreadable::Ended);
+        assert_eq!(peek.look(&bytes[..40], true), Step::Found(ended));
+    }
+
+    #[test]
+    fn a_request_in_progress_is_unreadable_at_the_deadline() {
+        for start in ["GET /", "GET / HTTP/1.1\r\nHost: a.ex", "FOO /x", "\r\nGET http://", "CONNECT a"] {
+            let mut peek = TcpPeek::new(Limits::default());
+            assert!(matches!(peek.look(start.as_bytes(), false), Step::NeedMore { .. }), "{start}");
+            assert_eq!(peek.give_up(Budget::Packets), None, "{start}");
+            let discovery = peek.give_up(Budget::Deadline).unwrap();
+            assert_eq!(discovery.outcome, Outcome::Unreadable(Unreadable::TimedOut), "{start}");
+        }
+    }
+
+    #[test]
+    fn silence_and_too_little_to_tell_are_no_name_when_a_budget_runs_out() {
+        for start in ["", "GE", "hello", "\r\n", "NICK x"] {
+            for budget in [Budget::Packets, Budget::Deadline, Budget::Ended] {
+                let mut peek = TcpPeek::new(Limits::default());
+                assert!(matches!(peek.look(start.as_bytes(), false), Step::NeedMore { .. }), "{start}");
+                assert_eq!(peek.give_up(budget), Some(Discovery::no_name(None)), "{start}");
+            }
+        }
+    }
+
+    #[test]
+    fn a_beginning_that_never_ends_is_too_long() {
+        let long = hello(&[b'a'; 60]);
+        let mut tls = records(&long, 16);
+        let whole = tls.len();
+        tls[8] = 0xff;
+        let text = [&b"GET / HTTP/1.1\r\n"[..], &b"a: b\r\n".repeat(100)].concat();
+        for (bytes, limit) in [(tls, whole), (text, 200), (vec![b'a'; 300], 300)] {
+            let mut peek = TcpPeek::new(Limits { held: limit, fingerprints: false });
+            let Step::Found(discovery) = peek.look(&bytes, false) else { panic!("waits on") };
+            assert_eq!(discovery.outcome, Outcome::Unreadable(Unreadable::TooLong));
+        }
+    }
+
+    #[test]
+    fn a_hello_that_says_it_is_longer_than_the_limit_is_not_waited_for() {
+        let mut bytes = records(&hello(b"a.example"), 1000);
+        bytes[6] = 1;
+        assert_eq!(seen(&bytes), "unreadable");
+    }
+
+    proptest! {
+        #[test]
+        fn any_bytes_are_looked_at_without_a_panic_and_alike_in_all_splits(
+            bytes in prop_oneof![
+                proptest::collection::vec(any::<u8>(), 0..200),
+                "(GET|CONNECT|PRI|x) [ -~\r\n]{0,60}".prop_map(String::into_bytes),
+                (proptest::collection::vec(any::<u8>(), 0..80), 20u8..25).prop_map(|(mut rest, kind)| {
+                    let mut bytes = vec![kind, 3, 1, 0];
+                    bytes.append(&mut rest);
+                    bytes
+                }),
+            ],
+            cut in 0usize..200,
+        ) {
+            let whole = seen(&bytes);
+            let cut = cut.min(bytes.len());
+            let (parts, _) = seen_in_steps(&bytes, [cut, bytes.len()].into_iter());
+            // What is settled before all has come is settled for the whole.
+            prop_assert_eq!(parts, whole);
+        }
+
+        #[test]
+        fn a_changed_octet_never_panics(at in 0usize..600, to: u8, which in 0usize..547) {
+            let flight = &tls_flights()[which];
+            let mut bytes = flight.bytes.clone();
+            if let Some(octet) = bytes.get_mut(at) {
+                *octet = to;
+            }
+            seen(&bytes);
+        }
     }
 }

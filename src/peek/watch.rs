@@ -242,3 +242,465 @@ impl Late {
         self.peek.look(&self.seen, false)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::peek::samples::{extension, hello, hello_with, outcome, record, records, rows, server_names, unescape};
+    use crate::peek::tcp::Budget;
+
+    /// A relay without sockets: what it let through, and what it was told to judge. It blocks names that begin with
+    /// `blocked`, and all that is unreadable.
+    struct Relay {
+        peek: Option<TcpPeek>,
+        watch: Option<Watch>,
+        http: HttpRequestsJudged,
+        held: Vec<u8>,
+        sent: Vec<u8>,
+        judged: Vec<String>,
+        is_blocked: bool,
+    }
+
+    impl Relay {
+        fn new() -> Self {
+            let peek = Some(TcpPeek::new(Limits { held: 4096, fingerprints: false }));
+            let (held, sent, judged) = (vec![], vec![], vec![]);
+            Self { peek, watch: None, http: HttpRequestsJudged::Every, held, sent, judged, is_blocked: false }
+        }
+
+        fn client(&mut self, new: &[u8]) {
+            self.held.extend_from_slice(new);
+            if let Some(peek) = &mut self.peek {
+                let Step::Found(discovery) = peek.look(&self.held, false) else { return };
+                self.begin(&discovery);
+            }
+            self.go_on(false);
+        }
+
+        fn deadline(&mut self) {
+            let discovery = self.peek.as_mut().and_then(|peek| peek.give_up(Budget::Deadline)).unwrap();
+            self.begin(&discovery);
+            self.go_on(false);
+        }
+
+        fn begin(&mut self, discovery: &Discovery) {
+            self.judge(discovery);
+            let peek = self.peek.take().unwrap();
+            self.watch = Some(Watch::after(peek, discovery, &self.held, self.http));
+        }
+
+        fn server(&mut self, new: &[u8]) {
+            for octet in new {
+                self.watch.as_mut().unwrap().server(std::slice::from_ref(octet));
+            }
+            self.go_on(false);
+        }
+
+        fn end(&mut self) {
+            self.go_on(true);
+        }
+
+        fn judge(&mut self, discovery: &Discovery) {
+            let outcome = outcome(discovery);
+            self.is_blocked |= outcome.starts_with("blocked") || outcome == "unreadable";
+            self.judged.push(outcome);
+        }
+
+        fn go_on(&mut self, ended: bool) {
+            let mut watch = self.watch.take().unwrap();
+            while !self.is_blocked {
+                match watch.next(&self.held, ended) {
+                    Next::Forward(count) => {
+                        assert!(count > 0 && count <= self.held.len(), "forward {count} of {}", self.held.len());
+                        self.sent.extend(self.held.drain(..count));
+                    }
+                    Next::Judge(discovery) => self.judge(&discovery),
+                    Next::More => break,
+                    Next::Splice => {
+                        assert!(watch.is_done());
+                        self.sent.append(&mut self.held);
+                        break;
+                    }
+                }
+            }
+            self.watch = Some(watch);
+        }
+
+        fn is_spliced(&self) -> bool {
+            self.watch.as_ref().is_some_and(Watch::is_done)
+        }
+    }
+
+    /// What came of a client that sent all this at once: names judged, octets sent, whether it is spliced.
+    fn relayed(bytes: &[u8]) -> Relay {
+        let mut relay = Relay::new();
+        relay.client(bytes);
+        relay
+    }
+
+    fn get(host: &str) -> String {
+        format!("GET / HTTP/1.1\r\nHost: {host}\r\n\r\n")
+    }
+
+    #[test]
+    fn a_blocked_request_on_a_kept_alive_connection_sends_nothing_of_itself() {
+        let first = get("a.example");
+        let relay = relayed([first.as_str(), &get("blocked.example"), &get("c.example")].concat().as_bytes());
+        assert_eq!(relay.judged, ["a.example", "blocked.example"]);
+        assert_eq!(String::from_utf8(relay.sent).unwrap(), first);
+    }
+
+    #[test]
+    fn request_streams_come_out_as_their_table_says() {
+        for case in rows(include_str!("../../tests/data/request-streams.txt"), unescape) {
+            for size in [1, 2, 7, 100_000] {
+                let mut relay = Relay::new();
+                case.bytes.chunks(size).for_each(|new| relay.client(new));
+                assert_eq!(relay.judged.join(" "), case.expected, "{} by {size}", case.what);
+                let last = relay.judged.last().unwrap();
+                if !relay.is_blocked {
+                    assert_eq!(relay.sent, case.bytes, "{}", case.what);
+                } else if last != "unreadable" {
+                    let at = case.bytes.windows(last.len()).position(|part| part == last.as_bytes()).unwrap();
+                    assert!(relay.sent.len() < at, "{}", case.what);
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn a_head_that_the_client_does_not_end_is_not_sent() {
+        let mut relay = relayed(get("a.example").as_bytes());
+        relay.client(b"GET / HTTP/1.1\r\nHost: blocked.example\r\n");
+        relay.end();
+        assert_eq!(relay.judged, ["a.example", "unreadable"]);
+        assert_eq!(relay.sent, get("a.example").into_bytes());
+    }
+
+    #[test]
+    fn a_later_head_over_the_limit_is_unreadable() {
+        let mut relay = relayed(get("a.example").as_bytes());
+        relay.client(&[b"GET / HTTP/1.1\r\n".to_vec(), b"a: b\r\n".repeat(700)].concat());
+        assert_eq!(relay.judged, ["a.example", "unreadable"]);
+    }
+
+    #[test]
+    fn with_the_first_request_alone_judged_the_rest_is_spliced() {
+        let mut relay = Relay::new();
+        relay.http = HttpRequestsJudged::First;
+        relay.client([get("a.example"), get("blocked.example")].concat().as_bytes());
+        assert_eq!(relay.judged, ["a.example"]);
+        assert!(relay.is_spliced());
+    }
+
+    const UPGRADE: &[u8] =
+        b"GET /chat HTTP/1.1\r\nHost: a.example\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n\r\n";
+    const SWITCHING: &[u8] = b"HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\n\r\n";
+
+    #[test]
+    fn what_follows_an_upgrade_is_held_until_the_server_switches_and_then_spliced() {
+        let mut relay = relayed(&[UPGRADE, b"\x81\x85mask"].concat());
+        assert_eq!(relay.sent, UPGRADE);
+        relay.server(b"HTTP/1.1 103 Early Hints\r\nLink: </x>\r\n\r\n");
+        assert!(!relay.is_spliced());
+        relay.server(SWITCHING);
+        assert_eq!(relay.judged, ["a.example"]);
+        assert!(relay.is_spliced());
+        assert_eq!(relay.sent, [UPGRADE, b"\x81\x85mask"].concat());
+    }
+
+    #[test]
+    fn an_upgrade_that_the_server_refuses_leaves_the_requests_watched() {
+        for answer in ["HTTP/1.1 200 OK\r\n\r\n", "HTTP/1.1 426 No\r\n\r\n", "HTTP/1.1 1010 x\r\n\r\n", "junk\r\n\r\n"]
+        {
+            let mut relay = relayed(&[UPGRADE, get("blocked.example").as_bytes()].concat());
+            relay.server(answer.as_bytes());
+            assert_eq!(relay.judged, ["a.example", "blocked.example"], "{answer}");
+            assert_eq!(relay.sent, UPGRADE);
+        }
+    }
+
+    #[test]
+    fn a_later_upgrade_never_ends_the_watch() {
+        let first = get("a.example");
+        for switch in [UPGRADE, b"CONNECT a.example:443 HTTP/1.1\r\n\r\n"] {
+            let mut relay = relayed(first.as_bytes());
+            relay.client(switch);
+            relay.server(b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n");
+            relay.server(SWITCHING);
+            relay.client(b"\x81\x85mask");
+            relay.client(get("blocked.example").as_bytes());
+            assert_eq!(relay.judged[2], "unreadable");
+            assert_eq!(relay.sent, [first.as_bytes(), switch].concat());
+        }
+    }
+
+    const CONNECT: &[u8] = b"CONNECT a.example:443 HTTP/1.1\r\nHost: a.example:443\r\n\r\n";
+
+    #[test]
+    fn a_hello_inside_a_tunnel_is_judged() {
+        for size in [1, 9, 1000] {
+            let mut relay = relayed(CONNECT);
+            relay.client(&records(&hello(b"blocked.example"), size));
+            assert_eq!(relay.judged, ["a.example"]);
+            relay.server(b"HTTP/1.1 200 Connection established\r\n\r\n");
+            assert_eq!(relay.judged, ["a.example", "blocked.example"]);
+            assert_eq!(relay.sent, CONNECT);
+        }
+    }
+
+    #[test]
+    fn a_request_inside_a_tunnel_is_judged_and_another_protocol_is_spliced() {
+        let mut relay = relayed(CONNECT);
+        relay.server(b"HTTP/1.1 200 OK\r\n\r\n");
+        relay.client(get("b.example").as_bytes());
+        relay.client(get("blocked.example").as_bytes());
+        assert_eq!(relay.judged, ["a.example", "b.example", "blocked.example"]);
+
+        let mut relay = relayed(CONNECT);
+        relay.server(b"HTTP/1.1 200 OK\r\n\r\n");
+        relay.client(b"SSH-2.0-OpenSSH_9.2\r\n");
+        assert!(relay.is_spliced());
+    }
+
+    /// The client's first octets with prior knowledge, and a request for each authority in a stream of its own.
+    fn http2(authorities: &[&str]) -> Vec<u8> {
+        let mut bytes = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\0\x04\0\0\0\0\0".to_vec();
+        for (place, authority) in authorities.iter().enumerate() {
+            let length = u8::try_from(authority.len()).unwrap();
+            let stream = u8::try_from(place * 2 + 1).unwrap();
+            bytes.extend([0, 0, length + 5, 1, 5, 0, 0, 0, stream, 0x82, 0x86, 0x84, 0x01, length]);
+            bytes.extend(authority.bytes());
+            bytes.extend([0, 0, 3, 0, 1, 0, 0, 0, stream, 1, 1, 1]);
+        }
+        bytes
+    }
+
+    #[test]
+    fn every_stream_of_http2_is_judged() {
+        let bytes = http2(&["a.example", "b.example", "blocked.example"]);
+        for size in [1, 5, 1000] {
+            let mut relay = Relay::new();
+            bytes.chunks(size).for_each(|new| relay.client(new));
+            assert_eq!(relay.judged, ["a.example", "b.example", "blocked.example"]);
+            assert_eq!(relay.sent, http2(&["a.example", "b.example"]));
+        }
+    }
+
+    #[test]
+    fn http2_that_waits_for_the_server_has_no_name_at_first_and_its_requests_are_judged() {
+        let bytes = http2(&["a.example", "blocked.example"]);
+        let (settings, rest) = bytes.split_at(33);
+        let mut relay = relayed(settings);
+        relay.deadline();
+        assert_eq!(relay.sent, settings);
+        relay.client(rest);
+        assert_eq!(relay.judged, ["-", "a.example", "blocked.example"]);
+    }
+
+    #[test]
+    fn an_upgrade_to_http2_goes_on_with_its_streams() {
+        let bytes = http2(&["b.example", "blocked.example"]);
+        let (settings, rest) = bytes.split_at(33);
+        let mut relay = relayed(UPGRADE);
+        relay.server(SWITCHING);
+        relay.client(settings);
+        assert_eq!(relay.sent, [UPGRADE, settings].concat(), "the server waits for the settings");
+        relay.client(rest);
+        assert_eq!(relay.judged, ["a.example", "b.example", "blocked.example"]);
+    }
+
+    /// A server's first message with this random.
+    fn server_hello(random: &[u8; 32]) -> Vec<u8> {
+        record(22, &[&[2, 0, 0, 38, 3, 3][..], random, &[0, 0x13, 1, 0]].concat())
+    }
+
+    fn retry() -> Vec<u8> {
+        let random = "cf21ad74e59a6111be1d8c021e65b891c2a211167abb8c5e079e09e2c8a8339c";
+        server_hello(&crate::peek::samples::unhex(random).try_into().unwrap())
+    }
+
+    #[test]
+    fn a_second_hello_is_judged_before_any_of_it_goes() {
+        let first = records(&hello(b"a.example"), 1000);
+        let second = hello(b"blocked.example");
+        let ccs = record(20, &[1]);
+        for (lead, size) in [(&[][..], 1000), (&ccs, 1000), (&[], 1), (&ccs, 3)] {
+            let mut relay = relayed(&first);
+            assert_eq!(relay.sent, first);
+            relay.server(&retry());
+            relay.client(lead);
+            for new in records(&second, size).chunks(7) {
+                relay.client(new);
+            }
+            assert_eq!(relay.judged, ["a.example", "blocked.example"], "{size}");
+            let with_header = relay.sent.len() - first.len() - lead.len();
+            assert!(with_header <= 5, "no more than a record's header goes");
+        }
+    }
+
+    #[test]
+    fn a_second_hello_that_does_not_wait_for_the_server_is_judged_as_well() {
+        let both = [hello(b"a.example"), hello(b"blocked.example")].concat();
+        let relay = relayed(&records(&both, 1000));
+        assert_eq!(relay.judged, ["a.example", "blocked.example"]);
+        assert!(relay.sent.len() <= 5 + hello(b"a.example").len());
+    }
+
+    #[test]
+    fn a_second_hello_behind_early_data_is_judged() {
+        let early = hello_with(&[server_names(&[(0, b"a.example")]), extension(42, &[])].concat());
+        let mut relay = relayed(&records(&early, 1000));
+        let data = [record(20, &[1]), record(23, &[9; 300]), record(23, &[9; 300])].concat();
+        relay.client(&data);
+        assert_eq!(relay.sent.len(), records(&early, 1000).len() + data.len());
+        relay.server(&retry());
+        relay.client(&records(&hello(b"blocked.example"), 1000));
+        assert_eq!(relay.judged, ["a.example", "blocked.example"]);
+    }
+
+    #[test]
+    fn a_hello_with_the_same_name_again_is_judged_and_then_spliced() {
+        let mut relay = relayed(&records(&hello(b"a.example"), 1000));
+        relay.server(&retry());
+        relay.client(&records(&hello(b"a.example"), 1000));
+        assert_eq!(relay.judged, ["a.example", "a.example"]);
+        assert!(relay.is_spliced());
+    }
+
+    #[test]
+    fn a_handshake_that_goes_on_is_spliced() {
+        let first = records(&hello(b"a.example"), 1000);
+        let mut relay = relayed(&first);
+        relay.server(&[record(21, &[1, 112]), server_hello(&[5; 32])].concat());
+        assert!(relay.is_spliced());
+        for next in [record(23, &[1; 50]), record(22, &[16, 0, 0, 1, 1]), record(22, &[0xaa; 40])] {
+            let mut relay = relayed(&first);
+            relay.client(&record(20, &[1]));
+            assert!(!relay.is_spliced());
+            relay.client(&next);
+            assert!(relay.is_spliced());
+            assert_eq!(relay.judged, ["a.example"]);
+        }
+    }
+
+    #[test]
+    fn octets_that_end_every_handshake_are_spliced_since_no_hello_can_follow() {
+        let first = records(&hello(b"a.example"), 1000);
+        for octet in [0, 19, 25, 0xab, 0xff] {
+            let mut relay = relayed(&first);
+            relay.client(&[octet]);
+            assert!(relay.is_spliced(), "{octet}");
+            assert_eq!(relay.judged, ["a.example"]);
+        }
+    }
+
+    #[test]
+    fn records_that_no_handshake_has_are_unreadable() {
+        let mut relay = relayed(&records(&hello(b"a.example"), 1000));
+        relay.client(&record(24, &[1; 50]));
+        assert_eq!(relay.judged, ["a.example", "unreadable"]);
+    }
+
+    #[test]
+    fn a_client_that_waited_for_the_deadline_is_judged_when_it_speaks() {
+        let hello = records(&hello(b"blocked.example"), 20);
+        let request = get("blocked.example").into_bytes();
+        for (bytes, first) in [(&hello, 0), (&request, 0), (&request, 1), (&request, 3)] {
+            let mut relay = Relay::new();
+            relay.client(&bytes[..first]);
+            relay.deadline();
+            for new in bytes[first..].chunks(11) {
+                relay.client(new);
+            }
+            assert_eq!(relay.judged, ["-", "blocked.example"]);
+            assert!(relay.sent.len() < 8, "at most what cannot be told");
+        }
+    }
+
+    #[test]
+    fn a_protocol_whose_server_speaks_first_is_spliced_once_its_client_speaks() {
+        let mut relay = Relay::new();
+        relay.deadline();
+        assert!(!relay.is_spliced());
+        relay.server(b"220 mail.example\r\n");
+        relay.client(b"EHLO c");
+        assert_eq!(relay.sent, b"EHLO c", "neither side waits for the other");
+        relay.client(b"lient.example\r\n");
+        assert!(relay.is_spliced());
+        assert_eq!(relay.sent, b"EHLO client.example\r\n");
+    }
+
+    #[test]
+    fn after_an_unreadable_beginning_that_passes_nothing_is_looked_at() {
+        let peek = TcpPeek::new(Limits::default());
+        let why = Discovery::unreadable(Via::Http, Unreadable::TimedOut);
+        assert!(Watch::after(peek, &why, b"GET / ", HttpRequestsJudged::Every).is_done());
+    }
+
+    fn request() -> impl Strategy<Value = (String, Vec<u8>)> {
+        let name = "[a-z]{1,9}\\.example";
+        let body = proptest::collection::vec(any::<u8>(), 0..60);
+        let chunks = proptest::collection::vec(proptest::collection::vec(any::<u8>(), 1..30), 0..4);
+        prop_oneof![
+            (name, Just(Vec::new())).prop_map(|(name, body)| (get(&name), body, name)),
+            (name, body).prop_map(|(name, body)| {
+                let head = format!("POST /x HTTP/1.1\r\nHost: {name}\r\nContent-Length: {}\r\n\r\n", body.len());
+                (head, body, name)
+            }),
+            (name, chunks).prop_map(|(name, chunks)| {
+                let head = format!("PUT /x HTTP/1.1\r\nhost:{name}\r\ntransfer-encoding: chunked\r\n\r\n");
+                let pieces = chunks.iter().map(|c| [format!("{:x}\r\n", c.len()).as_bytes(), c, b"\r\n"].concat());
+                let body = [pieces.collect::<Vec<_>>().concat(), b"0\r\nX-Sum: 1\r\n\r\n".to_vec()].concat();
+                (head, body, name)
+            }),
+        ]
+        .prop_map(|(head, body, name)| (name, [head.as_bytes(), &body].concat()))
+    }
+
+    proptest! {
+        #[test]
+        fn requests_are_judged_alike_however_their_octets_come(
+            requests in proptest::collection::vec(request(), 1..5),
+            sizes in proptest::collection::vec(1usize..40, 1..20),
+        ) {
+            let bytes = requests.iter().flat_map(|(_, bytes)| bytes.clone()).collect::<Vec<_>>();
+            let mut relay = Relay::new();
+            let (mut rest, mut sizes) = (&bytes[..], sizes.iter().cycle());
+            while !rest.is_empty() {
+                let (new, later) = rest.split_at(rest.len().min(*sizes.next().unwrap()));
+                relay.client(new);
+                rest = later;
+            }
+            let names: Vec<_> = requests.iter().map(|(name, _)| name.clone()).collect();
+            prop_assert_eq!(relay.judged, names);
+            prop_assert_eq!(relay.sent, bytes);
+        }
+
+        #[test]
+        fn any_bytes_are_watched_without_a_panic(
+            start in prop_oneof![
+                Just(get("a.example").into_bytes()),
+                Just(UPGRADE.to_vec()),
+                Just(CONNECT.to_vec()),
+                Just(http2(&["a.example"])),
+                Just(records(&hello(b"a.example"), 30)),
+                Just(Vec::new()),
+            ],
+            client in proptest::collection::vec(proptest::collection::vec(any::<u8>(), 0..40), 0..6),
+            server in proptest::collection::vec(any::<u8>(), 0..60),
+        ) {
+            let mut relay = relayed(&start);
+            if relay.watch.is_none() {
+                relay.deadline();
+            }
+            for new in client {
+                relay.client(&new);
+                relay.server(&server);
+            }
+            relay.end();
+        }
+    }
+}

@@ -45,6 +45,16 @@ pub fn remove() -> io::Result<()> {
     Ok(())
 }
 
+/// Settings of this host, the administrator's to change, with which a gateway does less than one expects.
+pub fn warnings() -> Vec<String> {
+    let odd = |(key, wanted, meaning): &(&str, &str, &str)| {
+        let value = std::fs::read_to_string(format!("/proc/sys/{}", key.replace('.', "/"))).ok()?;
+        let value = value.trim();
+        (value != *wanted).then(|| format!("{key} is {value}: {meaning}"))
+    };
+    SETTINGS.iter().filter_map(odd).collect()
+}
+
 fn add_routes() -> io::Result<()> {
     let mut rtnl = Rtnl::open().map_err(|e| e.into_io())?;
     // A namespace that has just been made has it down, and then no route may lead there.
@@ -61,3 +71,10 @@ fn families() -> impl Iterator<Item = Family> {
     let has_ipv6 = std::path::Path::new("/proc/thread-self/net/if_inet6").exists();
     Family::BOTH.into_iter().filter(move |family| *family == Family::V4 || has_ipv6)
 }
+
+/// Key, the value that serves, and what another one does. A key that this kernel has not is no obstacle.
+const SETTINGS: &[(&str, &str, &str)] = &[
+    ("net.ipv4.ip_forward", "1", "inspected IPv4 flows are relayed, and nothing else of IPv4 is forwarded"),
+    ("net.ipv6.conf.all.forwarding", "1", "inspected IPv6 flows are relayed, and nothing else of IPv6 is forwarded"),
+    ("net.ipv4.conf.all.src_valid_mark", "0", "the kernel takes captured IPv4 packets for forged ones and drops them"),
+];

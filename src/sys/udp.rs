@@ -156,7 +156,8 @@ impl Inbox {
 #[derive(Debug)]
 pub struct Outbox {
     v4: Lane,
-    v6: Lane,
+    /// `None` on a host without IPv6.
+    v6: Option<Lane>,
     /// Datagrams that the kernel refused or had no room for.
     pub dropped: u64,
 }
@@ -179,13 +180,21 @@ struct Outgoing {
 impl Outbox {
     /// `mark` is SO_MARK of what is sent, for rules and routes to know it by; it needs CAP_NET_ADMIN.
     pub fn new(mark: Option<u32>) -> io::Result<Self> {
-        Ok(Self { v4: Lane::new(Domain::IPV4, mark)?, v6: Lane::new(Domain::IPV6, mark)?, dropped: 0 })
+        let v6 = match Lane::new(Domain::IPV6, mark) {
+            Err(error) if error.raw_os_error() == Some(libc::EAFNOSUPPORT) => None,
+            lane => Some(lane?),
+        };
+        Ok(Self { v4: Lane::new(Domain::IPV4, mark)?, v6, dropped: 0 })
     }
 
     /// Queues a datagram, and sends the queue when it is full. One of mixed families or over 65,507 octets is dropped.
     pub fn push(&mut self, from: SocketAddr, to: SocketAddr, payload: &[u8]) {
-        let lane = if to.is_ipv4() { &mut self.v4 } else { &mut self.v6 };
-        if from.is_ipv4() != to.is_ipv4() || !lane.push(from, to, payload) {
+        let lane = if to.is_ipv4() { Some(&mut self.v4) } else { self.v6.as_mut() };
+        let Some(lane) = lane.filter(|_| from.is_ipv4() == to.is_ipv4()) else {
+            self.dropped += 1;
+            return;
+        };
+        if !lane.push(from, to, payload) {
             self.dropped += 1;
             return;
         }
@@ -195,7 +204,7 @@ impl Outbox {
     }
 
     pub fn flush(&mut self) {
-        self.dropped += self.v4.flush() + self.v6.flush();
+        self.dropped += self.v4.flush() + self.v6.as_mut().map_or(0, Lane::flush);
     }
 }
 

@@ -25,6 +25,9 @@ use tidegate::sys::tcp;
 
 use crate::inside::{in_lab, in_namespaces};
 
+/// As a "next header" (RFC 8200 section 4.6).
+const DESTINATION_OPTIONS: i32 = 60;
+
 /// A port at which nobody listens.
 const NOBODY: u16 = 9;
 
@@ -156,6 +159,31 @@ fn thousands_of_protected_prefixes_install_in_one_transaction() {
     });
 }
 
+#[test]
+fn a_host_that_does_not_forward_is_told_so() {
+    in_lab(|lab| {
+        assert_eq!(lab.gateway.run(capture::warnings).unwrap(), [] as [String; 0]);
+        let warnings = lab.client.run(capture::warnings).unwrap();
+        for key in ["net.ipv4.ip_forward is 0", "net.ipv6.conf.all.forwarding is 0"] {
+            assert!(warnings.iter().any(|warning| warning.starts_with(key)), "{warnings:?}");
+        }
+    });
+}
+
+/// A setting with which captured packets never arrive: that it is worth a warning.
+#[test]
+fn src_valid_mark_drops_what_is_captured() {
+    in_lab(|lab| {
+        let _listeners = install_with_listeners(lab, Capture::tcp);
+        let destination = SocketAddr::new(Site::A.address(Family::V4, 7), 443);
+        let connects = || lab.client.run(|| TcpStream::connect_timeout(&destination, A_MOMENT)).unwrap().is_ok();
+        assert!(connects());
+        lab.gateway.run(|| std::fs::write("/proc/sys/net/ipv4/conf/all/src_valid_mark", "1")).unwrap().unwrap();
+        assert!(!connects());
+        assert!(lab.gateway.run(capture::warnings).unwrap()[0].contains("src_valid_mark"));
+    });
+}
+
 /// R0: as after kill -9, the rules stand and nobody listens.
 #[test]
 fn with_rules_and_no_listener_nothing_inspected_reaches_the_server() {
@@ -234,7 +262,7 @@ fn a_fragmented_datagram_to_an_inspected_port_is_dropped_whole() {
 #[test]
 fn captured_flows_arrive_with_their_original_destination_and_the_server_hears_nothing() {
     in_lab(|lab| {
-        let (v4, v6) = install_with_listeners(lab);
+        let (v4, v6) = install_with_listeners(lab, Capture::tcp);
         let mut tap = Tap::at_server(lab).unwrap();
         for (family, listener) in [(Family::V4, v4), (Family::V6, v6)] {
             let destination = SocketAddr::new(Site::B.address(family, 7), 443);
@@ -255,7 +283,7 @@ fn captured_flows_arrive_with_their_original_destination_and_the_server_hears_no
 #[test]
 fn with_rules_and_a_listener_but_no_routes_nothing_reaches_the_server() {
     in_lab(|lab| {
-        let _listeners = install_with_listeners(lab);
+        let _listeners = install_with_listeners(lab, Capture::tcp);
         lab.gateway
             .run(|| {
                 let mut rtnl = Rtnl::open()?;
@@ -274,10 +302,55 @@ fn with_rules_and_a_listener_but_no_routes_nothing_reaches_the_server() {
     });
 }
 
+/// As after a destination NAT between the two hooks, or when another table has stopped the first.
+#[test]
+fn the_forward_hook_drops_what_the_first_hook_missed() {
+    in_lab(|lab| {
+        let capture = Capture { udp: Some(Listener::on(NOBODY)), ..Capture::tcp(Listener::on(NOBODY)) };
+        let mut rules = ruleset(OFFICE, &capture);
+        rules.chains.retain(|chain| chain.name != "prerouting");
+        lab.gateway.run(|| capture::install(&rules)).unwrap().unwrap();
+        let mut tap = Tap::at_server(lab).unwrap();
+        for family in Family::BOTH {
+            for port in [443, 444] {
+                try_connect(lab, family, port);
+                send_datagram(lab, family, port, 100);
+            }
+        }
+        assert_eq!(count_ports(lab, &mut tap, |port| port == 443), 0);
+        assert!(count_ports(lab, &mut tap, |port| port == 444) >= 4);
+    });
+}
+
+#[test]
+fn ipv6_extension_headers_hide_nothing() {
+    in_lab(|lab| {
+        let capture = Capture { udp: Some(Listener::on(NOBODY)), ..Capture::tcp(Listener::on(NOBODY)) };
+        lab.gateway.run(|| capture::install(&ruleset(OFFICE, &capture))).unwrap().unwrap();
+        let site = Site::A.address(Family::V6, 7);
+        let server = |port| lab.server.run(|| UdpSocket::bind(("::", port))).unwrap().unwrap();
+        let (inspected, free) = (server(443), server(444));
+        let raw = lab
+            .client
+            .run(|| socket2::Socket::new(socket2::Domain::IPV6, socket2::Type::RAW, Some(DESTINATION_OPTIONS.into())))
+            .unwrap()
+            .unwrap();
+        raw.bind(&SocketAddr::new(client_address(Family::V6, 0), 0).into()).unwrap();
+        for port in [443, 444] {
+            let packet = datagram_behind_options(client_address(Family::V6, 0), site, port);
+            raw.send_to(&packet, &SocketAddr::new(site, 0).into()).unwrap();
+        }
+        free.set_read_timeout(Some(DEADLINE)).unwrap();
+        assert_eq!(free.recv(&mut [0; 8]).unwrap(), 0, "what was sent later has come");
+        inspected.set_nonblocking(true).unwrap();
+        assert_eq!(inspected.recv(&mut [0; 8]).unwrap_err().kind(), std::io::ErrorKind::WouldBlock);
+    });
+}
+
 #[test]
 fn the_gateways_own_services_are_not_captured() {
     in_lab(|lab| {
-        let _listeners = install_with_listeners(lab);
+        let _listeners = install_with_listeners(lab, Capture::tcp);
         for family in Family::BOTH {
             let own = SocketAddr::new(gateway_address(family), 443);
             let listener = lab.gateway.run(|| TcpListener::bind(own)).unwrap().unwrap();
@@ -290,7 +363,7 @@ fn the_gateways_own_services_are_not_captured() {
 #[test]
 fn nobody_connects_to_a_listener_directly() {
     in_lab(|lab| {
-        let (v4, v6) = install_with_listeners(lab);
+        let (v4, v6) = install_with_listeners(lab, Capture::tcp);
         for listener in [v4, v6] {
             let own = listener.local_addr().unwrap();
             let outcome = lab.gateway.run(|| TcpStream::connect_timeout(&own, A_MOMENT)).unwrap();
@@ -332,14 +405,17 @@ fn the_longest_prefix_whose_port_covers_the_packet_decides() {
     });
 }
 
-pub(crate) fn install_with_listeners(lab: &Lab) -> (TcpListener, TcpListener) {
+pub(crate) fn install_with_listeners(
+    lab: &Lab,
+    capture: impl Fn(Listener) -> Capture + Sync,
+) -> (TcpListener, TcpListener) {
     lab.gateway
         .run(|| {
             let v4 = listen("127.0.0.1:0");
             let v6 = listen("[::1]:0");
             let port = |listener: &TcpListener| Some(listener.local_addr().unwrap().port());
             let listener = Listener { v4: port(&v4), v6: port(&v6) };
-            capture::install(&ruleset(OFFICE, &Capture::tcp(listener))).unwrap();
+            capture::install(&ruleset(OFFICE, &capture(listener))).unwrap();
             (v4, v6)
         })
         .unwrap()
@@ -347,6 +423,8 @@ pub(crate) fn install_with_listeners(lab: &Lab) -> (TcpListener, TcpListener) {
 
 fn listen(address: &str) -> TcpListener {
     let listener: OwnedFd = tcp::listen(address.parse().unwrap(), 16).unwrap();
+    // A test that waits for a flow that never comes fails instead of hanging.
+    socket2::SockRef::from(&listener).set_read_timeout(Some(DEADLINE)).unwrap();
     let listener = TcpListener::from(listener);
     listener.set_nonblocking(false).unwrap();
     listener
@@ -374,6 +452,19 @@ fn flow(port: u16) -> FlowKey {
         client: SocketAddr::new([10, 1, 0, 2].into(), 1000 + port),
         remote: "203.0.113.7:443".parse().unwrap(),
     }
+}
+
+/// An IPv6 header's payload: eight octets of destination options, all padding (RFC 8200 section 4.6), then an empty
+/// datagram.
+fn datagram_behind_options(from: IpAddr, to: IpAddr, port: u16) -> Vec<u8> {
+    let (IpAddr::V6(from), IpAddr::V6(to)) = (from, to) else { panic!("IPv6 alone has these") };
+    let mut udp = [[0x30, 0x39], port.to_be_bytes(), [0, 8], [0, 0]].concat();
+    let summed = [&from.octets()[..], &to.octets(), &[0, 0, 0, 8, 0, 0, 0, 17], &udp].concat();
+    let sum: u32 = summed.chunks(2).map(|pair| u32::from(pair[0]) << 8 | u32::from(pair[1])).sum();
+    let sum = (sum & 0xffff) + (sum >> 16);
+    let sum = !((sum & 0xffff) + (sum >> 16)) as u16;
+    udp[6..].copy_from_slice(&sum.to_be_bytes());
+    [&[17, 0, 1, 4, 0, 0, 0, 0][..], &udp].concat()
 }
 
 /// Whether it succeeds is not the question.

@@ -81,7 +81,6 @@ fn each_refusal(lab: &Lab, drop: &str, mut look: impl FnMut(&mut Refused<'_>)) {
     let (_origins, trust) = servers(lab);
     let gateway = Gateway::start(lab, &configuration(drop, "type = \"prefer-both\""));
     let mut at_server = Tap::at_server(lab).unwrap();
-    let mut destinations = Vec::new();
     for family in Family::BOTH {
         for (port, first_flight) in
             [(443, hello(&trust, Some("blocked.example"))), (80, get("blocked.example").into_bytes())]
@@ -94,13 +93,10 @@ fn each_refusal(lab: &Lab, drop: &str, mut look: impl FnMut(&mut Refused<'_>)) {
             client.write_all(&first_flight).unwrap();
             assert_refused(&gateway.verdict_on(source), drop);
             look(&mut Refused { client, source, destination, tap: &mut at_client });
-            destinations.push(destination);
+            assert_eq!(at_server.count(lab, destination).unwrap(), 0, "{destination}");
         }
     }
     gateway.stop();
-    for destination in destinations {
-        assert_eq!(at_server.count(lab, destination).unwrap(), 0, "{destination}");
-    }
 }
 
 fn assert_refused(record: &Value, drop: &str) {

@@ -6,6 +6,7 @@ mod architecture;
 mod capture;
 mod cli;
 mod config;
+mod ender;
 mod endings;
 mod failing;
 mod gateway;

@@ -214,3 +214,24 @@ const TOPOLOGY: &str = "    client ----------------- gateway ----------------- s
 const COLUMN: usize = 14;
 const WIDTH: usize = 74;
 const COMPLAINTS: usize = 12;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_record_is_broken_between_fields_and_nothing_else_is_changed() {
+        let record = format!(r#"{{"kind":"domain","domain":"{}","list":"a,\"b","flow":42}}"#, "x".repeat(60));
+        let lines = wrapped(&record);
+        assert!(lines.len() > 1 && lines.iter().all(|line| line.len() <= WIDTH), "{lines:#?}");
+        let joined: String = lines.iter().map(|line| line.trim_start()).collect();
+        assert_eq!(joined, record);
+    }
+
+    #[test]
+    fn colour_changes_no_word() {
+        let coloured = Paint { color: true }.red("WRONG 3/4");
+        assert_eq!(coloured, "\x1b[1;31mWRONG 3/4\x1b[0m");
+        assert_eq!(Paint { color: false }.red("WRONG 3/4"), "WRONG 3/4");
+    }
+}

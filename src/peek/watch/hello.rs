@@ -78,6 +78,9 @@ impl SecondHello {
     }
 
     pub(super) fn next(&mut self, held: &[u8], fingerprints: bool) -> Result<Next, Malformed> {
+        if self.records.next_record(held).is_some_and(|kind| !TLS_TYPES.contains(&kind)) {
+            return Ok(Next::Splice);
+        }
         let followed = self.records.follow(held)?;
         if !self.records.may_be_hello() {
             return Ok(Next::Splice);
@@ -97,4 +100,7 @@ impl SecondHello {
     }
 }
 
+/// Types of records that some server takes in a handshake: change_cipher_spec to heartbeat. Behind any other, between
+/// messages, every server ends the connection, so that no second hello can follow.
+const TLS_TYPES: std::ops::RangeInclusive<u8> = 20..=24;
 const LONGEST_ANSWER: usize = 16 * 1024;

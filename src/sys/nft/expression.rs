@@ -13,6 +13,7 @@ const NFPROTO_IPV4: u8 = 2;
 const NFPROTO_IPV6: u8 = 10;
 
 const META_MARK: u32 = 3;
+const META_IIF: u32 = 4;
 const META_NFPROTO: u32 = 15;
 const META_L4PROTO: u32 = 16;
 
@@ -20,6 +21,9 @@ const NETWORK_HEADER: u32 = 1;
 const TRANSPORT_HEADER: u32 = 2;
 
 const EQUAL: u32 = 0;
+
+const UPDATE: u32 = 1;
+const DELETE: u32 = 2;
 
 /// Appends what one expression of the model becomes.
 pub(super) fn add(list: &mut Message, expression: &Expression) {
@@ -34,6 +38,16 @@ pub(super) fn add(list: &mut Message, expression: &Expression) {
             load_payload(list, TRANSPORT_HEADER, 2, 2, FIRST);
             compare(list, FIRST, &port.to_be_bytes());
         }
+        Expression::SourcePort(port) => {
+            load_payload(list, TRANSPORT_HEADER, 0, 2, FIRST);
+            compare(list, FIRST, &port.to_be_bytes());
+        }
+        Expression::FromLoopback => {
+            // Each network namespace has its loopback as its first interface.
+            const LOOPBACK: u32 = 1;
+            load_meta(list, META_IIF, FIRST);
+            compare(list, FIRST, &LOOPBACK.to_ne_bytes());
+        }
         Expression::MarkIs(mark) => {
             load_meta(list, META_MARK, FIRST);
             compare(list, FIRST, &mark.to_ne_bytes());
@@ -47,7 +61,11 @@ pub(super) fn add(list: &mut Message, expression: &Expression) {
         }
         Expression::Refresh { key, set } => {
             load_key(list, key);
-            refresh(list, set);
+            change_set(list, set, UPDATE);
+        }
+        Expression::Forget { key, set } => {
+            load_key(list, key);
+            change_set(list, set, DELETE);
         }
         Expression::VerdictMap { key, map } => {
             load_key(list, key);
@@ -187,11 +205,10 @@ fn lookup(list: &mut Message, set: &str, into: Option<u32>, negate: bool) {
     });
 }
 
-fn refresh(list: &mut Message, set: &str) {
-    const UPDATE: u32 = 1;
+fn change_set(list: &mut Message, set: &str, operation: u32) {
     named(list, "dynset", |dynset| {
         dynset.text(1, set);
-        dynset.u32(3, UPDATE);
+        dynset.u32(3, operation);
         dynset.u32(4, FIRST);
     });
 }

@@ -162,6 +162,12 @@ impl Records {
         self.have = 0;
     }
 
+    /// The type of the record that begins next, between messages, if it is there.
+    pub fn next_record(&self, bytes: &[u8]) -> Option<u8> {
+        let is_between = self.have == 0 && self.place.left == 0;
+        bytes.get(self.place.at).copied().filter(|_| is_between)
+    }
+
     /// Where the message in progress begins, or else where the records were followed to: all before it is settled.
     pub fn settled(&self) -> usize {
         if self.have == 0 { self.place.at } else { self.message.at }

@@ -1,0 +1,74 @@
+//! Policies for the tests of the rules.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use super::{Capture, Ruleset, render};
+use crate::policy::network::{
+    Bind, Dns, Ech, HttpRequests, Inspection, Mode, Network, Otherwise, Port, ProtectedIp, Protocol, Rule,
+};
+use crate::policy::rules::Policy;
+use crate::policy::snapshot::Snapshot;
+use crate::policy::{DropAction, InspectionType, IpVerdict};
+
+/// A Network that inspects the outbound flows of these prefixes on TCP 80 and 443, and UDP 443.
+pub(super) fn network(name: &str, ips: &[(&str, Option<&Arc<Port>>)]) -> Network {
+    let protected = |(prefix, port): &(&str, Option<&Arc<Port>>)| ProtectedIp {
+        prefix: prefix.parse().unwrap(),
+        port: port.cloned(),
+    };
+    Network {
+        name: name.into(),
+        description: String::new(),
+        mode: Mode::Enforce,
+        ips: ips.iter().map(protected).collect(),
+        outbound: Some(Rule { policy: Arc::new(policy()), drop: DropAction::Discard }),
+        inbound: None,
+        inspection: Some(inspection()),
+        dns: Dns::default(),
+    }
+}
+
+pub(super) fn port(protocols: &[(u8, &[std::ops::RangeInclusive<u16>])]) -> Arc<Port> {
+    let protocols = protocols.iter().map(|(number, ports)| Protocol { number: *number, ports: ports.to_vec() });
+    Arc::new(Port { name: "port".into(), description: String::new(), protocols: protocols.collect() })
+}
+
+pub(super) fn rules(networks: Vec<Network>, capture: &Capture) -> Ruleset {
+    render(&Snapshot::new("edge-1".into(), 1, networks.into_iter().map(Arc::new).collect()), capture)
+}
+
+/// The text of one set or chain, without the indentation of the table.
+pub(super) fn text_of(ruleset: &Ruleset, name: &str) -> String {
+    let sets = ruleset.sets.iter().filter(|set| set.name == name).map(ToString::to_string);
+    let chains = ruleset.chains.iter().filter(|chain| chain.name == name).map(ToString::to_string);
+    let text: String = sets.chain(chains).collect();
+    text.lines().map(|line| format!("{}\n", line.trim())).collect()
+}
+
+fn policy() -> Policy {
+    Policy {
+        name: "out".into(),
+        default: IpVerdict::Allow,
+        lists: Vec::new(),
+        thresholds: Default::default(),
+        fingerprints: Vec::new(),
+    }
+}
+
+fn inspection() -> Inspection {
+    Inspection {
+        kind: InspectionType::PreferBoth,
+        tls_ports: vec![443],
+        http_ports: vec![80],
+        quic: true,
+        packets: 5,
+        timeout: Duration::from_secs(1),
+        unidentified: Otherwise::IpVerdict,
+        unreadable: Otherwise::Block,
+        bind: Bind::Off,
+        use_bindings: false,
+        ech: Ech::Allow,
+        http: HttpRequests::Every,
+    }
+}
