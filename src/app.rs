@@ -76,7 +76,7 @@ fn serve(loaded: Loaded, path: &Path, ending: Ending, telemetry: &Telemetry) -> 
             dns_tcp: Some(listeners.dns.tcp),
             ..Capture::tcp(listeners.tcp)
         },
-            rules: None,
+        rules: None,
         generation: 1,
     };
     app.apply(&loaded)?;
