@@ -18,7 +18,7 @@ use crate::firewall::{self, Capture, Ruleset};
 use crate::mode::gateway::{self, Gateway, Listeners};
 use crate::peek;
 use crate::policy::snapshot::Snapshot;
-use crate::proxy::{relay, worker};
+use crate::proxy::{relay, udp, worker};
 use crate::sys::capture;
 use crate::sys::limits::raise_descriptors;
 use crate::telemetry::{Queue, Telemetry};
@@ -70,7 +70,12 @@ fn serve(loaded: Loaded, path: &Path, ending: Ending, telemetry: &Telemetry) -> 
     let listeners = Listeners::open(settings.workers).map_err(because("open transparent listeners"))?;
     let mut app = App {
         snapshot: Arc::new(ArcSwap::from_pointee(loaded.snapshot(1))),
-        capture: Capture::tcp(listeners.tcp),
+        capture: Capture {
+            udp: Some(listeners.udp),
+            dns_udp: Some(listeners.dns.udp),
+            dns_tcp: Some(listeners.dns.tcp),
+            ..Capture::tcp(listeners.tcp)
+        },
         rules: None,
         generation: 1,
     };
@@ -171,6 +176,8 @@ fn settings(limits: &Limits) -> io::Result<gateway::Settings> {
             peek: peek::tcp::Limits { held: limits.held_bytes, fingerprints: true },
         },
         relay: relay::Settings { idle: limits.idle, connect: CONNECT },
+        dns: crate::dns::Settings::default(),
+        udp: udp::Settings::default(),
     })
 }
 

@@ -2,6 +2,7 @@
 //!
 //! Pure: facts in, a [`Verdict`] with its reason out. Fails closed: see the matrix in [`matrix`].
 
+pub mod bindings;
 pub mod judge;
 pub mod matrix;
 pub mod network;
@@ -82,6 +83,8 @@ pub enum Reason {
     Ech,
     /// The name does not belong to the address (SPEC V11).
     Binding,
+    /// A private address for a public name (SPEC D4).
+    Rebind,
     /// A limit was reached.
     Limit,
 }
@@ -116,7 +119,7 @@ words! {
         DomainInspect => "DOMAIN_INSPECT", AllowList => "ALLOW_LIST", BlockList => "BLOCK_LIST", Threat => "THREAT",
         Asn => "ASN", Country => "COUNTRY", Default => "DEFAULT", Domain => "DOMAIN", Resolver => "RESOLVER",
         Unidentified => "UNIDENTIFIED", Unreadable => "UNREADABLE", Fingerprint => "FINGERPRINT", Ech => "ECH",
-        Binding => "BINDING", Limit => "LIMIT",
+        Binding => "BINDING", Rebind => "REBIND", Limit => "LIMIT",
     }
 }
 

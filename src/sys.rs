@@ -11,3 +11,4 @@ pub mod pipe;
 pub mod readable;
 pub mod rtnl;
 pub mod tcp;
+pub mod udp;

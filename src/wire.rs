@@ -3,10 +3,12 @@
 //! Pure: no socket, clock or task. Nothing here indexes, casts or allocates by a number that it has not checked.
 //! Fails closed: what a parser cannot read to the end is [`Malformed`], with the field and the RFC section.
 
+pub mod dns;
 pub mod fingerprint;
 pub mod hpack;
 pub mod http;
 pub mod http2;
+pub mod quic;
 pub mod reader;
 pub mod tls;
 

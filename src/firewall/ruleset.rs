@@ -99,6 +99,10 @@ pub enum Expression {
     DestinationIn(IpNet),
     /// `th dport`
     DestinationPort(u16),
+    /// `th sport`
+    SourcePort(u16),
+    /// `meta iif lo`: what this host sends to itself.
+    FromLoopback,
     /// `meta mark`
     MarkIs(u32),
     /// `tcp flags & (syn | ack) == syn`: somebody opens a connection.
@@ -107,6 +111,9 @@ pub enum Expression {
     TransparentSocket,
     /// `fib daddr type local`
     DestinationIsLocal,
+    /// `@th,64,8 & 0x80 == 0`: the first bit after the UDP header is there and clear, so that no server takes the packet
+    /// for the beginning of a QUIC connection: long headers have it set in every version (RFC 8999, section 5.1).
+    NoLongHeader,
     /// `KEY @set`, `KEY != @set`
     InSet {
         key: Vec<Key>,
@@ -135,6 +142,10 @@ pub enum Expression {
         port: u16,
     },
     Counter,
+    /// `notrack`
+    NoTrack,
+    /// `reject with icmpx admin-prohibited`
+    Reject,
     Verdict(Verdict),
 }
 

@@ -78,10 +78,13 @@ impl Display for Expression {
             Self::Protocol(number) => write!(f, "meta l4proto {}", Datum::Protocol(*number)),
             Self::DestinationIn(prefix) => write!(f, "{} daddr {prefix}", word(Family::of(prefix))),
             Self::DestinationPort(port) => write!(f, "th dport {port}"),
+            Self::SourcePort(port) => write!(f, "th sport {port}"),
+            Self::FromLoopback => f.write_str("meta iif \"lo\""),
             Self::MarkIs(mark) => write!(f, "meta mark {mark:#x}"),
             Self::TcpOpening => f.write_str("tcp flags & (syn | ack) == syn"),
             Self::TransparentSocket => f.write_str("socket wildcard 0 socket transparent 1"),
             Self::DestinationIsLocal => f.write_str("fib daddr type local"),
+            Self::NoLongHeader => f.write_str("@th,64,8 & 0x80 == 0x0"),
             Self::InSet { key, set, negate } => {
                 write!(f, "{} {}@{set}", Joined(key, " . "), if *negate { "!= " } else { "" })
             }
@@ -92,6 +95,8 @@ impl Display for Expression {
             Self::Tproxy { family: Family::V4, port } => write!(f, "tproxy ip to 127.0.0.1:{port}"),
             Self::Tproxy { family: Family::V6, port } => write!(f, "tproxy ip6 to [::1]:{port}"),
             Self::Counter => f.write_str("counter"),
+            Self::NoTrack => f.write_str("notrack"),
+            Self::Reject => f.write_str("reject with icmpx admin-prohibited"),
             Self::Verdict(verdict) => write!(f, "{verdict}"),
         }
     }

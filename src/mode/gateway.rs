@@ -2,9 +2,11 @@
 //!
 //! Each worker is a thread with a runtime, listeners and a relay of its own; flows never move between workers.
 
+pub mod dns;
+
 use std::cell::RefCell;
 use std::io;
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket};
 use std::os::fd::OwnedFd;
 use std::rc::Rc;
 use std::sync::Arc;
@@ -16,14 +18,17 @@ use tokio::sync::watch;
 use tokio::task::LocalSet;
 use tokio::time::Instant;
 
+use crate::dns::cache::Cache;
+use crate::dns::service::Waiter;
 use crate::firewall::Listener;
+use crate::policy::bindings::Bindings;
 use crate::policy::snapshot::Snapshot;
 use crate::proxy;
 use crate::proxy::relay::{self, ClosedBy, Relay};
 use crate::proxy::tcp::refuser;
 use crate::proxy::worker::{self, Census, Worker};
 use crate::sys::ending::Ender;
-use crate::sys::tcp;
+use crate::sys::{tcp, udp};
 use crate::telemetry::Telemetry;
 
 #[derive(Clone, Debug)]
@@ -32,13 +37,24 @@ pub struct Settings {
     pub workers: usize,
     pub worker: worker::Settings,
     pub relay: relay::Settings,
+    pub dns: crate::dns::Settings,
+    pub udp: proxy::udp::Settings,
 }
 
 /// The listeners of every worker, and the ports that the kernel's rules must name.
 #[derive(Debug)]
 pub struct Listeners {
     pub tcp: Listener,
-    workers: Vec<Vec<OwnedFd>>,
+    pub dns: dns::Listeners,
+    pub udp: Listener,
+    workers: Vec<Sockets>,
+}
+
+/// The listeners of one worker, but for those of DNS.
+#[derive(Debug, Default)]
+struct Sockets {
+    tcp: Vec<OwnedFd>,
+    udp: Vec<UdpSocket>,
 }
 
 /// The running workers.
@@ -53,15 +69,19 @@ impl Listeners {
     /// Opens them at ports of the kernel's choice. Nothing is accepted yet. A host without one of the families gets
     /// none for it, and the rules drop what it should have had.
     pub fn open(workers: usize) -> io::Result<Self> {
-        let mut all = Self { tcp: Listener { v4: None, v6: None }, workers: Vec::new() };
-        all.workers.resize_with(workers, Vec::new);
-        all.tcp.v4 = all.add(Ipv4Addr::LOCALHOST.into())?;
-        all.tcp.v6 = all.add(Ipv6Addr::LOCALHOST.into())?;
+        let dns = dns::Listeners::open(workers)?;
+        let none = Listener { v4: None, v6: None };
+        let mut all = Self { tcp: none, udp: none, dns, workers: Vec::new() };
+        all.workers.resize_with(workers, Sockets::default);
+        all.tcp.v4 = all.add_tcp(Ipv4Addr::LOCALHOST.into())?;
+        all.tcp.v6 = all.add_tcp(Ipv6Addr::LOCALHOST.into())?;
+        all.udp.v4 = all.add_udp(Ipv4Addr::LOCALHOST.into())?;
+        all.udp.v6 = all.add_udp(Ipv6Addr::LOCALHOST.into())?;
         Ok(all)
     }
 
     /// One listener for each worker, all at the port that the kernel gave the first.
-    fn add(&mut self, address: IpAddr) -> io::Result<Option<u16>> {
+    fn add_tcp(&mut self, address: IpAddr) -> io::Result<Option<u16>> {
         let mut port = 0;
         for worker in &mut self.workers {
             let socket = match tcp::listen(SocketAddr::new(address, port), BACKLOG) {
@@ -69,7 +89,20 @@ impl Listeners {
                 result => result?,
             };
             port = tcp::local_address(&socket)?.port();
-            worker.push(socket);
+            worker.tcp.push(socket);
+        }
+        Ok(Some(port))
+    }
+
+    fn add_udp(&mut self, address: IpAddr) -> io::Result<Option<u16>> {
+        let mut port = 0;
+        for worker in &mut self.workers {
+            let socket = match udp::listener(SocketAddr::new(address, port)) {
+                Err(error) if port == 0 && lacks_family(&error) => return Ok(None),
+                result => result?,
+            };
+            port = socket.local_addr()?.port();
+            worker.udp.push(socket);
         }
         Ok(Some(port))
     }
@@ -86,9 +119,15 @@ impl Gateway {
         let (stop, stopped) = watch::channel(None);
         let census = Arc::new(Census::default());
         let mut threads = Vec::new();
-        for (number, sockets) in listeners.workers.into_iter().enumerate() {
+        let bindings = Arc::new(Bindings::default());
+        let answers = Arc::new(Cache::new(settings.dns.cache.clone()));
+        let sockets = listeners.workers.into_iter().zip(listeners.dns.workers);
+        for (number, (sockets, dns)) in sockets.enumerate() {
             let seat = Seat {
                 sockets,
+                dns,
+                bindings: bindings.clone(),
+                answers: answers.clone(),
                 settings: settings.clone(),
                 snapshot: snapshot.clone(),
                 telemetry: telemetry.clone(),
@@ -113,7 +152,10 @@ impl Gateway {
 
 /// All that a worker's thread begins with.
 struct Seat {
-    sockets: Vec<OwnedFd>,
+    sockets: Sockets,
+    dns: dns::Sockets,
+    bindings: Arc<Bindings>,
+    answers: Arc<Cache<Waiter>>,
     settings: Settings,
     snapshot: Arc<ArcSwap<Snapshot>>,
     telemetry: Telemetry,
@@ -137,6 +179,14 @@ impl Seat {
             self.telemetry.clone(),
             refuser(ender.clone(), self.telemetry.clone()),
         )?;
+        let dns = Rc::new(crate::dns::Service {
+            settings: self.settings.dns.clone(),
+            snapshot: self.snapshot.clone(),
+            bindings: self.bindings,
+            cache: self.answers,
+            telemetry: self.telemetry.clone(),
+            ender: ender.clone(),
+        });
         let worker = Rc::new(Worker::new(
             self.settings.worker.clone(),
             self.snapshot.clone(),
@@ -146,11 +196,15 @@ impl Seat {
             ender,
         ));
         tokio::task::spawn_local(relay.clone().run());
-        let accepting: Vec<_> = self
-            .sockets
-            .into_iter()
+        let tcp = self.sockets.tcp.into_iter();
+        let udp = self.sockets.udp.into_iter();
+        let mut accepting: Vec<_> = tcp
             .map(|socket| tokio::task::spawn_local(proxy::tcp::serve(worker.clone(), socket)))
+            .chain(udp.map(|socket| {
+                tokio::task::spawn_local(proxy::udp::serve(worker.clone(), socket, self.settings.udp.clone()))
+            }))
             .collect();
+        accepting.extend(self.dns.serve(&dns));
         // Nobody left to say stop is a stop too.
         let until = self.stopped.wait_for(Option::is_some).await.ok().and_then(|until| *until);
         accepting.iter().for_each(tokio::task::JoinHandle::abort);

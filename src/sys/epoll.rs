@@ -21,6 +21,11 @@ impl Epoll {
         Ok(epoll::add(&self.0, socket, EventData::new_u64(key), flags)?)
     }
 
+    /// Watches a socket for what comes in, for as long as any of it is unread; its events carry `key`.
+    pub fn watch_input(&self, socket: impl AsFd, key: u64) -> io::Result<()> {
+        Ok(epoll::add(&self.0, socket, EventData::new_u64(key), EventFlags::IN)?)
+    }
+
     /// The keys of sockets that have become ready, without waiting.
     pub fn ready(&self, keys: &mut Vec<u64>) -> io::Result<()> {
         const NOW: Timespec = Timespec { tv_sec: 0, tv_nsec: 0 };

@@ -1,5 +1,6 @@
 //! The record of a judgement, as one JSON object (SPEC L1 and section 10).
 
+use std::borrow::Cow;
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::time::SystemTime;
@@ -81,11 +82,14 @@ pub struct Record {
 /// What records of DNS exchanges have besides.
 #[derive(Clone, Debug, Default, Serialize)]
 pub struct Dns {
-    pub qtype: String,
+    /// The question's type: `A`, `HTTPS`, `TYPE65280`.
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub rcode: Option<String>,
+    pub qtype: Option<Cow<'static, str>>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub rcode: Option<Cow<'static, str>>,
     #[serde(skip_serializing_if = "Vec::is_empty")]
-    pub answers: Vec<String>,
+    pub answers: Vec<IpAddr>,
+    /// Who gave the answer, if not the one who was asked.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub resolver: Option<SocketAddr>,
 }

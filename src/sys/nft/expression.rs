@@ -13,6 +13,7 @@ const NFPROTO_IPV4: u8 = 2;
 const NFPROTO_IPV6: u8 = 10;
 
 const META_MARK: u32 = 3;
+const META_IIF: u32 = 4;
 const META_NFPROTO: u32 = 15;
 const META_L4PROTO: u32 = 16;
 
@@ -36,6 +37,16 @@ pub(super) fn add(list: &mut Message, expression: &Expression) {
         Expression::DestinationPort(port) => {
             load_payload(list, TRANSPORT_HEADER, 2, 2, FIRST);
             compare(list, FIRST, &port.to_be_bytes());
+        }
+        Expression::SourcePort(port) => {
+            load_payload(list, TRANSPORT_HEADER, 0, 2, FIRST);
+            compare(list, FIRST, &port.to_be_bytes());
+        }
+        Expression::FromLoopback => {
+            // Each network namespace has its loopback as its first interface.
+            const LOOPBACK: u32 = 1;
+            load_meta(list, META_IIF, FIRST);
+            compare(list, FIRST, &LOOPBACK.to_ne_bytes());
         }
         Expression::MarkIs(mark) => {
             load_meta(list, META_MARK, FIRST);
@@ -69,6 +80,9 @@ pub(super) fn add(list: &mut Message, expression: &Expression) {
         }
         Expression::Tproxy { family, port } => tproxy(list, *family, *port),
         Expression::Counter => named(list, "counter", |_| {}),
+        Expression::NoTrack => named(list, "notrack", |_| {}),
+        Expression::NoLongHeader => match_no_long_header(list),
+        Expression::Reject => reject(list),
         Expression::Verdict(verdict) => named(list, "immediate", |immediate| {
             immediate.u32(1, VERDICT_REGISTER);
             immediate.nest(2, |data| add_verdict(data, verdict));
@@ -121,6 +135,22 @@ fn match_opening(list: &mut Message) {
     load_payload(list, TRANSPORT_HEADER, FLAGS_OFFSET, 1, FIRST);
     bitwise_and(list, FIRST, &[SYN | ACK]);
     compare(list, FIRST, &[SYN]);
+}
+
+fn match_no_long_header(list: &mut Message) {
+    const UDP_HEADER: u32 = 8;
+    load_payload(list, TRANSPORT_HEADER, UDP_HEADER, 1, FIRST);
+    bitwise_and(list, FIRST, &[0x80]);
+    compare(list, FIRST, &[0]);
+}
+
+fn reject(list: &mut Message) {
+    const ICMPX_UNREACHABLE: u32 = 2;
+    const ADMIN_PROHIBITED: u8 = 3;
+    named(list, "reject", |reject| {
+        reject.u32(1, ICMPX_UNREACHABLE);
+        reject.bytes(2, &[ADMIN_PROHIBITED]);
+    });
 }
 
 fn match_transparent_socket(list: &mut Message) {

@@ -1,0 +1,199 @@
+//! What a worker's DNS does over UDP and TCP alike: judge a question, answer it here, release an answer.
+
+use std::cell::RefCell;
+use std::net::SocketAddr;
+use std::os::fd::OwnedFd;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::time::{Duration, Instant, SystemTime};
+
+use arc_swap::ArcSwap;
+
+use super::Settings;
+use super::cache::Cache;
+use super::exchange::{Decision, Exchange, is_canary};
+use super::record::{ANSWERED, Outcome, record};
+use super::review::{Findings, Reader, Review};
+use crate::policy::bindings::Bindings;
+use crate::policy::snapshot::Snapshot;
+use crate::policy::{DropAction, Reason, Transport};
+use crate::sys::ending::{Ended, Ender};
+use crate::telemetry::Telemetry;
+use crate::wire::dns::query::{self, Local, Query};
+use crate::wire::dns::{HEADER, Header, Message, rcode};
+
+/// One worker's share of DNS.
+#[derive(Clone)]
+pub struct Service {
+    pub settings: Settings,
+    pub snapshot: Arc<ArcSwap<Snapshot>>,
+    pub bindings: Arc<Bindings>,
+    /// One for all workers.
+    pub cache: Arc<Cache<Waiter>>,
+    pub telemetry: Telemetry,
+    pub ender: Rc<RefCell<Ender>>,
+}
+
+/// A client that waits for an answer to its question.
+#[derive(Clone, Debug)]
+pub struct Waiter {
+    pub exchange: Exchange,
+    /// Its query as it came.
+    pub query: Box<[u8]>,
+}
+
+impl std::fmt::Debug for Service {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Service").field("settings", &self.settings).finish_non_exhaustive()
+    }
+}
+
+impl Service {
+    /// A conversation of `client` with `resolver`, judged by its ends.
+    pub fn begin(&self, client: SocketAddr, resolver: SocketAddr, transport: Transport, at: SystemTime) -> Exchange {
+        Exchange::begin(&self.snapshot.load(), client, resolver, transport, at)
+    }
+
+    /// Shows a client whose question was refused what its Network's drop action says. To a datagram `tcp-reset` has no
+    /// meaning: it is answered as by `icmp-unreachable`.
+    pub fn refuse_datagram(&self, exchange: &Exchange, action: DropAction, datagram: &[u8]) {
+        if action != DropAction::Discard {
+            // Where ICMP cannot be sent, the client hears nothing.
+            let _ = self.ender.borrow().refuse_datagram(exchange.client.0, exchange.resolver.0, datagram);
+        }
+        self.record_refusal(exchange, action);
+    }
+
+    pub fn refuse_connection(&self, exchange: &Exchange, action: DropAction, stream: OwnedFd) {
+        if let Ended::Reset { why } = self.ender.borrow_mut().end(stream, action) {
+            tracing::debug!(%why, "a refused connection was reset");
+            self.telemetry.count(|c| &c.ended_by_reset);
+        }
+        self.record_refusal(exchange, action);
+    }
+
+    fn record_refusal(&self, exchange: &Exchange, action: DropAction) {
+        if let Decision::Refuse { reason, list, .. } = &exchange.decision {
+            let blocked = Some((*reason, list.clone()));
+            let outcome = Outcome { blocked, action: Some(action.as_str()), ..Outcome::default() };
+            self.telemetry.count(|c| &c.blocked);
+            self.telemetry.record(record(exchange, outcome));
+        }
+    }
+
+    /// Answers a message that is no query, and records it.
+    pub fn refuse_malformed(&self, exchange: &Exchange, message: &[u8], code: u16, into: &mut Vec<u8>) {
+        query::refuse(message, code, into);
+        let blocked = Some((Reason::Unreadable, None));
+        let outcome = Outcome { rcode: Some(code), blocked, action: Some(ANSWERED), ..Outcome::default() };
+        self.telemetry.record(record(exchange, outcome));
+    }
+
+    /// Answers a blocked name.
+    pub fn block(&self, exchange: &Exchange, query: &Query<'_>, why: (Reason, Option<Arc<str>>), into: &mut Vec<u8>) {
+        let addresses = exchange.outbound().map_or(&[][..], |(network, _)| &network.dns.answer_ips);
+        // A canary with an address would say the opposite.
+        let gone = addresses.is_empty() || exchange.name.as_ref().is_some_and(is_canary);
+        let code = if gone { rcode::NXDOMAIN } else { rcode::NO_ERROR };
+        let local = Local { rcode: code, addresses, ttl: self.settings.ttl, error: Some(query::error::BLOCKED) };
+        query::answer(query, &local, into);
+        let outcome = Outcome { rcode: Some(code), blocked: Some(why), action: Some(ANSWERED), ..Outcome::default() };
+        self.telemetry.count(|c| &c.blocked);
+        self.telemetry.record(record(exchange, outcome));
+    }
+
+    /// Tells a client that nobody answered its question, or that a limit was reached.
+    pub fn fail(&self, exchange: &Exchange, query: &Query<'_>, limit: bool, into: &mut Vec<u8>) {
+        let error = Some(query::error::NO_REACHABLE_AUTHORITY).filter(|_| !limit);
+        let local = Local { rcode: rcode::SERVFAIL, addresses: &[], ttl: 0, error };
+        query::answer(query, &local, into);
+        let blocked = limit.then_some((Reason::Limit, None));
+        let action = limit.then_some(ANSWERED);
+        let outcome = Outcome { rcode: Some(rcode::SERVFAIL), blocked, action, ..Outcome::default() };
+        self.telemetry.record(record(exchange, outcome));
+    }
+
+    /// Reads an answer, binds what it says, and writes what the client may see of it.
+    pub fn release(
+        &self,
+        exchange: &Exchange,
+        query: &Query<'_>,
+        answer: &[u8],
+        upstream: Option<SocketAddr>,
+        now: Instant,
+        into: &mut Vec<u8>,
+    ) {
+        let Ok(message) = Message::read(answer) else { return self.fail(exchange, query, false, into) };
+        let findings = match self.review(exchange, &message) {
+            Some(Review::Release(findings)) => findings,
+            Some(Review::Block(judged)) if !exchange.is_monitored() => {
+                return self.block(exchange, query, (judged.reason, judged.list), into);
+            }
+            Some(Review::Block(_)) => Findings::default(),
+            None => return self.fail(exchange, query, false, into),
+        };
+        self.bind(exchange, &findings, now);
+        into.clear();
+        into.extend_from_slice(findings.edited.as_deref().unwrap_or(answer));
+        echo(query, into);
+        if exchange.transport == Transport::Udp && into.len() > query.datagram_limit() {
+            query::truncate(query, message.header.flags, into);
+        }
+        let outcome = Outcome {
+            rcode: Some(message.header.rcode()),
+            addresses: findings.addresses.iter().take(RECORDED).map(|(ip, _)| *ip).collect(),
+            upstream: upstream.filter(|upstream| *upstream != exchange.resolver.0),
+            ..Outcome::default()
+        };
+        self.telemetry.record(record(exchange, outcome));
+    }
+
+    /// Releases what is sure of an answer that ends in the midst of a record: that it was cut.
+    pub fn release_cut(&self, exchange: &Exchange, query: &Query<'_>, answer: &[u8], into: &mut Vec<u8>) {
+        let Ok(header) = Header::read(answer) else { return self.fail(exchange, query, false, into) };
+        query::truncate(query, header.flags, into);
+        let outcome = Outcome { rcode: Some(header.rcode()), ..Outcome::default() };
+        self.telemetry.record(record(exchange, outcome));
+    }
+
+    fn review(&self, exchange: &Exchange, answer: &Message<'_>) -> Option<Review> {
+        let Some((network, policy)) = exchange.outbound() else { return Some(Review::Release(Findings::default())) };
+        let reader = Reader { network, policy, asked: exchange.domain.verdict, now: exchange.at };
+        reader.review(answer).ok()
+    }
+
+    fn bind(&self, exchange: &Exchange, findings: &Findings, now: Instant) {
+        if findings.names.is_empty() {
+            return;
+        }
+        for (address, ttl) in &findings.addresses {
+            let ttl = Duration::from_secs(u64::from(*ttl).min(LONGEST_BINDING));
+            self.bindings.bind(exchange.client.ip(), *address, &findings.names, ttl, now);
+        }
+    }
+}
+
+/// Gives an answer the id of its query and its question byte for byte, in the client's own case.
+fn echo(query: &Query<'_>, answer: &mut [u8]) {
+    if let Some(id) = answer.get_mut(..2) {
+        id.copy_from_slice(&query.header.id.to_be_bytes());
+    }
+    if let Some(question) = answer.get_mut(HEADER..query.question.end()) {
+        question.copy_from_slice(query.question.octets);
+    }
+}
+
+/// Whether `answer` answers the question of `query`, which left with the id `id`: the same question byte for byte, and
+/// so in the same case, which a forger who did not see it must guess.
+pub fn is_answer_to(query: &Query<'_>, id: u16, answer: &[u8]) -> bool {
+    let Ok(header) = Header::read(answer) else { return false };
+    header.id == id
+        && header.is_answer()
+        && header.questions == 1
+        && answer.get(HEADER..query.question.end()).is_some_and(|own| own == query.question.octets)
+}
+
+/// Addresses in a record.
+const RECORDED: usize = 16;
+/// A TTL beyond a week is no promise that anybody keeps. Seconds.
+const LONGEST_BINDING: u64 = 7 * 86_400;

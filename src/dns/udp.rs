@@ -1,0 +1,454 @@
+//! DNS over UDP: one loop for each worker that takes questions in, sends them on and releases their answers.
+//!
+//! No task for each question: what waits stands in a table of bounded size, and its time-outs in a queue. Fails closed:
+//! when a limit is reached, or no answer comes, the client is told SERVFAIL.
+
+use std::collections::{HashMap, VecDeque};
+use std::io;
+use std::net::{IpAddr, SocketAddr, UdpSocket};
+use std::rc::Rc;
+use std::time::{Duration, Instant, SystemTime};
+
+use super::cache::{Key, Turn};
+use super::exchange::{Decision, Exchange};
+use super::ports::{Ports, Ticket};
+use super::service::{Service, Waiter, is_answer_to};
+use crate::policy::Transport;
+use crate::sys::epoll::Epoll;
+use crate::sys::readable::readable;
+use crate::sys::udp::{self, Datagram, Inbox, MAX_BATCH, Outbox};
+use crate::wire::dns::Message;
+use crate::wire::dns::query::{Query, Refused, without_options};
+
+/// Serves captured questions from `listeners`, which [`crate::sys::udp::listener`] made.
+pub struct Udp {
+    listeners: Vec<UdpSocket>,
+    desk: Desk,
+}
+
+/// Everything of a worker but its listeners.
+struct Desk {
+    service: Rc<Service>,
+    own: OwnAddresses,
+    outbox: Outbox,
+    ports: Ports,
+    in_flight: InFlight,
+    /// Buffers that serve again and again.
+    made: Vec<u8>,
+    found: Vec<u8>,
+    key: Vec<u8>,
+}
+
+/// A question that waits for its resolver.
+struct Pending {
+    waiter: Waiter,
+    /// What was sent, less its id.
+    sent: Box<[u8]>,
+    /// For questions that others may wait for too.
+    key: Option<Key>,
+    /// Of the attempts so far: an answer to any of them will do.
+    tickets: Vec<Ticket>,
+    asked: SocketAddr,
+    since: Instant,
+}
+
+impl std::fmt::Debug for Udp {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Udp").field("listeners", &self.listeners).finish_non_exhaustive()
+    }
+}
+
+impl Udp {
+    /// `outbox` speaks for the addresses that clients ask.
+    pub fn new(service: Rc<Service>, listeners: Vec<UdpSocket>, outbox: Outbox) -> Self {
+        let settings = &service.settings;
+        let desk = Desk {
+            ports: Ports::new(settings.ports, settings.questions_of_a_port),
+            in_flight: InFlight::new(settings.in_flight, settings.in_flight_of_one),
+            service,
+            own: OwnAddresses::default(),
+            outbox,
+            made: Vec::new(),
+            found: Vec::new(),
+            key: Vec::new(),
+        };
+        Self { listeners, desk }
+    }
+
+    /// Serves until its task is aborted.
+    pub async fn run(mut self) -> io::Result<()> {
+        let watched = readable(Epoll::new()?)?;
+        let epoll = &watched.get_ref().0;
+        for (number, listener) in self.listeners.iter().enumerate() {
+            epoll.watch_input(listener, LISTENERS + number as u64)?;
+        }
+        let mut inbox = Inbox::new(BATCH, LONGEST_QUERY);
+        let mut answers = Inbox::new(ANSWERS, LONGEST_ANSWER);
+        let mut keys = Vec::new();
+        let mut tick = tokio::time::interval(TICK);
+        tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        loop {
+            tokio::select! {
+                guard = watched.readable() => {
+                    let mut guard = guard?;
+                    epoll.ready(&mut keys)?;
+                    if keys.is_empty() {
+                        guard.clear_ready();
+                    }
+                    let now = Moment::now();
+                    for key in &keys {
+                        match key.checked_sub(LISTENERS) {
+                            Some(number) => self.take_questions(number as usize, epoll, &mut inbox, now),
+                            None => self.desk.take_answers(*key as u32, &mut answers, now),
+                        }
+                    }
+                }
+                _ = tick.tick() => self.desk.look_at_the_clock(epoll, Moment::now()),
+            }
+            self.desk.outbox.flush();
+        }
+    }
+
+    fn take_questions(&mut self, number: usize, epoll: &Epoll, inbox: &mut Inbox, now: Moment) {
+        let Some(listener) = self.listeners.get(number) else { return };
+        let Ok(own) = listener.local_addr() else { return };
+        for _ in 0..ROUNDS {
+            let Ok(count) = inbox.receive(listener) else { return };
+            for datagram in inbox.datagrams() {
+                // What was sent to the listener itself has no original destination.
+                if let Some(resolver) = datagram.to.filter(|to| *to != own) {
+                    self.desk.take_question(epoll, &datagram, resolver, now);
+                }
+            }
+            if count < BATCH {
+                return;
+            }
+        }
+    }
+}
+
+impl Desk {
+    /// The story of a question.
+    fn take_question(&mut self, epoll: &Epoll, datagram: &Datagram<'_>, resolver: SocketAddr, now: Moment) {
+        let conversation = self.service.begin(datagram.from, resolver, Transport::Udp, now.wall);
+        if let Decision::Refuse { action, .. } = conversation.decision {
+            return self.service.refuse_datagram(&conversation, action, datagram.bytes);
+        }
+        if datagram.truncated {
+            return;
+        }
+        let query = match Query::read(datagram.bytes) {
+            Ok(query) => query,
+            Err(Refused::Ignore) => return,
+            Err(Refused::Answer(code)) => {
+                self.service.refuse_malformed(&conversation, datagram.bytes, code, &mut self.made);
+                return self.send(&conversation);
+            }
+        };
+        let exchange = conversation.ask(&query, now.wall);
+        match exchange.decision.clone() {
+            Decision::Refuse { action, .. } => self.service.refuse_datagram(&exchange, action, datagram.bytes),
+            Decision::Block { reason, list } => {
+                self.service.block(&exchange, &query, (reason, list), &mut self.made);
+                self.send(&exchange);
+            }
+            Decision::Forward if exchange.upstream().is_empty() => self.forward(epoll, exchange, &query, None, now),
+            Decision::Forward => self.ask_upstream(epoll, exchange, &query, now),
+        }
+    }
+
+    fn ask_upstream(&mut self, epoll: &Epoll, exchange: Exchange, query: &Query<'_>, now: Moment) {
+        if query.edns.is_some_and(|edns| edns.option_codes().any(|code| code != Some(COOKIE))) {
+            // An option that means something to the resolver: the answer is for this client alone.
+            return self.forward(epoll, exchange, query, None, now);
+        }
+        Key::write(query, exchange.upstream(), &mut self.key);
+        let cache = self.service.cache.clone();
+        let mut found = std::mem::take(&mut self.found);
+        if cache.find(&self.key, query, now.at, &mut found) {
+            self.release_found(&exchange, query, &found, now);
+            self.found = found;
+            return;
+        }
+        let key = Key::new(&self.key);
+        let waiter = || Waiter { exchange: exchange.clone(), query: query.octets.into() };
+        match cache.turn(&key, query, now.at, &mut found, waiter) {
+            Turn::Answered => self.release_found(&exchange, query, &found, now),
+            Turn::Wait => {}
+            Turn::Ask => self.forward(epoll, exchange, query, Some(key), now),
+            Turn::Full => self.fail(&exchange, query, true),
+        }
+        self.found = found;
+    }
+
+    fn release_found(&mut self, exchange: &Exchange, query: &Query<'_>, found: &[u8], now: Moment) {
+        let upstream = exchange.upstream().first().copied();
+        self.service.release(exchange, query, found, upstream, now.at, &mut self.made);
+        self.send(exchange);
+    }
+
+    /// Sends a question on: to the resolver that was asked, from the client's address, or to the first `upstream`.
+    fn forward(&mut self, epoll: &Epoll, exchange: Exchange, query: &Query<'_>, key: Option<Key>, now: Moment) {
+        let client = exchange.client.ip();
+        if !self.in_flight.has_room(client) {
+            self.service.telemetry.count(|c| &c.refused_by_limit);
+            self.fail(&exchange, query, true);
+            return self.settle(key.as_ref(), None, now);
+        }
+        let asked = exchange.upstream().first().copied().unwrap_or(exchange.resolver.0);
+        let mut sent = Vec::new();
+        // Cookies are between two neighbours (RFC 7873, section 5): they stop here, and the rest is the same for all.
+        if key.is_none() || query.edns.is_none() || without_options(query, &mut sent).is_none() {
+            sent = query.octets.to_vec();
+        }
+        let waiter = Waiter { exchange, query: query.octets.into() };
+        let pending = Pending { waiter, sent: sent.into(), key, tickets: Vec::new(), asked, since: now.at };
+        let token = self.in_flight.add(client, pending, now.at + self.service.settings.attempt);
+        self.attempt(epoll, token, 0);
+    }
+
+    /// Asks once more, the resolver number `attempt`.
+    fn attempt(&mut self, epoll: &Epoll, token: u32, attempt: usize) {
+        let Some(pending) = self.in_flight.get(token) else { return };
+        let exchange = &pending.waiter.exchange;
+        let upstream = exchange.upstream();
+        let is_own = upstream.is_empty() && self.own.contains(exchange.resolver.ip());
+        // A resolver on this host would send its answer past us.
+        let source = if upstream.is_empty() && !is_own { Some(exchange.client.0) } else { None };
+        pending.asked = upstream.get(attempt % upstream.len().max(1)).copied().unwrap_or(exchange.resolver.0);
+        let mut sent = pending.sent.to_vec();
+        // What cannot be sent is as what is not answered: the next attempt or SERVFAIL follows.
+        if let Ok(ticket) = self.ports.ask(epoll, source, pending.asked, &mut sent, token) {
+            pending.tickets.push(ticket);
+        }
+    }
+
+    fn take_answers(&mut self, place: u32, inbox: &mut Inbox, now: Moment) {
+        // An error is an ICMP message, which anybody could have forged: the wait goes on.
+        if self.ports.receive(place, inbox).is_err() {
+            return;
+        }
+        for datagram in inbox.datagrams().filter(|datagram| !datagram.truncated) {
+            let id = datagram.bytes.first_chunk().map(|id| u16::from_be_bytes(*id));
+            let Some((id, token)) = id.and_then(|id| Some((id, self.ports.waiter(place, id)?))) else { continue };
+            self.take_answer(token, id, datagram.bytes, now);
+        }
+    }
+
+    fn take_answer(&mut self, token: u32, id: u16, answer: &[u8], now: Moment) {
+        let Some(pending) = self.in_flight.get(token) else { return };
+        let Ok(sent) = Query::read(&pending.sent) else { return };
+        let message = Message::read(answer).ok();
+        // A cut answer may end in the midst of a record.
+        let is_cut = answer.get(2).is_some_and(|flags| flags & 0x02 != 0);
+        if !is_answer_to(&sent, id, answer) || (message.is_none() && !is_cut) {
+            return;
+        }
+        let Some(pending) = self.end(token) else { return };
+        let others = match &pending.key {
+            Some(key) => self.service.cache.settle(key, message.as_ref(), now.at),
+            None => Vec::new(),
+        };
+        for waiter in std::iter::once(&pending.waiter).chain(&others) {
+            self.release(waiter, answer, message.is_some(), pending.asked, now);
+        }
+    }
+
+    fn release(&mut self, waiter: &Waiter, answer: &[u8], whole: bool, asked: SocketAddr, now: Moment) {
+        let Ok(query) = Query::read(&waiter.query) else { return };
+        if whole {
+            self.service.release(&waiter.exchange, &query, answer, Some(asked), now.at, &mut self.made);
+        } else {
+            self.service.release_cut(&waiter.exchange, &query, answer, &mut self.made);
+        }
+        self.send(&waiter.exchange);
+    }
+
+    /// Asks again where an attempt had no answer, and gives up where patience has ended.
+    fn look_at_the_clock(&mut self, epoll: &Epoll, now: Moment) {
+        let settings = self.service.settings.clone();
+        while let Some(token) = self.in_flight.due(now.at) {
+            let Some(pending) = self.in_flight.get(token) else { continue };
+            let waited = now.at.saturating_duration_since(pending.since);
+            let patience = settings.patience.saturating_sub(waited);
+            if patience.is_zero() {
+                self.give_up(token, now);
+                continue;
+            }
+            let attempts = pending.tickets.len();
+            let may_ask_again = !pending.waiter.exchange.upstream().is_empty();
+            self.in_flight.wait_again(token, now.at + settings.attempt.min(patience));
+            if may_ask_again {
+                self.attempt(epoll, token, attempts);
+            }
+        }
+    }
+
+    fn give_up(&mut self, token: u32, now: Moment) {
+        let Some(pending) = self.end(token) else { return };
+        if let Ok(query) = Query::read(&pending.waiter.query) {
+            self.fail(&pending.waiter.exchange, &query, false);
+        }
+        self.settle(pending.key.as_ref(), None, now);
+    }
+
+    /// Tells all who wait for a question that there will be no answer.
+    fn settle(&mut self, key: Option<&Key>, answer: Option<&Message<'_>>, now: Moment) {
+        let Some(key) = key else { return };
+        for waiter in self.service.cache.settle(key, answer, now.at) {
+            if let Ok(query) = Query::read(&waiter.query) {
+                self.fail(&waiter.exchange, &query, false);
+            }
+        }
+    }
+
+    fn end(&mut self, token: u32) -> Option<Pending> {
+        let pending = self.in_flight.remove(token)?;
+        for ticket in &pending.tickets {
+            self.ports.forget(*ticket);
+        }
+        Some(pending)
+    }
+
+    fn fail(&mut self, exchange: &Exchange, query: &Query<'_>, limit: bool) {
+        self.service.fail(exchange, query, limit, &mut self.made);
+        self.send(exchange);
+    }
+
+    /// Sends what was made, in the name of whom the client asked.
+    fn send(&mut self, exchange: &Exchange) {
+        self.outbox.push(exchange.resolver.0, exchange.client.0, &self.made);
+    }
+}
+
+/// What waits, by token, and when it must be looked at.
+struct InFlight {
+    places: Vec<Option<Pending>>,
+    free: Vec<u32>,
+    of: HashMap<IpAddr, usize>,
+    clock: VecDeque<(Instant, u32, u32)>,
+    /// Tells a place's question from the one that stood there before.
+    generations: Vec<u32>,
+    most: usize,
+    most_of_one: usize,
+}
+
+impl InFlight {
+    fn new(most: usize, most_of_one: usize) -> Self {
+        Self {
+            places: Vec::new(),
+            free: Vec::new(),
+            of: HashMap::new(),
+            clock: VecDeque::new(),
+            generations: Vec::new(),
+            most,
+            most_of_one,
+        }
+    }
+
+    fn has_room(&self, client: IpAddr) -> bool {
+        self.places.len() - self.free.len() < self.most
+            && self.of.get(&client).is_none_or(|count| *count < self.most_of_one)
+    }
+
+    fn add(&mut self, client: IpAddr, pending: Pending, look: Instant) -> u32 {
+        *self.of.entry(client).or_default() += 1;
+        let token = self.free.pop().unwrap_or_else(|| {
+            self.places.push(None);
+            self.generations.push(0);
+            self.places.len() as u32 - 1
+        });
+        if let Some(place) = self.places.get_mut(token as usize) {
+            *place = Some(pending);
+        }
+        self.wait_again(token, look);
+        token
+    }
+
+    fn get(&mut self, token: u32) -> Option<&mut Pending> {
+        self.places.get_mut(token as usize)?.as_mut()
+    }
+
+    fn remove(&mut self, token: u32) -> Option<Pending> {
+        let pending = self.places.get_mut(token as usize)?.take()?;
+        self.free.push(token);
+        if let Some(generation) = self.generations.get_mut(token as usize) {
+            *generation = generation.wrapping_add(1);
+        }
+        let client = pending.waiter.exchange.client.ip();
+        if let Some(count) = self.of.get_mut(&client) {
+            *count -= 1;
+            if *count == 0 {
+                self.of.remove(&client);
+            }
+        }
+        Some(pending)
+    }
+
+    fn wait_again(&mut self, token: u32, look: Instant) {
+        let generation = self.generations.get(token as usize).copied().unwrap_or(0);
+        self.clock.push_back((look, token, generation));
+    }
+
+    /// A question whose time to be looked at has come. All wait about as long, so the first is the earliest.
+    fn due(&mut self, now: Instant) -> Option<u32> {
+        loop {
+            let (look, token, generation) = *self.clock.front()?;
+            let is_gone = self.generations.get(token as usize) != Some(&generation);
+            if !is_gone && look > now {
+                return None;
+            }
+            self.clock.pop_front();
+            if !is_gone {
+                return Some(token);
+            }
+        }
+    }
+}
+
+/// Which of the addresses that were asked are this host's own, as of a moment ago.
+#[derive(Default)]
+struct OwnAddresses {
+    known: HashMap<IpAddr, bool>,
+    since: Option<Instant>,
+}
+
+impl OwnAddresses {
+    fn contains(&mut self, address: IpAddr) -> bool {
+        let is_old = self.since.is_none_or(|since| since.elapsed() > MEMORY);
+        if is_old || self.known.len() >= KNOWN {
+            self.known.clear();
+            self.since = Some(Instant::now());
+        }
+        *self.known.entry(address).or_insert_with(|| udp::is_local(address))
+    }
+}
+
+/// One look at both clocks for a batch.
+#[derive(Clone, Copy)]
+struct Moment {
+    at: Instant,
+    wall: SystemTime,
+}
+
+impl Moment {
+    fn now() -> Self {
+        Self { at: Instant::now(), wall: SystemTime::now() }
+    }
+}
+
+/// Keys of listeners; below are places of ports.
+const LISTENERS: u64 = 1 << 32;
+const BATCH: usize = if MAX_BATCH < 32 { MAX_BATCH } else { 32 };
+/// Batches that are taken before answers have their turn.
+const ROUNDS: usize = 4;
+const ANSWERS: usize = 4;
+/// A longer query is no query that anybody sends over UDP. Octets.
+const LONGEST_QUERY: usize = 4096;
+const LONGEST_ANSWER: usize = 65_535;
+/// How long an address is believed to be this host's own, or not.
+const MEMORY: Duration = Duration::from_secs(5);
+const KNOWN: usize = 1024;
+const TICK: Duration = Duration::from_millis(50);
+/// The EDNS option COOKIE (RFC 7873).
+const COOKIE: u16 = 10;

@@ -1,0 +1,557 @@
+//! UDP at the edge: captured datagrams with their original destination, and datagrams sent from any address.
+//!
+//! Two halves. [`listener`] and [`Inbox`] receive what TPROXY delivers, many datagrams a system call. [`Outbox`]
+//! sends from addresses that are not this host's, also many a call: it holds one raw UDP socket per family, so
+//! that it needs no socket bound to the address and port it speaks for (which would steal that flow's packets
+//! from TPROXY, and collide with a name server of this host). [`from`] makes an ordinary socket with a chosen
+//! source, for conversations that await an answer.
+//!
+//! Fails closed: a datagram whose original destination the kernel does not tell has none here; what cannot be
+//! sent is dropped and counted, never sent from another address.
+
+use std::io;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, SocketAddrV4, SocketAddrV6, UdpSocket};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
+
+use socket2::{Domain, Protocol, SockAddr, Socket, Type};
+
+/// A non-blocking socket to which TPROXY can deliver: transparent, shared with other workers by SO_REUSEPORT, and
+/// told of original destinations. Needs CAP_NET_ADMIN or CAP_NET_RAW.
+pub fn listener(at: SocketAddr) -> io::Result<UdpSocket> {
+    let socket = Socket::new(Domain::for_address(at), Type::DGRAM.nonblocking().cloexec(), Some(Protocol::UDP))?;
+    socket.set_reuse_port(true)?;
+    // Room for a burst while the worker is busy elsewhere; the kernel caps it at rmem_max.
+    socket.set_recv_buffer_size(RECEIVE_BUFFER)?;
+    make_transparent(&socket, at)?;
+    match at {
+        SocketAddr::V4(_) => set_option(&socket, libc::SOL_IP, libc::IP_RECVORIGDSTADDR)?,
+        SocketAddr::V6(_) => {
+            socket.set_only_v6(true)?;
+            set_option(&socket, libc::SOL_IPV6, libc::IPV6_RECVORIGDSTADDR)?;
+        }
+    }
+    socket.bind(&at.into())?;
+    Ok(socket.into())
+}
+
+/// A non-blocking socket that sends from `source`; port 0 is the kernel's choice. `transparent` allows an address
+/// that is not this host's, and needs CAP_NET_ADMIN or CAP_NET_RAW.
+pub fn from(source: SocketAddr, transparent: bool) -> io::Result<UdpSocket> {
+    let socket = Socket::new(Domain::for_address(source), Type::DGRAM.nonblocking().cloexec(), Some(Protocol::UDP))?;
+    if transparent {
+        make_transparent(&socket, source)?;
+    }
+    if source.is_ipv6() {
+        socket.set_only_v6(true)?;
+    }
+    socket.bind(&source.into())?;
+    Ok(socket.into())
+}
+
+/// Whether an address is one of this host's own.
+pub fn is_local(address: IpAddr) -> bool {
+    UdpSocket::bind((address, 0)).is_ok()
+}
+
+/// A received datagram.
+#[derive(Clone, Copy, Debug)]
+pub struct Datagram<'a> {
+    pub from: SocketAddr,
+    /// Where it was going before it was captured; `None` on a socket that was not asked to tell.
+    pub to: Option<SocketAddr>,
+    pub bytes: &'a [u8],
+    /// It was longer than the buffer.
+    pub truncated: bool,
+}
+
+/// Receives datagrams in batches, into memory of its own.
+#[derive(Debug)]
+pub struct Inbox {
+    size: usize,
+    buffers: Vec<u8>,
+    slots: Vec<Slot>,
+    received: usize,
+}
+
+#[derive(Clone)]
+struct Slot {
+    name: libc::sockaddr_storage,
+    control: Control,
+    length: usize,
+    flags: libc::c_int,
+    control_length: usize,
+}
+
+/// Ancillary data, aligned as the kernel's headers are.
+#[derive(Clone, Copy)]
+#[repr(C, align(8))]
+struct Control([u8; CONTROL]);
+
+impl std::fmt::Debug for Slot {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "Slot({} bytes)", self.length)
+    }
+}
+
+impl Inbox {
+    /// `batch` datagrams a call, of at most `size` octets each.
+    pub fn new(batch: usize, size: usize) -> Self {
+        let slot = Slot { name: no_name(), control: Control([0; CONTROL]), length: 0, flags: 0, control_length: 0 };
+        Self { size, buffers: vec![0; batch * size], slots: vec![slot; batch], received: 0 }
+    }
+
+    /// Receives what is there, up to a batch, and says how many. `WouldBlock` when there is nothing.
+    pub fn receive(&mut self, socket: &impl AsFd) -> io::Result<usize> {
+        self.received = 0;
+        let mut vectors: [libc::iovec; MAX_BATCH] = [NO_VECTOR; MAX_BATCH];
+        let mut headers: [libc::mmsghdr; MAX_BATCH] = [NO_HEADER; MAX_BATCH];
+        let mut count = 0;
+        let parts = self.slots.iter_mut().zip(self.buffers.chunks_exact_mut(self.size));
+        for ((slot, buffer), (vector, header)) in parts.zip(vectors.iter_mut().zip(&mut headers)) {
+            *vector = libc::iovec { iov_base: buffer.as_mut_ptr().cast(), iov_len: buffer.len() };
+            header.msg_hdr.msg_name = (&raw mut slot.name).cast();
+            header.msg_hdr.msg_namelen = size_of::<libc::sockaddr_storage>() as libc::socklen_t;
+            header.msg_hdr.msg_iov = vector;
+            header.msg_hdr.msg_iovlen = 1;
+            header.msg_hdr.msg_control = slot.control.0.as_mut_ptr().cast();
+            header.msg_hdr.msg_controllen = CONTROL;
+            count += 1;
+        }
+        // SAFETY: every header points at a name, a vector, a buffer and ancillary space that live past the call, each
+        // with its true length; `count` headers are filled.
+        #[allow(unsafe_code)]
+        let got = unsafe {
+            libc::recvmmsg(
+                socket.as_fd().as_raw_fd(),
+                headers.as_mut_ptr(),
+                count,
+                libc::MSG_DONTWAIT,
+                std::ptr::null_mut(),
+            )
+        };
+        let got = usize::try_from(got).map_err(|_| io::Error::last_os_error())?;
+        for (slot, header) in self.slots.iter_mut().zip(&headers).take(got) {
+            slot.length = (header.msg_len as usize).min(self.size);
+            slot.flags = header.msg_hdr.msg_flags;
+            slot.control_length = header.msg_hdr.msg_controllen.min(CONTROL);
+        }
+        self.received = got;
+        Ok(got)
+    }
+
+    /// What the last call received. A datagram of an unknown family is left out.
+    pub fn datagrams(&self) -> impl Iterator<Item = Datagram<'_>> {
+        self.slots.iter().zip(self.buffers.chunks_exact(self.size)).take(self.received).filter_map(|(slot, buffer)| {
+            Some(Datagram {
+                from: address(&slot.name)?,
+                to: original_destination(slot.control.0.get(..slot.control_length)?),
+                bytes: buffer.get(..slot.length)?,
+                truncated: slot.flags & libc::MSG_TRUNC != 0,
+            })
+        })
+    }
+}
+
+/// Sends datagrams from any address and port, in batches. Made once, with CAP_NET_RAW; sending needs nothing.
+#[derive(Debug)]
+pub struct Outbox {
+    v4: Lane,
+    /// `None` on a host without IPv6.
+    v6: Option<Lane>,
+    /// Datagrams that the kernel refused or had no room for.
+    pub dropped: u64,
+}
+
+#[derive(Debug)]
+struct Lane {
+    socket: Socket,
+    /// UDP headers and payloads, end to end.
+    bytes: Vec<u8>,
+    queue: Vec<Outgoing>,
+}
+
+#[derive(Clone, Copy, Debug)]
+struct Outgoing {
+    from: SocketAddr,
+    to: SocketAddr,
+    end: usize,
+}
+
+impl Outbox {
+    /// `mark` is SO_MARK of what is sent, for rules and routes to know it by; it needs CAP_NET_ADMIN.
+    pub fn new(mark: Option<u32>) -> io::Result<Self> {
+        let v6 = match Lane::new(Domain::IPV6, mark) {
+            Err(error) if error.raw_os_error() == Some(libc::EAFNOSUPPORT) => None,
+            lane => Some(lane?),
+        };
+        Ok(Self { v4: Lane::new(Domain::IPV4, mark)?, v6, dropped: 0 })
+    }
+
+    /// Queues a datagram, and sends the queue when it is full. One of mixed families or over 65,507 octets is dropped.
+    pub fn push(&mut self, from: SocketAddr, to: SocketAddr, payload: &[u8]) {
+        let lane = if to.is_ipv4() { Some(&mut self.v4) } else { self.v6.as_mut() };
+        let Some(lane) = lane.filter(|_| from.is_ipv4() == to.is_ipv4()) else {
+            self.dropped += 1;
+            return;
+        };
+        if !lane.push(from, to, payload) {
+            self.dropped += 1;
+            return;
+        }
+        if lane.queue.len() >= MAX_BATCH {
+            self.dropped += lane.flush();
+        }
+    }
+
+    pub fn flush(&mut self) {
+        self.dropped += self.v4.flush() + self.v6.as_mut().map_or(0, Lane::flush);
+    }
+}
+
+impl Lane {
+    fn new(domain: Domain, mark: Option<u32>) -> io::Result<Self> {
+        let socket = Socket::new(domain, Type::RAW.nonblocking().cloexec(), Some(Protocol::UDP))?;
+        // A raw socket would be given a copy of every datagram that arrives here: bound to an address from
+        // which nothing is ever received (RFC 5737, RFC 3849), it is given none.
+        let nowhere: SocketAddr = match domain {
+            Domain::IPV4 => (Ipv4Addr::new(192, 0, 2, 255), 0).into(),
+            _ => (Ipv6Addr::new(0x2001, 0xdb8, 0xffff, 0xffff, 0, 0, 0, 0xffff), 0).into(),
+        };
+        make_transparent(&socket, nowhere)?;
+        socket.set_send_buffer_size(SEND_BUFFER)?;
+        if let Some(mark) = mark {
+            socket.set_mark(mark)?;
+        }
+        socket.bind(&nowhere.into())?;
+        Ok(Self { socket, bytes: Vec::new(), queue: Vec::with_capacity(MAX_BATCH) })
+    }
+
+    fn push(&mut self, from: SocketAddr, to: SocketAddr, payload: &[u8]) -> bool {
+        let Ok(length) = u16::try_from(payload.len() + UDP_HEADER) else { return false };
+        let sum = checksum(from, to, length, payload);
+        for field in [from.port(), to.port(), length, sum] {
+            self.bytes.extend_from_slice(&field.to_be_bytes());
+        }
+        self.bytes.extend_from_slice(payload);
+        self.queue.push(Outgoing { from, to, end: self.bytes.len() });
+        true
+    }
+
+    /// Sends the queue and says how many could not be sent.
+    fn flush(&mut self) -> u64 {
+        let mut dropped = 0;
+        let mut first = 0;
+        while first < self.queue.len() {
+            match self.send(first) {
+                Ok(sent) => first += sent.max(1),
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                    dropped += (self.queue.len() - first) as u64;
+                    break;
+                }
+                // The one at the head is refused (no route, a rule); those behind it may still go.
+                Err(_) => {
+                    dropped += 1;
+                    first += 1;
+                }
+            }
+        }
+        self.queue.clear();
+        self.bytes.clear();
+        dropped
+    }
+
+    fn send(&self, first: usize) -> io::Result<usize> {
+        let mut start = match first.checked_sub(1) {
+            Some(before) => self.queue.get(before).map_or(0, |sent| sent.end),
+            None => 0,
+        };
+        let mut names: [Option<SockAddr>; MAX_BATCH] = [const { None }; MAX_BATCH];
+        let mut vectors: [libc::iovec; MAX_BATCH] = [NO_VECTOR; MAX_BATCH];
+        let mut controls = [Control([0; CONTROL]); MAX_BATCH];
+        let mut headers: [libc::mmsghdr; MAX_BATCH] = [NO_HEADER; MAX_BATCH];
+        let mut count = 0;
+        let parts = names.iter_mut().zip(&mut vectors).zip(controls.iter_mut().zip(&mut headers));
+        for (one, ((name, vector), (control, header))) in self.queue.iter().skip(first).zip(parts) {
+            let bytes = self.bytes.get(start..one.end).unwrap_or_default();
+            start = one.end;
+            // A raw socket takes no port.
+            let name = name.insert(without_port(one.to).into());
+            // The kernel only reads through this pointer.
+            *vector = libc::iovec { iov_base: bytes.as_ptr().cast_mut().cast(), iov_len: bytes.len() };
+            header.msg_hdr.msg_name = name.as_ptr().cast_mut().cast();
+            header.msg_hdr.msg_namelen = name.len();
+            header.msg_hdr.msg_iov = vector;
+            header.msg_hdr.msg_iovlen = 1;
+            header.msg_hdr.msg_control = control.0.as_mut_ptr().cast();
+            header.msg_hdr.msg_controllen = source(control, one.from, one.to);
+            count += 1;
+        }
+        // SAFETY: every header points at a name, a vector, bytes and ancillary data that live past the call, each with
+        // its true length; `count` headers are filled.
+        #[allow(unsafe_code)]
+        let sent = unsafe { libc::sendmmsg(self.socket.as_raw_fd(), headers.as_mut_ptr(), count, libc::MSG_DONTWAIT) };
+        usize::try_from(sent).map_err(|_| io::Error::last_os_error())
+    }
+}
+
+fn without_port(mut address: SocketAddr) -> SocketAddr {
+    address.set_port(0);
+    address
+}
+
+/// Writes the packet information that makes `from` the source, and says how long it is.
+fn source(control: &mut Control, from: SocketAddr, to: SocketAddr) -> usize {
+    let (level, kind, data) = match (from.ip(), to) {
+        (IpAddr::V4(from), _) => {
+            // struct in_pktinfo: interface, source, (unused) destination.
+            let mut data = [0; 20];
+            data[4..8].copy_from_slice(&from.octets());
+            (libc::SOL_IP, libc::IP_PKTINFO, (data, 12))
+        }
+        (IpAddr::V6(from), to) => {
+            // struct in6_pktinfo: source, interface.
+            let mut data = [0; 20];
+            data[..16].copy_from_slice(&from.octets());
+            if let SocketAddr::V6(to) = to {
+                data[16..].copy_from_slice(&to.scope_id().to_ne_bytes());
+            }
+            (libc::SOL_IPV6, libc::IPV6_PKTINFO, (data, 20))
+        }
+    };
+    let (data, length) = data;
+    let total = HEADER + length;
+    control.0[..8].copy_from_slice(&total.to_ne_bytes());
+    control.0[8..12].copy_from_slice(&level.to_ne_bytes());
+    control.0[12..16].copy_from_slice(&kind.to_ne_bytes());
+    control.0[HEADER..HEADER + 20].copy_from_slice(&data);
+    total.next_multiple_of(8)
+}
+
+/// The UDP checksum over the pseudo-header (RFC 768; RFC 8200, section 8.1).
+fn checksum(from: SocketAddr, to: SocketAddr, length: u16, payload: &[u8]) -> u16 {
+    let mut sum = u64::from(length) * 2 + u64::from(UDP_NUMBER) + u64::from(from.port()) + u64::from(to.port());
+    for ip in [from.ip(), to.ip()] {
+        sum += match ip {
+            IpAddr::V4(ip) => words(&ip.octets()),
+            IpAddr::V6(ip) => words(&ip.octets()),
+        };
+    }
+    sum += words(payload);
+    while sum > 0xffff {
+        sum = (sum & 0xffff) + (sum >> 16);
+    }
+    match !(sum as u16) {
+        0 => 0xffff,
+        sum => sum,
+    }
+}
+
+fn words(bytes: &[u8]) -> u64 {
+    let (pairs, last) = bytes.as_chunks::<2>();
+    let sum: u64 = pairs.iter().map(|pair| u64::from(u16::from_be_bytes(*pair))).sum();
+    sum + last.first().map_or(0, |octet| u64::from(*octet) << 8)
+}
+
+/// The original destination among ancillary data: a sequence of headers, each with its length, level and kind.
+fn original_destination(mut control: &[u8]) -> Option<SocketAddr> {
+    while let Some((header, _)) = control.split_first_chunk::<HEADER>() {
+        let (length, kinds) = header.split_first_chunk::<8>()?;
+        let length = usize::from_ne_bytes(*length);
+        let data = control.get(HEADER..length)?;
+        let level = i32::from_ne_bytes(*kinds.first_chunk()?);
+        let kind = i32::from_ne_bytes(*kinds.last_chunk()?);
+        match (level, kind) {
+            (libc::SOL_IP, libc::IP_ORIGDSTADDR) => return socket_address_v4(data),
+            (libc::SOL_IPV6, libc::IPV6_ORIGDSTADDR) => return socket_address_v6(data),
+            _ => control = control.get(length.next_multiple_of(8)..).unwrap_or_default(),
+        }
+    }
+    None
+}
+
+/// struct sockaddr_in: family, port, address.
+fn socket_address_v4(data: &[u8]) -> Option<SocketAddr> {
+    let port = u16::from_be_bytes(*data.get(2..)?.first_chunk()?);
+    let ip: [u8; 4] = *data.get(4..)?.first_chunk()?;
+    Some(SocketAddrV4::new(ip.into(), port).into())
+}
+
+/// struct sockaddr_in6: family, port, flow, address, scope.
+fn socket_address_v6(data: &[u8]) -> Option<SocketAddr> {
+    let port = u16::from_be_bytes(*data.get(2..)?.first_chunk()?);
+    let ip: [u8; 16] = *data.get(8..)?.first_chunk()?;
+    let scope = u32::from_ne_bytes(*data.get(24..)?.first_chunk()?);
+    Some(SocketAddrV6::new(ip.into(), port, 0, scope).into())
+}
+
+fn address(name: &libc::sockaddr_storage) -> Option<SocketAddr> {
+    // SAFETY: sockaddr_storage has no invalid bit patterns and no padding that is read here as anything but octets the
+    // kernel or `no_name` wrote; the slice is as long as the value and lives no longer.
+    #[allow(unsafe_code)]
+    let bytes = unsafe { std::slice::from_raw_parts((&raw const *name).cast::<u8>(), size_of_val(name)) };
+    match libc::c_int::from(name.ss_family) {
+        libc::AF_INET => socket_address_v4(bytes),
+        libc::AF_INET6 => socket_address_v6(bytes),
+        _ => None,
+    }
+}
+
+fn no_name() -> libc::sockaddr_storage {
+    // SAFETY: sockaddr_storage is plain data for which all zeroes are a value.
+    #[allow(unsafe_code)]
+    unsafe {
+        std::mem::zeroed()
+    }
+}
+
+fn make_transparent(socket: &Socket, at: SocketAddr) -> io::Result<()> {
+    if at.is_ipv4() { socket.set_ip_transparent_v4(true) } else { socket.set_ip_transparent_v6(true) }
+}
+
+fn set_option(socket: &impl AsFd, level: libc::c_int, option: libc::c_int) -> io::Result<()> {
+    let on: libc::c_int = 1;
+    let fd: BorrowedFd<'_> = socket.as_fd();
+    // SAFETY: the option's value is an int that lives past the call, given with its own size.
+    #[allow(unsafe_code)]
+    let set = unsafe {
+        libc::setsockopt(
+            fd.as_raw_fd(),
+            level,
+            option,
+            (&raw const on).cast(),
+            size_of::<libc::c_int>() as libc::socklen_t,
+        )
+    };
+    if set == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
+}
+
+/// Datagrams a system call, at most.
+pub const MAX_BATCH: usize = 64;
+
+const NO_VECTOR: libc::iovec = libc::iovec { iov_base: std::ptr::null_mut(), iov_len: 0 };
+const NO_HEADER: libc::mmsghdr = libc::mmsghdr {
+    msg_hdr: libc::msghdr {
+        msg_name: std::ptr::null_mut(),
+        msg_namelen: 0,
+        msg_iov: std::ptr::null_mut(),
+        msg_iovlen: 0,
+        msg_control: std::ptr::null_mut(),
+        msg_controllen: 0,
+        msg_flags: 0,
+    },
+    msg_len: 0,
+};
+
+/// struct cmsghdr: length, level, kind, as on every 64-bit Linux.
+const HEADER: usize = 16;
+/// Room for one original destination (16 or 28 octets) or one packet information (12 or 20).
+const CONTROL: usize = 64;
+const UDP_HEADER: usize = 8;
+const UDP_NUMBER: u16 = 17;
+const RECEIVE_BUFFER: usize = 4 << 20;
+const SEND_BUFFER: usize = 4 << 20;
+
+const _: () = assert!(size_of::<libc::cmsghdr>() == HEADER, "the layout of ancillary data is that of 64-bit hosts");
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn loopbacks() -> [IpAddr; 2] {
+        [Ipv4Addr::LOCALHOST.into(), Ipv6Addr::LOCALHOST.into()]
+    }
+
+    #[test]
+    fn the_listener_tells_the_original_destination_of_each_datagram() {
+        for ip in loopbacks() {
+            let listener = listener((ip, 0).into()).unwrap();
+            let at = listener.local_addr().unwrap();
+            let client = UdpSocket::bind((ip, 0)).unwrap();
+            for n in 0..3u8 {
+                client.send_to(&[n; 5], at).unwrap();
+            }
+            let mut inbox = Inbox::new(8, 4);
+            assert_eq!(inbox.receive(&listener).unwrap(), 3);
+            for (n, datagram) in inbox.datagrams().enumerate() {
+                assert_eq!(datagram.from, client.local_addr().unwrap());
+                assert_eq!(datagram.to, Some(at));
+                assert_eq!(datagram.bytes, [n as u8; 4]);
+                assert!(datagram.truncated);
+            }
+            assert_eq!(inbox.receive(&listener).unwrap_err().kind(), io::ErrorKind::WouldBlock);
+            assert_eq!(inbox.datagrams().count(), 0);
+        }
+    }
+
+    #[test]
+    fn the_outbox_speaks_for_addresses_and_ports_that_it_is_not_bound_to() {
+        let mut outbox = Outbox::new(None).unwrap();
+        for ip in loopbacks() {
+            let client = UdpSocket::bind((ip, 0)).unwrap();
+            client.set_read_timeout(Some(std::time::Duration::from_secs(5))).unwrap();
+            let at = client.local_addr().unwrap();
+            let from: Vec<SocketAddr> = (0..MAX_BATCH as u16 + 3).map(|n| (ip, 5300 + n).into()).collect();
+            for (n, from) in from.iter().enumerate() {
+                outbox.push(*from, at, &vec![n as u8; n + 1]);
+            }
+            outbox.flush();
+            let mut buffer = [0; 100];
+            for (n, from) in from.iter().enumerate() {
+                let (length, source) = client.recv_from(&mut buffer).unwrap();
+                assert_eq!((length, source), (n + 1, *from));
+                assert!(buffer[..length].iter().all(|octet| *octet == n as u8));
+            }
+        }
+        assert_eq!(outbox.dropped, 0);
+    }
+
+    #[test]
+    fn the_outbox_drops_what_it_cannot_send_and_sends_the_rest() {
+        let mut outbox = Outbox::new(None).unwrap();
+        let client = UdpSocket::bind("127.0.0.1:0").unwrap();
+        client.set_read_timeout(Some(std::time::Duration::from_secs(5))).unwrap();
+        let at = client.local_addr().unwrap();
+        let own: SocketAddr = "127.0.0.1:53".parse().unwrap();
+        outbox.push("[::1]:53".parse().unwrap(), at, b"mixed");
+        outbox.push(own, at, &[0; 65_536]);
+        outbox.push(own, "255.255.255.255:9".parse().unwrap(), b"not allowed");
+        outbox.push(own, at, b"good");
+        outbox.flush();
+        let mut buffer = [0; 100];
+        assert_eq!(client.recv_from(&mut buffer).unwrap(), (4, own));
+        assert_eq!(outbox.dropped, 3);
+    }
+
+    #[test]
+    fn a_large_datagram_passes_whole() {
+        let mut outbox = Outbox::new(None).unwrap();
+        for ip in loopbacks() {
+            let client = UdpSocket::bind((ip, 0)).unwrap();
+            client.set_read_timeout(Some(std::time::Duration::from_secs(5))).unwrap();
+            let payload: Vec<u8> = (0..60_001u32).map(|n| n as u8).collect();
+            outbox.push((ip, 53).into(), client.local_addr().unwrap(), &payload);
+            outbox.flush();
+            let mut buffer = vec![0; 65_536];
+            let (length, _) = client.recv_from(&mut buffer).unwrap();
+            assert_eq!(buffer[..length], payload);
+        }
+    }
+
+    #[test]
+    fn own_addresses_are_told_from_others() {
+        assert!(is_local(Ipv4Addr::LOCALHOST.into()));
+        assert!(!is_local("192.0.2.1".parse().unwrap()));
+        assert!(!is_local("2001:db8::1".parse().unwrap()));
+    }
+
+    #[test]
+    fn the_checksum_is_that_of_rfc_768() {
+        // Summed with the pseudo-header and the header, a right checksum gives all ones.
+        let sum = checksum("10.0.0.1:1234".parse().unwrap(), "10.0.0.2:53".parse().unwrap(), 13, b"hello");
+        let total: u64 =
+            words(&[10, 0, 0, 1, 10, 0, 0, 2, 0, 17, 0, 13, 4, 210, 0, 53, 0, 13]) + u64::from(sum) + words(b"hello");
+        let folded = (total & 0xffff) + (total >> 16);
+        assert_eq!((folded & 0xffff) + (folded >> 16), 0xffff);
+    }
+}
