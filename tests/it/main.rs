@@ -13,4 +13,5 @@ mod gateway;
 mod inside;
 mod matrix;
 mod namespaces;
+mod running;
 mod tcp;
