@@ -14,11 +14,11 @@ use tokio::signal::unix::{Signal, SignalKind, signal};
 
 use crate::config::limits::Limits;
 use crate::config::{self, Loaded};
-use crate::firewall::{self, Capture};
+use crate::firewall::{self, Capture, Ruleset};
 use crate::mode::gateway::{self, Gateway, Listeners};
 use crate::peek;
 use crate::policy::snapshot::Snapshot;
-use crate::proxy::{relay, worker};
+use crate::proxy::{relay, udp, worker};
 use crate::sys::capture;
 use crate::sys::limits::raise_descriptors;
 use crate::telemetry::{Queue, Telemetry};
@@ -42,6 +42,8 @@ pub struct Failure {
 struct App {
     snapshot: Arc<ArcSwap<Snapshot>>,
     capture: Capture,
+    /// The rules in force.
+    rules: Option<Ruleset>,
     generation: u64,
 }
 
@@ -69,13 +71,18 @@ fn serve(loaded: Loaded, path: &Path, ending: Ending, telemetry: &Telemetry) -> 
     let mut app = App {
         snapshot: Arc::new(ArcSwap::from_pointee(loaded.snapshot(1))),
         capture: Capture {
+            udp: Some(listeners.udp),
             dns_udp: Some(listeners.dns.udp),
             dns_tcp: Some(listeners.dns.tcp),
             ..Capture::tcp(listeners.tcp)
         },
+        rules: None,
         generation: 1,
     };
     app.apply(&loaded)?;
+    for warning in capture::warnings() {
+        tracing::warn!("{warning}");
+    }
     let gateway =
         Gateway::start(listeners, &settings, &app.snapshot, telemetry).map_err(because("start the workers"))?;
     eprintln!("ready");
@@ -116,7 +123,13 @@ impl App {
         // First who judges, then what is captured: nothing is captured that nobody would judge.
         self.snapshot.store(Arc::new(next));
         self.generation += 1;
-        capture::install(&ruleset).map_err(because("put the rules in place"))
+        match &self.rules {
+            None => capture::install(&ruleset),
+            Some(standing) => capture::update(standing, &ruleset),
+        }
+        .map_err(because("put the rules in place"))?;
+        self.rules = Some(ruleset);
+        Ok(())
     }
 
     /// Reloads at SIGHUP; returns at SIGTERM or SIGINT.
@@ -164,6 +177,7 @@ fn settings(limits: &Limits) -> io::Result<gateway::Settings> {
         },
         relay: relay::Settings { idle: limits.idle, connect: CONNECT },
         dns: crate::dns::Settings::default(),
+        udp: udp::Settings::default(),
     })
 }
 

@@ -1,14 +1,21 @@
 //! The kernel's ruleset as a value, rendered from a policy. Pure.
 //!
 //! ```text
-//! prerouting (mangle)                              forward (filter)
-//!   to our listeners directly     -> drop            marked for us, yet forwarded    -> drop
-//!   flows that we hold            -> to us           what a Network should have had  -> drop
-//!   discarded flows               -> drop            all else passes
+//! prerouting (raw), UDP alone                      forward (filter)
+//!   forwarded flows, no long header -> pass          marked for us, yet forwarded    -> drop
+//!   refused and silenced flows    -> reject, drop    forwarded flows, no long header -> pass
+//!   what a Network inspects       -> tproxy, untracked, or drop where nobody listens
+//! prerouting (mangle)                                what a Network should have had  -> drop
+//!   to our listeners directly     -> drop            all else passes
+//!   flows that we hold            -> to us
+//!   discarded flows               -> drop
 //!   the gateway's own addresses   -> pass
 //!   what a Network inspects       -> tproxy, or drop where nobody listens
 //!   all else passes
 //! ```
+//!
+//! UDP is taken before connection tracking, which must not see a datagram both when it is captured and when it is sent
+//! on: the second one would escape masquerading.
 //!
 //! Fails closed: behind every `tproxy` stands a `drop`, so that with no listener nothing passes, and the forward hook
 //! drops what the first hook should have taken. The rules outlive the process.
@@ -32,6 +39,8 @@ pub use flows::{FlowKey, FlowSet};
 pub use ruleset::{
     Base, Chain, Datum, Element, Expression, Family, Field, Hook, Key, Rule, Ruleset, Set, SetKind, Verdict,
 };
+
+use std::time::Duration;
 
 use crate::policy::Direction;
 
@@ -62,6 +71,10 @@ pub struct Capture {
     pub on_failure: OnFailure,
     /// Flows that may be discarded at a time, for each address family. Default 65,536 (about 13 MB when full).
     pub discarded: u32,
+    /// UDP flows that the kernel forwards at a time, for each address family; those past it are relayed. Default 131,072.
+    pub forwarded: u32,
+    /// How long the kernel forwards a UDP flow after its client's last packet. Default 5 min.
+    pub udp_idle: Duration,
 }
 
 /// The port of a listener on 127.0.0.1 and on `[::1]`. Without one of them, what it should have had is dropped.
@@ -90,6 +103,8 @@ impl Capture {
             directions: vec![Direction::Outbound],
             on_failure: OnFailure::Closed,
             discarded: 65_536,
+            forwarded: 131_072,
+            udp_idle: Duration::from_secs(300),
         }
     }
 }

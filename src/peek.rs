@@ -7,6 +7,7 @@ mod hello;
 #[cfg(test)]
 pub(crate) mod samples;
 pub mod tcp;
+pub mod udp;
 pub mod watch;
 
 use crate::name::DomainName;

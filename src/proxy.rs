@@ -7,4 +7,5 @@ pub mod flow;
 pub mod inspect;
 pub mod relay;
 pub mod tcp;
+pub mod udp;
 pub mod worker;

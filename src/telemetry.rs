@@ -48,6 +48,12 @@ counters! {
     ended_before_verdict,
     /// Allowed flows whose server could not be reached.
     unreachable,
+    /// Captured datagrams that were dropped: of a blocked flow or connection, or past a limit.
+    datagrams_dropped,
+    /// Allowed datagrams that the kernel did not take from us.
+    datagrams_unsent,
+    /// UDP flows that the kernel did not take over, for a full set as a rule: they are served in user space.
+    kernel_refused,
     /// Blocked flows that should have seen ICMP or nothing, and saw a reset since the kernel refused more.
     ended_by_reset,
 }

@@ -5,7 +5,7 @@ use std::net::{Ipv4Addr, Ipv6Addr};
 
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 
-use super::flows::{discarded_chain, discarded_sets, jump_to_discarded};
+use super::flows::{FlowSet, discarded_chain, flow_sets, in_flows, jump_to_discarded, udp_flow_rules};
 use super::ruleset::{
     Chain, Datum, Element, Expression, Family, Field, Hook, Key, Rule, Ruleset, Set, SetKind, Verdict,
 };
@@ -15,30 +15,34 @@ use crate::policy::Direction;
 use crate::policy::network::{Mode, Network};
 use crate::policy::snapshot::Snapshot;
 
+/// `priority raw`: behind the kernel's defragmentation, before connection tracking.
+const RAW: i32 = -300;
 /// `priority mangle`: behind the kernel's defragmentation and connection tracking, before destination NAT.
 const MANGLE: i32 = -150;
 /// `priority filter`
 const FILTER: i32 = 0;
 
-/// Everything that the services capture, by protocol and port: most packets leave after this one look-up.
+/// What the services of a stage capture, by protocol and port: most packets leave after this one look-up.
 const INSPECTED: &str = "inspected";
 /// DNS, where it is captured.
 const QUESTIONS: &str = "questions";
 const SERVICE: [Key; 2] = [Key::Protocol, Key::DestinationPort];
+const INSPECTED_UDP: &str = "inspected_udp";
+const GUARD: &str = "guard";
 const LOOPBACK: &str = "loopback";
 const IPV4_LOOPBACK: IpNet = IpNet::V4(Ipv4Net::new_assert(Ipv4Addr::new(127, 0, 0, 0), 8));
 const IPV6_LOOPBACK: IpNet = IpNet::V6(Ipv6Net::new_assert(Ipv6Addr::LOCALHOST, 128));
 
 /// The rules for a policy and the listeners that serve it.
 pub fn render(snapshot: &Snapshot, capture: &Capture) -> Ruleset {
-    let mut sets = discarded_sets(capture);
-    sets.push(inspected_set(snapshot, capture));
+    let mut sets = flow_sets(capture);
+    sets.extend([Stage::CaptureUdp, Stage::Capture].map(|stage| inspected_set(stage, snapshot, capture)));
     sets.push(questions_set(capture));
     sets.extend(port_sets(snapshot));
     let mut chains = vec![loopback_chain(capture)];
     chains.extend(Family::BOTH.map(discarded_chain));
     chains.extend(services(capture).map(|service| service.chain(capture.on_failure)));
-    for stage in [Stage::Capture, Stage::Guard] {
+    for stage in [Stage::CaptureUdp, Stage::Capture, Stage::Guard] {
         for direction in &capture.directions {
             for (index, network) in snapshot.networks().iter().enumerate() {
                 chains.push(Chain::new(
@@ -53,9 +57,21 @@ pub fn render(snapshot: &Snapshot, capture: &Capture) -> Ruleset {
             }
         }
     }
+    chains.push(Chain::new(GUARD, selections(Stage::Guard, capture)));
+    chains.push(prerouting_udp(capture));
     chains.push(prerouting(capture));
     chains.push(forward(capture));
     Ruleset { table: TABLE, sets, chains }
+}
+
+fn prerouting_udp(capture: &Capture) -> Chain {
+    let mut rules = vec![Rule(vec![of_interest(INSPECTED_UDP, true), accept()])];
+    rules.extend(Family::BOTH.into_iter().flat_map(udp_flow_rules));
+    // The next hook tells why these are left alone here.
+    rules.extend([IPV4_LOOPBACK, IPV6_LOOPBACK].map(|own| Rule(vec![Expression::DestinationIn(own), accept()])));
+    rules.push(Rule(vec![Expression::DestinationIsLocal, accept()]));
+    rules.extend(selections(Stage::CaptureUdp, capture));
+    Chain::at(Hook::Prerouting, RAW, "prerouting_udp", rules)
 }
 
 fn prerouting(capture: &Capture) -> Chain {
@@ -78,7 +94,7 @@ fn prerouting(capture: &Capture) -> Chain {
     }
     rules.extend(Family::BOTH.map(jump_to_discarded));
     rules.extend(to_the_gateway(capture));
-    rules.push(Rule(vec![of_interest(true), accept()]));
+    rules.push(Rule(vec![of_interest(INSPECTED, true), accept()]));
     rules.extend(selections(Stage::Capture, capture));
     Chain::at(Hook::Prerouting, MANGLE, "prerouting", rules)
 }
@@ -89,8 +105,13 @@ fn forward(capture: &Capture) -> Chain {
     let mut rules = Vec::new();
     if capture.on_failure == OnFailure::Closed {
         rules.push(Rule(vec![Expression::MarkIs(MARK), Expression::Counter, drop()]));
-        rules.push(Rule(vec![of_interest(true), accept()]));
-        rules.extend(selections(Stage::Guard, capture));
+        rules.push(Rule(vec![of_interest(INSPECTED, false), goto(GUARD)]));
+        rules.push(Rule(vec![of_interest(INSPECTED_UDP, true), accept()]));
+        rules.extend(Family::BOTH.map(|family| {
+            let forwarded = in_flows(FlowSet::Forwarded, family);
+            Rule(vec![Expression::Family(family), forwarded, Expression::NoLongHeader, accept()])
+        }));
+        rules.push(Rule(vec![goto(GUARD)]));
     }
     Chain::at(Hook::Forward, FILTER, "forward", rules)
 }
@@ -138,6 +159,8 @@ fn loopback_chain(capture: &Capture) -> Chain {
 /// A kind of traffic, and the listener that takes it.
 #[derive(Clone, Copy)]
 struct Service {
+    /// Where it is captured.
+    stage: Stage,
     chain: &'static str,
     protocol: u8,
     listener: Option<Listener>,
@@ -149,14 +172,13 @@ impl Service {
         let mut rules = Vec::new();
         for family in Family::BOTH {
             if let Some(port) = self.listener.and_then(|listener| listener.port(family)) {
-                rules.push(Rule(vec![
-                    Expression::Family(family),
-                    Expression::Protocol(self.protocol),
-                    Expression::Tproxy { family, port },
-                    Expression::SetMark(MARK),
-                    Expression::Counter,
-                    accept(),
-                ]));
+                let mut rule = vec![Expression::Family(family), Expression::Protocol(self.protocol)];
+                if self.stage == Stage::CaptureUdp {
+                    rule.push(Expression::NoTrack);
+                }
+                let deliver = Expression::Tproxy { family, port };
+                rule.extend([deliver, Expression::SetMark(MARK), Expression::Counter, accept()]);
+                rules.push(Rule(rule));
             }
         }
         if on_failure == OnFailure::Closed || self.listener.is_none() {
@@ -167,16 +189,16 @@ impl Service {
 }
 
 fn tcp(capture: &Capture) -> Service {
-    Service { chain: "to_tcp", protocol: TCP, listener: Some(capture.tcp) }
+    Service { stage: Stage::Capture, chain: "to_tcp", protocol: TCP, listener: Some(capture.tcp) }
 }
 
 fn udp(capture: &Capture) -> Service {
-    Service { chain: "to_udp", protocol: UDP, listener: capture.udp }
+    Service { stage: Stage::CaptureUdp, chain: "to_udp", protocol: UDP, listener: capture.udp }
 }
 
 fn dns(capture: &Capture) -> impl Iterator<Item = Service> {
-    let over_udp = Service { chain: "to_dns_udp", protocol: UDP, listener: capture.dns_udp };
-    let over_tcp = Service { chain: "to_dns_tcp", protocol: TCP, listener: capture.dns_tcp };
+    let over_udp = Service { stage: Stage::Capture, chain: "to_dns_udp", protocol: UDP, listener: capture.dns_udp };
+    let over_tcp = Service { stage: Stage::Capture, chain: "to_dns_tcp", protocol: TCP, listener: capture.dns_tcp };
     [over_udp, over_tcp].into_iter().filter(|service| service.listener.is_some())
 }
 
@@ -208,23 +230,26 @@ fn network_rules(stage: Stage, direction: Direction, network: &Network, capture:
     let rule = |(service, port): (Service, u16)| {
         let mut rule = vec![Expression::Protocol(service.protocol), Expression::DestinationPort(port)];
         match stage {
-            Stage::Capture => rule.push(goto(service.chain)),
+            Stage::CaptureUdp | Stage::Capture => rule.push(goto(service.chain)),
             Stage::Guard => rule.extend([Expression::Counter, drop()]),
         }
         Rule(rule)
     };
-    captured(direction, network, capture).into_iter().map(rule).collect()
+    let here = |(service, _): &(Service, u16)| stage == Stage::Guard || service.stage == stage;
+    captured(direction, network, capture).into_iter().filter(here).map(rule).collect()
 }
 
-fn inspected_set(snapshot: &Snapshot, capture: &Capture) -> Set {
+fn inspected_set(stage: Stage, snapshot: &Snapshot, capture: &Capture) -> Set {
     let pairs: BTreeSet<(u8, u16)> = capture
         .directions
         .iter()
         .flat_map(|direction| snapshot.networks().iter().flat_map(|network| captured(*direction, network, capture)))
+        .filter(|(service, _)| service.stage == stage)
         .map(|(service, port)| (service.protocol, port))
         .collect();
+    let name = if stage == Stage::CaptureUdp { INSPECTED_UDP } else { INSPECTED };
     let element = |(protocol, port)| Element::exactly(vec![Datum::Protocol(protocol), Datum::Service(port)]);
-    Set::new(INSPECTED, vec![Field::Protocol, Field::Service], SetKind::Hash, pairs.into_iter().map(element).collect())
+    Set::new(name, vec![Field::Protocol, Field::Service], SetKind::Hash, pairs.into_iter().map(element).collect())
 }
 
 fn questions_set(capture: &Capture) -> Set {
@@ -233,8 +258,8 @@ fn questions_set(capture: &Capture) -> Set {
     Set::new(QUESTIONS, vec![Field::Protocol, Field::Service], SetKind::Hash, dns(capture).map(question).collect())
 }
 
-fn of_interest(negate: bool) -> Expression {
-    Expression::InSet { key: SERVICE.to_vec(), set: INSPECTED.to_owned(), negate }
+fn of_interest(set: &str, negate: bool) -> Expression {
+    Expression::InSet { key: SERVICE.to_vec(), set: set.to_owned(), negate }
 }
 
 fn goto(chain: &str) -> Expression {
@@ -289,7 +314,8 @@ mod tests {
     fn quic_without_a_listener_is_dropped_and_dns_without_one_is_let_alone() {
         let rules = rules(vec![network("office", PREFIX)], &Capture::tcp(Listener::on(1)));
         assert_eq!(text_of(&rules, "to_udp"), "chain to_udp {\ncounter drop\n}\n");
-        assert!(text_of(&rules, "inspected").contains("{ tcp . 80, tcp . 443, udp . 443 }"));
+        assert!(text_of(&rules, "inspected").contains("{ tcp . 80, tcp . 443 }"));
+        assert!(text_of(&rules, "inspected_udp").contains("{ udp . 443 }"));
     }
 
     #[test]
@@ -297,6 +323,7 @@ mod tests {
         let monitored = Network { mode: Mode::Monitor, ..network("office", PREFIX) };
         let rules = rules(vec![monitored], &Capture::tcp(Listener::on(1)));
         assert!(text_of(&rules, "inspected").contains("{ tcp . 80, tcp . 443 }"));
+        assert!(!text_of(&rules, "inspected_udp").contains("elements"));
     }
 
     #[test]

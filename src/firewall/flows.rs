@@ -10,11 +10,21 @@ use crate::policy::Transport;
 /// How long a discarded flow stays silent after its client's last packet.
 const SILENCE: Duration = Duration::from_secs(300);
 
+/// How long a blocked UDP flow is blocked without being looked at again. It is not drawn out by its packets: the next
+/// connection from the same port gets its hearing.
+const UDP_BLOCKED: Duration = Duration::from_secs(10);
+
 /// A pair of sets, one for each address family, keyed by protocol, client, client's port, remote, remote's port.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum FlowSet {
-    /// The client's packets vanish.
+    /// TCP: the client's packets vanish.
     Discarded,
+    /// UDP: the client's packets vanish, until the element's time is over.
+    Silenced,
+    /// UDP: the client's packets are answered by ICMP, until the element's time is over.
+    Refused,
+    /// UDP: the kernel forwards what cannot begin a QUIC connection, for as long as such packets come.
+    Forwarded,
 }
 
 /// The packets that a client sends in one flow.
@@ -30,6 +40,12 @@ impl FlowSet {
         match (self, family) {
             (Self::Discarded, Family::V4) => "discarded4",
             (Self::Discarded, Family::V6) => "discarded6",
+            (Self::Silenced, Family::V4) => "silenced4",
+            (Self::Silenced, Family::V6) => "silenced6",
+            (Self::Refused, Family::V4) => "refused4",
+            (Self::Refused, Family::V6) => "refused6",
+            (Self::Forwarded, Family::V4) => "forwarded4",
+            (Self::Forwarded, Family::V6) => "forwarded6",
         }
     }
 }
@@ -67,14 +83,19 @@ pub(super) fn key_of_packet(family: Family) -> Vec<Key> {
     vec![Key::Protocol, Key::Source(family), Key::SourcePort, Key::Destination(family), Key::DestinationPort]
 }
 
-pub(super) fn discarded_sets(capture: &Capture) -> Vec<Set> {
-    let kind = SetKind::Dynamic { timeout: SILENCE, size: capture.discarded };
-    Family::BOTH
-        .map(|family| {
-            let key = vec![Field::Protocol, family.field(), Field::Service, family.field(), Field::Service];
-            Set::new(FlowSet::Discarded.name(family), key, kind, Vec::new())
-        })
-        .into()
+/// The sets of single flows, empty.
+pub(super) fn flow_sets(capture: &Capture) -> Vec<Set> {
+    let kinds = [
+        (FlowSet::Discarded, SILENCE, capture.discarded),
+        (FlowSet::Silenced, UDP_BLOCKED, capture.discarded),
+        (FlowSet::Refused, UDP_BLOCKED, capture.discarded),
+        (FlowSet::Forwarded, capture.udp_idle, capture.forwarded),
+    ];
+    let set = |(set, timeout, size): (FlowSet, _, _), family: Family| {
+        let key = vec![Field::Protocol, family.field(), Field::Service, family.field(), Field::Service];
+        Set::new(set.name(family), key, SetKind::Dynamic { timeout, size }, Vec::new())
+    };
+    kinds.into_iter().flat_map(|kind| Family::BOTH.map(|family| set(kind, family))).collect()
 }
 
 /// Packets of discarded flows stay discarded for as long as they come; a new connection with the same ports is a new
@@ -105,6 +126,36 @@ pub(super) fn jump_to_discarded(family: Family) -> Rule {
         },
         Expression::Verdict(Verdict::Jump(discarded_chain_name(family))),
     ])
+}
+
+/// `KEY @set` for the packets that a client sends.
+pub(super) fn in_flows(set: FlowSet, family: Family) -> Expression {
+    Expression::InSet { key: key_of_packet(family), set: set.name(family).to_owned(), negate: false }
+}
+
+/// What the kernel does by itself with the packets of UDP flows that were judged.
+pub(super) fn udp_flow_rules(family: Family) -> Vec<Rule> {
+    vec![
+        Rule(vec![
+            Expression::Family(family),
+            in_flows(FlowSet::Forwarded, family),
+            Expression::NoLongHeader,
+            Expression::Refresh { key: key_of_packet(family), set: FlowSet::Forwarded.name(family).to_owned() },
+            Expression::Verdict(Verdict::Accept),
+        ]),
+        Rule(vec![
+            Expression::Family(family),
+            in_flows(FlowSet::Refused, family),
+            Expression::Counter,
+            Expression::Reject,
+        ]),
+        Rule(vec![
+            Expression::Family(family),
+            in_flows(FlowSet::Silenced, family),
+            Expression::Counter,
+            Expression::Verdict(Verdict::Drop),
+        ]),
+    ]
 }
 
 fn discarded_chain_name(family: Family) -> String {

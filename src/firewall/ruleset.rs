@@ -111,6 +111,9 @@ pub enum Expression {
     TransparentSocket,
     /// `fib daddr type local`
     DestinationIsLocal,
+    /// `@th,64,8 & 0x80 == 0`: the first bit after the UDP header is there and clear, so that no server takes the packet
+    /// for the beginning of a QUIC connection: long headers have it set in every version (RFC 8999, section 5.1).
+    NoLongHeader,
     /// `KEY @set`, `KEY != @set`
     InSet {
         key: Vec<Key>,
@@ -139,6 +142,10 @@ pub enum Expression {
         port: u16,
     },
     Counter,
+    /// `notrack`
+    NoTrack,
+    /// `reject with icmpx admin-prohibited`
+    Reject,
     Verdict(Verdict),
 }
 

@@ -17,6 +17,7 @@ use crate::policy::snapshot::Snapshot;
 /// What the selection leads to: the same packets meet different chains in different hooks.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Stage {
+    CaptureUdp,
     Capture,
     Guard,
 }
@@ -24,6 +25,7 @@ pub(super) enum Stage {
 impl Stage {
     fn word(self) -> &'static str {
         match self {
+            Self::CaptureUdp => "udp",
             Self::Capture => "capture",
             Self::Guard => "guard",
         }

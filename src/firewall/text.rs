@@ -84,6 +84,7 @@ impl Display for Expression {
             Self::TcpOpening => f.write_str("tcp flags & (syn | ack) == syn"),
             Self::TransparentSocket => f.write_str("socket wildcard 0 socket transparent 1"),
             Self::DestinationIsLocal => f.write_str("fib daddr type local"),
+            Self::NoLongHeader => f.write_str("@th,64,8 & 0x80 == 0x0"),
             Self::InSet { key, set, negate } => {
                 write!(f, "{} {}@{set}", Joined(key, " . "), if *negate { "!= " } else { "" })
             }
@@ -94,6 +95,8 @@ impl Display for Expression {
             Self::Tproxy { family: Family::V4, port } => write!(f, "tproxy ip to 127.0.0.1:{port}"),
             Self::Tproxy { family: Family::V6, port } => write!(f, "tproxy ip6 to [::1]:{port}"),
             Self::Counter => f.write_str("counter"),
+            Self::NoTrack => f.write_str("notrack"),
+            Self::Reject => f.write_str("reject with icmpx admin-prohibited"),
             Self::Verdict(verdict) => write!(f, "{verdict}"),
         }
     }

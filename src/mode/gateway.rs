@@ -6,7 +6,7 @@ pub mod dns;
 
 use std::cell::RefCell;
 use std::io;
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket};
 use std::os::fd::OwnedFd;
 use std::rc::Rc;
 use std::sync::Arc;
@@ -28,7 +28,7 @@ use crate::proxy::relay::{self, ClosedBy, Relay};
 use crate::proxy::tcp::refuser;
 use crate::proxy::worker::{self, Census, Worker};
 use crate::sys::ending::Ender;
-use crate::sys::tcp;
+use crate::sys::{tcp, udp};
 use crate::telemetry::Telemetry;
 
 #[derive(Clone, Debug)]
@@ -38,6 +38,7 @@ pub struct Settings {
     pub worker: worker::Settings,
     pub relay: relay::Settings,
     pub dns: crate::dns::Settings,
+    pub udp: proxy::udp::Settings,
 }
 
 /// The listeners of every worker, and the ports that the kernel's rules must name.
@@ -45,7 +46,15 @@ pub struct Settings {
 pub struct Listeners {
     pub tcp: Listener,
     pub dns: dns::Listeners,
-    workers: Vec<Vec<OwnedFd>>,
+    pub udp: Listener,
+    workers: Vec<Sockets>,
+}
+
+/// The listeners of one worker, but for those of DNS.
+#[derive(Debug, Default)]
+struct Sockets {
+    tcp: Vec<OwnedFd>,
+    udp: Vec<UdpSocket>,
 }
 
 /// The running workers.
@@ -61,15 +70,18 @@ impl Listeners {
     /// none for it, and the rules drop what it should have had.
     pub fn open(workers: usize) -> io::Result<Self> {
         let dns = dns::Listeners::open(workers)?;
-        let mut all = Self { tcp: Listener { v4: None, v6: None }, dns, workers: Vec::new() };
-        all.workers.resize_with(workers, Vec::new);
-        all.tcp.v4 = all.add(Ipv4Addr::LOCALHOST.into())?;
-        all.tcp.v6 = all.add(Ipv6Addr::LOCALHOST.into())?;
+        let none = Listener { v4: None, v6: None };
+        let mut all = Self { tcp: none, udp: none, dns, workers: Vec::new() };
+        all.workers.resize_with(workers, Sockets::default);
+        all.tcp.v4 = all.add_tcp(Ipv4Addr::LOCALHOST.into())?;
+        all.tcp.v6 = all.add_tcp(Ipv6Addr::LOCALHOST.into())?;
+        all.udp.v4 = all.add_udp(Ipv4Addr::LOCALHOST.into())?;
+        all.udp.v6 = all.add_udp(Ipv6Addr::LOCALHOST.into())?;
         Ok(all)
     }
 
     /// One listener for each worker, all at the port that the kernel gave the first.
-    fn add(&mut self, address: IpAddr) -> io::Result<Option<u16>> {
+    fn add_tcp(&mut self, address: IpAddr) -> io::Result<Option<u16>> {
         let mut port = 0;
         for worker in &mut self.workers {
             let socket = match tcp::listen(SocketAddr::new(address, port), BACKLOG) {
@@ -77,7 +89,20 @@ impl Listeners {
                 result => result?,
             };
             port = tcp::local_address(&socket)?.port();
-            worker.push(socket);
+            worker.tcp.push(socket);
+        }
+        Ok(Some(port))
+    }
+
+    fn add_udp(&mut self, address: IpAddr) -> io::Result<Option<u16>> {
+        let mut port = 0;
+        for worker in &mut self.workers {
+            let socket = match udp::listener(SocketAddr::new(address, port)) {
+                Err(error) if port == 0 && lacks_family(&error) => return Ok(None),
+                result => result?,
+            };
+            port = socket.local_addr()?.port();
+            worker.udp.push(socket);
         }
         Ok(Some(port))
     }
@@ -127,7 +152,7 @@ impl Gateway {
 
 /// All that a worker's thread begins with.
 struct Seat {
-    sockets: Vec<OwnedFd>,
+    sockets: Sockets,
     dns: dns::Sockets,
     bindings: Arc<Bindings>,
     answers: Arc<Cache<Waiter>>,
@@ -171,10 +196,13 @@ impl Seat {
             ender,
         ));
         tokio::task::spawn_local(relay.clone().run());
-        let mut accepting: Vec<_> = self
-            .sockets
-            .into_iter()
+        let tcp = self.sockets.tcp.into_iter();
+        let udp = self.sockets.udp.into_iter();
+        let mut accepting: Vec<_> = tcp
             .map(|socket| tokio::task::spawn_local(proxy::tcp::serve(worker.clone(), socket)))
+            .chain(udp.map(|socket| {
+                tokio::task::spawn_local(proxy::udp::serve(worker.clone(), socket, self.settings.udp.clone()))
+            }))
             .collect();
         accepting.extend(self.dns.serve(&dns));
         // Nobody left to say stop is a stop too.

@@ -119,6 +119,16 @@ impl NftSocket {
         self.transact(vec![encode::new_elements(set.name(family), &[element], timeout)])
     }
 
+    /// Adds flows in one transaction; those that are there already stay as they are. All are added or none.
+    pub fn add_flows(&mut self, flows: &[(FlowSet, FlowKey, Duration)]) -> Result<(), NftError> {
+        let add = |(set, flow, timeout): &(FlowSet, FlowKey, Duration)| {
+            let (family, element) = flow.element().ok_or_else(|| mixed_families(flow))?;
+            let timeout = u64::try_from(timeout.as_millis()).unwrap_or(u64::MAX);
+            Ok(encode::new_elements(set.name(family), &[element], Some(timeout)))
+        };
+        self.transact(flows.iter().map(add).collect::<Result<_, _>>()?)
+    }
+
     /// False if the flow was not there.
     pub fn remove_flow(&mut self, set: FlowSet, flow: &FlowKey) -> Result<bool, NftError> {
         let Some((family, element)) = flow.element() else { return Err(mixed_families(flow)) };

@@ -62,6 +62,25 @@ impl<'a> Reader<'a> {
         *self = ahead;
         Some(taken)
     }
+
+    /// A variable-length integer of QUIC (RFC 9000, section 16).
+    pub fn varint(&mut self) -> Option<u64> {
+        let mut ahead = *self;
+        let first = ahead.u8()?;
+        let more = (1usize << (first >> 6)) - 1;
+        let rest = ahead.take(more)?;
+        *self = ahead;
+        Some(rest.iter().fold(u64::from(first & 0x3f), |value, octet| value << 8 | u64::from(*octet)))
+    }
+
+    /// A vector behind a variable-length integer.
+    pub fn vec_varint(&mut self) -> Option<&'a [u8]> {
+        let mut ahead = *self;
+        let length = usize::try_from(ahead.varint()?).ok()?;
+        let taken = ahead.take(length)?;
+        *self = ahead;
+        Some(taken)
+    }
 }
 
 #[cfg(test)]
@@ -77,5 +96,20 @@ mod tests {
         assert_eq!(reader.take(3), None);
         assert_eq!(reader.take(2), Some(&[1, 2][..]));
         assert!(reader.is_empty());
+    }
+
+    #[test]
+    fn variable_length_integers_are_those_of_rfc_9000_appendix_a_1() {
+        let cases: [(&[u8], u64); 5] = [
+            (&[0xc2, 0x19, 0x7c, 0x5e, 0xff, 0x14, 0xe8, 0x8c], 151_288_809_941_952_652),
+            (&[0x9d, 0x7f, 0x3e, 0x7d], 494_878_333),
+            (&[0x7b, 0xbd], 15_293),
+            (&[0x25], 37),
+            (&[0x40, 0x25], 37),
+        ];
+        for (bytes, value) in cases {
+            assert_eq!(Reader::new(bytes).varint(), Some(value));
+            assert_eq!(Reader::new(&bytes[..bytes.len() - 1]).varint(), None);
+        }
     }
 }

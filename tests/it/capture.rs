@@ -151,7 +151,7 @@ fn thousands_of_protected_prefixes_install_in_one_transaction() {
         namespace
             .run(|| {
                 let prefix = |n| format!("{{ ip = \"10.{}.{}.0\", maskbits = 24 }}", n / 256, n % 256);
-                let ips: Vec<String> = (0..5000).map(prefix).collect();
+                let ips: Vec<String> = (0..2000).map(prefix).collect();
                 let text = OFFICE.replace("{ ip = \"10.1.0.0\", maskbits = 24 }", &ips.join(", "));
                 NftSocket::open().unwrap().replace(&ruleset(&text, &Capture::tcp(Listener::on(NOBODY)))).unwrap();
             })
@@ -167,6 +167,20 @@ fn a_host_that_does_not_forward_is_told_so() {
         for key in ["net.ipv4.ip_forward is 0", "net.ipv6.conf.all.forwarding is 0"] {
             assert!(warnings.iter().any(|warning| warning.starts_with(key)), "{warnings:?}");
         }
+    });
+}
+
+#[test]
+fn a_host_without_ipv6_has_rules_all_the_same() {
+    in_lab(|lab| {
+        lab.gateway
+            .run(|| {
+                std::fs::write("/proc/sys/net/ipv6/conf/all/disable_ipv6", "1").unwrap();
+                capture::install(&ruleset(OFFICE, &Capture::tcp(Listener::on(NOBODY)))).unwrap();
+                assert!(NftSocket::open().unwrap().is_installed().unwrap());
+                capture::remove().unwrap();
+            })
+            .unwrap();
     });
 }
 

@@ -80,6 +80,9 @@ pub(super) fn add(list: &mut Message, expression: &Expression) {
         }
         Expression::Tproxy { family, port } => tproxy(list, *family, *port),
         Expression::Counter => named(list, "counter", |_| {}),
+        Expression::NoTrack => named(list, "notrack", |_| {}),
+        Expression::NoLongHeader => match_no_long_header(list),
+        Expression::Reject => reject(list),
         Expression::Verdict(verdict) => named(list, "immediate", |immediate| {
             immediate.u32(1, VERDICT_REGISTER);
             immediate.nest(2, |data| add_verdict(data, verdict));
@@ -132,6 +135,22 @@ fn match_opening(list: &mut Message) {
     load_payload(list, TRANSPORT_HEADER, FLAGS_OFFSET, 1, FIRST);
     bitwise_and(list, FIRST, &[SYN | ACK]);
     compare(list, FIRST, &[SYN]);
+}
+
+fn match_no_long_header(list: &mut Message) {
+    const UDP_HEADER: u32 = 8;
+    load_payload(list, TRANSPORT_HEADER, UDP_HEADER, 1, FIRST);
+    bitwise_and(list, FIRST, &[0x80]);
+    compare(list, FIRST, &[0]);
+}
+
+fn reject(list: &mut Message) {
+    const ICMPX_UNREACHABLE: u32 = 2;
+    const ADMIN_PROHIBITED: u8 = 3;
+    named(list, "reject", |reject| {
+        reject.u32(1, ICMPX_UNREACHABLE);
+        reject.bytes(2, &[ADMIN_PROHIBITED]);
+    });
 }
 
 fn match_transparent_socket(list: &mut Message) {

@@ -1,0 +1,200 @@
+//! One UDP flow: what is held of it, what was found, and what was decided.
+
+use std::time::{Duration, Instant};
+
+use super::hands::Hands;
+use crate::firewall::FlowKey;
+use crate::peek::Discovery;
+use crate::peek::udp::{Budget, Reading, Status, Subject, UdpPeek};
+use crate::policy::DropAction;
+use crate::proxy::flow::Flow;
+
+#[derive(Debug)]
+pub(super) struct Association {
+    flow: Flow,
+    key: FlowKey,
+    peek: UdpPeek,
+    held: Vec<Held>,
+    state: State,
+    /// When what is waiting must have come.
+    deadline: Option<Instant>,
+}
+
+#[derive(Debug)]
+struct Held {
+    depends_on: Subject,
+    payload: Box<[u8]>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum State {
+    /// Nothing has passed yet.
+    Undecided,
+    /// Given to the kernel at this time.
+    Passed(Instant),
+    /// Blocked until this time, and how its datagrams are answered.
+    Blocked(Instant, DropAction),
+}
+
+impl Association {
+    pub(super) fn new(flow: Flow, key: FlowKey) -> Self {
+        let peek = UdpPeek::default();
+        Self { flow, key, peek, held: Vec::new(), state: State::Undecided, deadline: None }
+    }
+
+    /// Takes in a datagram of the client.
+    pub(super) fn datagram(&mut self, payload: &[u8], now: Instant, hands: &mut Hands) {
+        // What was on its way here when the kernel took over, or what its full set has no room for.
+        if let State::Blocked(_, action) = self.state {
+            hands.dropped();
+            return hands.refuse(&self.key, action, payload);
+        }
+        let Some(budget) = self.budget(hands) else { return self.without_inspection(payload, now, hands) };
+        let Reading { depends_on, judge } = self.peek.datagram(payload, now, &budget, &mut hands.scratch);
+        let judged = judge.is_some();
+        if let Some((subject, discovery)) = judge {
+            self.judge(subject, &discovery, payload, now, hands);
+        }
+        match self.peek.status(depends_on) {
+            _ if matches!(self.state, State::Blocked(..)) => {}
+            Status::Block => hands.dropped(),
+            Status::Pass if self.held.is_empty() => self.pass(payload, now, hands),
+            Status::Pass | Status::Pending => self.hold(depends_on, payload, now, hands),
+        }
+        if judged || !self.held.is_empty() {
+            self.release(now, hands);
+        }
+    }
+
+    /// The deadline may have come: judges what still waits as it stands.
+    pub(super) fn expire(&mut self, now: Instant, hands: &mut Hands) {
+        if self.deadline.is_none_or(|deadline| now < deadline) {
+            return;
+        }
+        self.deadline = None;
+        let last = self.held.last().map(|held| held.payload.clone()).unwrap_or_default();
+        for (subject, discovery) in self.peek.expire() {
+            if !matches!(self.state, State::Blocked(..)) {
+                self.judge(subject, &discovery, &last, now, hands);
+            }
+        }
+        self.release(now, hands);
+    }
+
+    /// When [`Self::expire`] has something to do.
+    pub(super) fn deadline(&self) -> Option<Instant> {
+        self.deadline
+    }
+
+    /// Awaits its first verdict.
+    pub(super) fn is_undecided(&self) -> bool {
+        self.state == State::Undecided
+    }
+
+    /// It was blocked, and may try again.
+    pub(super) fn is_over(&self, now: Instant) -> bool {
+        matches!(self.state, State::Blocked(until, _) if until <= now)
+    }
+
+    /// Nobody inspects its port any more: judged by its address.
+    fn without_inspection(&mut self, payload: &[u8], now: Instant, hands: &mut Hands) {
+        if self.state == State::Undecided {
+            match self.flow.judge(None, &hands.worker.telemetry).ending {
+                Some(action) => return self.block(action, payload, now, hands),
+                None => self.state = State::Passed(now - OFFER_AGAIN),
+            }
+        }
+        self.pass(payload, now, hands);
+    }
+
+    fn judge(&mut self, subject: Subject, discovery: &Discovery, payload: &[u8], now: Instant, hands: &mut Hands) {
+        let ending = self.flow.judge(Some(discovery), &hands.worker.telemetry).ending;
+        self.peek.settle(subject, ending.is_none());
+        match (ending, self.state) {
+            (None, State::Undecided) => {
+                hands.forward(&self.key);
+                self.state = State::Passed(now);
+            }
+            (None, _) => {}
+            (Some(action), State::Undecided) => self.block(action, payload, now, hands),
+            // A later connection of a flow that passes ends alone.
+            (Some(action), _) => hands.refuse(&self.key, action, payload),
+        }
+    }
+
+    fn block(&mut self, action: DropAction, payload: &[u8], now: Instant, hands: &mut Hands) {
+        hands.block(&self.key, action, payload);
+        self.state = State::Blocked(now + hands.settings.blocked, action);
+        self.deadline = None;
+        self.let_go(hands);
+        self.peek = UdpPeek::default();
+    }
+
+    fn pass(&mut self, payload: &[u8], now: Instant, hands: &mut Hands) {
+        hands.send(&self.key, payload);
+        // The kernel forwards by now, unless its set was full or was emptied.
+        if let State::Passed(offered) = self.state
+            && now.saturating_duration_since(offered) >= OFFER_AGAIN
+        {
+            hands.forward(&self.key);
+            self.state = State::Passed(now);
+        }
+    }
+
+    fn hold(&mut self, depends_on: Subject, payload: &[u8], now: Instant, hands: &mut Hands) {
+        if hands.held + payload.len() > hands.settings.held {
+            return hands.dropped();
+        }
+        if self.weight() + payload.len() > hands.settings.held_of_flow {
+            let (subject, discovery) = self.peek.overflow();
+            return self.judge(subject, &discovery, payload, now, hands);
+        }
+        hands.held += payload.len();
+        self.held.push(Held { depends_on, payload: payload.into() });
+        if self.deadline.is_none() && self.peek.is_waiting() {
+            self.deadline = Some(now + self.flow.inspection().map_or(Duration::ZERO, |own| own.timeout));
+        }
+    }
+
+    /// Sends what may pass by now in the order in which it came, and drops what may not.
+    fn release(&mut self, now: Instant, hands: &mut Hands) {
+        if matches!(self.state, State::Blocked(..)) {
+            return self.let_go(hands);
+        }
+        for held in std::mem::take(&mut self.held) {
+            let status = self.peek.status(held.depends_on);
+            if status == Status::Pending {
+                self.held.push(held);
+                continue;
+            }
+            hands.held = hands.held.saturating_sub(held.payload.len());
+            match status {
+                Status::Pass => self.pass(&held.payload, now, hands),
+                _ => hands.dropped(),
+            }
+        }
+        if self.held.is_empty() && !self.peek.is_waiting() {
+            self.deadline = None;
+        }
+    }
+
+    /// Forgets what is held.
+    pub(super) fn let_go(&mut self, hands: &mut Hands) {
+        for held in std::mem::take(&mut self.held) {
+            hands.held = hands.held.saturating_sub(held.payload.len());
+            hands.dropped();
+        }
+    }
+
+    fn weight(&self) -> usize {
+        self.held.iter().map(|held| held.payload.len()).sum::<usize>() + self.peek.weight()
+    }
+
+    fn budget(&self, hands: &Hands) -> Option<Budget> {
+        let inspection = self.flow.inspection()?;
+        Some(Budget { packets: inspection.packets, connections: hands.settings.connections, fingerprints: true })
+    }
+}
+
+/// A flow that the kernel should forward and that still comes here is offered to it again after so long.
+const OFFER_AGAIN: Duration = Duration::from_secs(1);

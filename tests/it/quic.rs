@@ -1,0 +1,451 @@
+//! QUIC and other UDP through a gateway, with quinn and with captured first flights.
+//!
+//! ```text
+//! client 10.1.0.2, fd00:1::2 -- gateway (tidegate run) -- server 198.51.100.0/24, 2001:db8:a::/64 and more
+//! ```
+
+use std::collections::BTreeSet;
+use std::io::ErrorKind;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket};
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Duration;
+
+use quinn::crypto::rustls::{QuicClientConfig, QuicServerConfig};
+use quinn::{ClientConfig, Connection, Endpoint, ServerConfig};
+use rustix::process::{Signal, kill_process};
+use rustls::pki_types::{CertificateDer, PrivatePkcs8KeyDer};
+use tidegate::mode::demo::enforcer::Enforcer;
+use tidegate::mode::demo::lab::{Lab, Site, client_address};
+use tidegate::mode::demo::tap::Tap;
+use tidegate::sys::rtnl::Family;
+
+use crate::inside::in_lab;
+
+const DEADLINE: Duration = Duration::from_secs(20);
+
+/// client -- gateway -- server: a quinn client and a quinn server at each of two names.
+#[test]
+fn quic_to_an_allowed_name_is_forwarded_by_the_kernel_alone() {
+    in_lab(|lab| {
+        let gateway = gateway(lab, "discard", "");
+        let origin = Origin::start(lab);
+        for family in Family::BOTH {
+            let server = SocketAddr::new(Site::A.address(family, 7), 443);
+            let client = Client::new(lab, &origin, family);
+            let connection = client.connect(server, "good.example").unwrap();
+            client.echo(&connection, 1);
+            let record =
+                gateway.record(|r| r["type"] == "QUIC" && r["destination"] == server.ip().to_string(), DEADLINE);
+            let record = record.expect("a record of the verdict");
+            assert_eq!((&record["domain"], &record["verdict"]), (&"good.example".into(), &"allow".into()));
+            assert!(record["ja4"].as_str().unwrap().starts_with("q13d"), "{record}");
+            // With tidegate stopped in its tracks, only the kernel can carry these.
+            kill_process(gateway.pid(), Signal::STOP).unwrap();
+            client.echo(&connection, 300_000);
+            kill_process(gateway.pid(), Signal::CONT).unwrap();
+        }
+    });
+}
+
+/// client -- gateway -- server
+#[test]
+fn quic_to_a_blocked_name_never_reaches_the_server() {
+    in_lab(|lab| {
+        let tap = Tap::at_server(lab).unwrap();
+        let gateway = gateway(lab, "discard", "");
+        let origin = Origin::start(lab);
+        for family in Family::BOTH {
+            let server = SocketAddr::new(Site::A.address(family, 8), 443);
+            let client = Client::new(lab, &origin, family);
+            let connecting = client.begin(server, "bad.example");
+            let record = gateway.record(|r| r["destination"] == server.ip().to_string(), DEADLINE).unwrap();
+            assert_eq!((&record["domain"], &record["verdict"]), (&"bad.example".into(), &"block".into()));
+            drop(connecting);
+            assert_eq!(tap.count(lab, server).unwrap(), 0);
+        }
+    });
+}
+
+/// client -- gateway -- server: two connections of one client socket to one server socket.
+#[test]
+fn a_second_connection_on_an_allowed_flow_is_judged_by_its_own_name() {
+    in_lab(|lab| {
+        let gateway = gateway(lab, "discard", "");
+        let origin = Origin::start(lab);
+        for family in Family::BOTH {
+            let server = SocketAddr::new(Site::A.address(family, 9), 443);
+            let client = Client::new(lab, &origin, family);
+            let first = client.connect(server, "good.example").unwrap();
+            client.echo(&first, 1000);
+            let before = origin.connections();
+            let second = client.begin(server, "bad.example");
+            let record = gateway
+                .record(|r| r["domain"] == "bad.example" && r["destination"] == server.ip().to_string(), DEADLINE);
+            assert_eq!(record.unwrap()["verdict"], "block");
+            client.echo(&first, 1000);
+            let third = client.connect(server, "also.good.example").unwrap();
+            client.echo(&third, 1000);
+            client.echo(&first, 1000);
+            drop(second);
+            assert_eq!(origin.connections(), before + 1, "the third, and not the second");
+        }
+    });
+}
+
+/// client -- gateway -- server: a captured flight and then numbered datagrams, as fast as one thread sends them.
+#[test]
+fn nothing_is_lost_or_doubled_when_the_kernel_takes_over() {
+    in_lab(|lab| {
+        let _gateway = gateway(lab, "discard", "");
+        for family in Family::BOTH {
+            let server = SocketAddr::new(Site::A.address(family, 10), 443);
+            let listener = lab.server.run(|| listen(family)).unwrap();
+            let client = lab.client.run(|| client_socket(family, server)).unwrap();
+            let hello = flight("www.google.com");
+            client.send(&hello).unwrap();
+            const COUNT: u32 = 3_000;
+            for n in 0..COUNT {
+                client.send(&numbered(n)).unwrap();
+            }
+            let mut seen = BTreeSet::new();
+            let mut buffer = [0; 2000];
+            let mut first = true;
+            while seen.len() < COUNT as usize {
+                let (length, from) =
+                    listener.recv_from(&mut buffer).unwrap_or_else(|e| panic!("{e}: only {} came", seen.len()));
+                assert_eq!(from.ip().to_canonical(), client_address(family, 0));
+                if std::mem::take(&mut first) {
+                    assert!(buffer[..length] == hello, "the hello comes first");
+                    continue;
+                }
+                let number = u32::from_be_bytes(buffer[1..5].try_into().unwrap());
+                assert!(seen.insert(number), "{number} came twice");
+            }
+            listener.set_nonblocking(true).unwrap();
+            assert_eq!(listener.recv_from(&mut buffer).unwrap_err().kind(), ErrorKind::WouldBlock);
+        }
+    });
+}
+
+/// client -- gateway -- server
+#[test]
+fn a_blocked_flow_is_refused_at_once_for_all_its_packets() {
+    for_each_action(|lab, gateway, action| {
+        let tap = Tap::at_server(lab).unwrap();
+        for family in Family::BOTH {
+            let server = SocketAddr::new(Site::A.address(family, 11), 443);
+            let client = lab.client.run(|| client_socket(family, server)).unwrap();
+            let hello = flight("www.youtube.com");
+            for round in 0..3 {
+                client.send(&hello).unwrap();
+                if action == "discard" {
+                    continue;
+                }
+                let error = client.recv(&mut [0; 10]).unwrap_err();
+                let expected = if family == Family::V4 { libc::EHOSTUNREACH } else { libc::EACCES };
+                assert_eq!(error.raw_os_error(), Some(expected), "{action} {family:?}, datagram {round}: {error}");
+            }
+            let record = gateway.record(|r| r["destination"] == server.ip().to_string(), DEADLINE).unwrap();
+            assert_eq!((&record["verdict"], &record["action"]), (&"block".into(), &action.into()));
+            if action == "discard" {
+                client.set_nonblocking(true).unwrap();
+                assert_eq!(client.recv(&mut [0; 10]).unwrap_err().kind(), ErrorKind::WouldBlock);
+            }
+            assert_eq!(tap.count(lab, server).unwrap(), 0);
+        }
+    });
+}
+
+/// client -- gateway -- server
+#[test]
+fn udp_that_is_no_quic_is_judged_by_its_address() {
+    in_lab(|lab| {
+        let tap = Tap::at_server(lab).unwrap();
+        let gateway = gateway(lab, "discard", "");
+        for family in Family::BOTH {
+            let passed = SocketAddr::new(Site::A.address(family, 12), 443);
+            let blocked = SocketAddr::new(Site::B.address(family, 12), 443);
+            let listener = lab.server.run(|| listen(family)).unwrap();
+            for server in [passed, blocked] {
+                let client = lab.client.run(|| client_socket(family, server)).unwrap();
+                for n in 0..20u8 {
+                    client.send(&[n; 30]).unwrap();
+                }
+                let record = gateway.record(
+                    |r| r["destination"] == server.ip().to_string() && r["reason"] != "DOMAIN_INSPECT",
+                    DEADLINE,
+                );
+                let verdict = if server == passed { "allow" } else { "block" };
+                assert_eq!(record.unwrap()["verdict"], verdict);
+            }
+            let mut buffer = [0; 100];
+            let came: BTreeSet<u8> = (0..20)
+                .map(|_| {
+                    listener.recv(&mut buffer).unwrap();
+                    buffer[0]
+                })
+                .collect();
+            assert_eq!(came, (0..20).collect());
+            assert_eq!(tap.count(lab, blocked).unwrap(), 0);
+        }
+    });
+}
+
+/// client -- gateway -- server
+#[test]
+fn what_looks_like_quic_and_cannot_be_read_is_blocked() {
+    in_lab(|lab| {
+        let tap = Tap::at_server(lab).unwrap();
+        let gateway = gateway(lab, "discard", "");
+        let mut unknown = flight("www.google.com");
+        unknown[1..5].copy_from_slice(&[0xfa, 0xce, 0xb0, 2]);
+        let mut short = vec![0x9a; 60];
+        short[0] = 0x45;
+        let mut broken = flight("www.google.com");
+        broken[600] ^= 1;
+        for family in Family::BOTH {
+            for (host, datagram) in [(20, &unknown), (21, &short), (22, &broken)] {
+                let server = SocketAddr::new(Site::A.address(family, host), 443);
+                let client = lab.client.run(|| client_socket(family, server)).unwrap();
+                for _ in 0..6 {
+                    client.send(datagram).unwrap();
+                }
+                let record = gateway.record(|r| r["destination"] == server.ip().to_string(), DEADLINE).unwrap();
+                assert_eq!(
+                    (&record["verdict"], &record["reason"]),
+                    (&"block".into(), &"UNREADABLE".into()),
+                    "{record}"
+                );
+                assert_eq!(tap.count(lab, server).unwrap(), 0);
+            }
+        }
+    });
+}
+
+/// client -- gateway -- server: hellos from very many ports and addresses, beside a client that is real.
+#[test]
+fn a_flood_of_flows_keeps_no_other_flow_out() {
+    in_lab(|lab| {
+        let gateway = gateway(lab, "discard", "");
+        let origin = Origin::start(lab);
+        let flood = lab.client.spawn("flood", || {
+            let hellos = ["www.google.com", "www.youtube.com"].map(flight);
+            let mut outbox = tidegate::sys::udp::Outbox::new(None).unwrap();
+            let server = SocketAddr::new(Site::A.address(Family::V4, 30), 443);
+            for n in 0..20_000u16 {
+                let from = SocketAddr::new(client_address(Family::V4, (n % 29) as u8), 10_000 + n);
+                // A whole hello that passes, one that does not, and half a one that awaits the rest.
+                let payload = if n % 3 == 0 { &hellos[0][..700] } else { &hellos[usize::from(n % 2)] };
+                outbox.push(from, server, payload);
+            }
+            outbox.flush();
+        });
+        let server = SocketAddr::new(Site::A.address(Family::V4, 31), 443);
+        for _ in 0..5 {
+            let client = Client::new(lab, &origin, Family::V4);
+            let connection = client.connect(server, "good.example").unwrap();
+            client.echo(&connection, 1000);
+        }
+        flood.unwrap().join().unwrap().unwrap();
+        let ended = gateway.stop().unwrap();
+        assert!(ended.status.success());
+    });
+}
+
+fn for_each_action(test: impl Fn(&Lab, &Enforcer, &str)) {
+    in_lab(|lab| {
+        for action in ["discard", "icmp-unreachable", "tcp-reset"] {
+            let gateway = gateway(lab, action, "");
+            test(lab, &gateway, action);
+            gateway.stop().unwrap();
+        }
+    });
+}
+
+/// A gateway that blocks some names, and site B by address.
+fn gateway(lab: &Lab, action: &str, more: &str) -> Enforcer {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("tidegate.toml");
+    let text = format!(
+        r#"
+        name = "lab"
+        [gateway]
+        [[list]]
+        name = "bad"
+        verdict = "block"
+        entries = ["bad.example", "www.youtube.com", "203.0.113.0/24", "2001:db8:b::/64"]
+        [[policy]]
+        name = "out"
+        default = "allow"
+        lists = ["bad"]
+        [[network]]
+        name = "office"
+        directions = "outbound"
+        ips = [{{ ip = "10.1.0.0", maskbits = 24 }}, {{ ip = "fd00:1::", maskbits = 64 }}]
+        outbound = {{ policy = "out", drop = "{action}" }}
+        [network.inspection]
+        type = "prefer-both"
+        {more}
+        "#
+    );
+    std::fs::write(&path, text).unwrap();
+    lab.gateway.run(unlimited_icmp).unwrap();
+    Enforcer::start(&PathBuf::from(env!("CARGO_BIN_EXE_tidegate")), &lab.gateway, &path).unwrap()
+}
+
+/// The kernel's limit, one ICMP a second to a client, is not what is tested.
+fn unlimited_icmp() {
+    for limit in ["ipv4/icmp_ratelimit", "ipv6/icmp/ratelimit"] {
+        std::fs::write(format!("/proc/sys/net/{limit}"), "0").unwrap();
+    }
+}
+
+/// The first flight of a captured client, of one datagram, with this name.
+fn flight(name: &str) -> Vec<u8> {
+    let flights = include_str!("../data/quic-flights.txt");
+    let of_name = |line: &&str| line.split(' ').next() == Some(name) && line.split(' ').count() == 4;
+    let line = flights.lines().find(of_name).unwrap();
+    let hex = line.rsplit(' ').next().unwrap();
+    (0..hex.len()).step_by(2).map(|at| u8::from_str_radix(&hex[at..at + 2], 16).unwrap()).collect()
+}
+
+/// A datagram that looks like a packet with a short header, and can be told from every other.
+fn numbered(number: u32) -> Vec<u8> {
+    let mut datagram = vec![0x9a; 300];
+    datagram[0] = 0x40;
+    datagram[1..5].copy_from_slice(&number.to_be_bytes());
+    datagram
+}
+
+fn any(family: Family, port: u16) -> SocketAddr {
+    let ip: IpAddr = match family {
+        Family::V4 => Ipv4Addr::UNSPECIFIED.into(),
+        Family::V6 => Ipv6Addr::UNSPECIFIED.into(),
+    };
+    SocketAddr::new(ip, port)
+}
+
+fn listen(family: Family) -> UdpSocket {
+    let socket = UdpSocket::bind(any(family, 443)).unwrap();
+    socket2::SockRef::from(&socket).set_recv_buffer_size(64 << 20).unwrap();
+    socket.set_read_timeout(Some(DEADLINE)).unwrap();
+    socket
+}
+
+fn client_socket(family: Family, server: SocketAddr) -> UdpSocket {
+    let socket = UdpSocket::bind(SocketAddr::new(client_address(family, 0), 0)).unwrap();
+    socket.connect(server).unwrap();
+    socket.set_read_timeout(Some(DEADLINE)).unwrap();
+    socket
+}
+
+/// A QUIC server at every address of the lab's server, which echoes every stream.
+struct Origin {
+    _runtime: tokio::runtime::Runtime,
+    /// Attempts that reached it.
+    connections: Arc<AtomicUsize>,
+    certificate: CertificateDer<'static>,
+}
+
+impl Origin {
+    fn start(lab: &Lab) -> Self {
+        let names = ["good.example", "also.good.example", "bad.example"].map(str::to_owned);
+        let identity = rcgen::generate_simple_self_signed(names).unwrap();
+        let certificate = identity.cert.der().clone();
+        let key = PrivatePkcs8KeyDer::from(identity.signing_key.serialize_der());
+        let tls = rustls::ServerConfig::builder_with_provider(Arc::new(rustls::crypto::ring::default_provider()))
+            .with_safe_default_protocol_versions()
+            .unwrap()
+            .with_no_client_auth()
+            .with_single_cert(vec![certificate.clone()], key.into())
+            .unwrap();
+        let config = ServerConfig::with_crypto(Arc::new(QuicServerConfig::try_from(tls).unwrap()));
+        let runtime = runtime();
+        let endpoint = lab.server.run(|| {
+            // Its IPv6 addresses are whole networks, which a socket may not answer from otherwise.
+            std::fs::write("/proc/sys/net/ipv6/ip_nonlocal_bind", "1").unwrap();
+            runtime.block_on(async { Endpoint::server(config, any(Family::V6, 443)) })
+        });
+        let connections = Arc::new(AtomicUsize::new(0));
+        runtime.spawn(accept(endpoint.unwrap().unwrap(), connections.clone()));
+        Self { _runtime: runtime, connections, certificate }
+    }
+
+    fn connections(&self) -> usize {
+        self.connections.load(Ordering::SeqCst)
+    }
+}
+
+async fn accept(endpoint: Endpoint, connections: Arc<AtomicUsize>) {
+    while let Some(incoming) = endpoint.accept().await {
+        connections.fetch_add(1, Ordering::SeqCst);
+        tokio::spawn(async move {
+            let Ok(connection) = incoming.await else { return };
+            while let Ok((mut out, mut coming)) = connection.accept_bi().await {
+                tokio::spawn(async move {
+                    let all = coming.read_to_end(usize::MAX).await.unwrap();
+                    out.write_all(&all).await.unwrap();
+                    out.finish().unwrap();
+                });
+            }
+        });
+    }
+}
+
+/// A quinn endpoint: one socket for all of its connections.
+struct Client {
+    runtime: tokio::runtime::Runtime,
+    endpoint: Endpoint,
+}
+
+impl Client {
+    fn new(lab: &Lab, origin: &Origin, family: Family) -> Self {
+        let mut roots = rustls::RootCertStore::empty();
+        roots.add(origin.certificate.clone()).unwrap();
+        let tls = rustls::ClientConfig::builder_with_provider(Arc::new(rustls::crypto::ring::default_provider()))
+            .with_safe_default_protocol_versions()
+            .unwrap()
+            .with_root_certificates(roots)
+            .with_no_client_auth();
+        let runtime = runtime();
+        let at = SocketAddr::new(client_address(family, 0), 0);
+        let endpoint = lab.client.run(|| runtime.block_on(async { Endpoint::client(at) }));
+        let mut endpoint = endpoint.unwrap().unwrap();
+        endpoint.set_default_client_config(ClientConfig::new(Arc::new(QuicClientConfig::try_from(tls).unwrap())));
+        Self { runtime, endpoint }
+    }
+
+    /// Sends the first flight and what follows it, until the value is dropped.
+    fn begin(&self, server: SocketAddr, name: &str) -> tokio::task::JoinHandle<Option<Connection>> {
+        let _inside = self.runtime.enter();
+        let connecting = self.endpoint.connect(server, name).unwrap();
+        self.runtime.spawn(async move { connecting.await.ok() })
+    }
+
+    fn connect(&self, server: SocketAddr, name: &str) -> Option<Connection> {
+        let connecting = self.begin(server, name);
+        self.runtime.block_on(async { tokio::time::timeout(DEADLINE, connecting).await }).unwrap().unwrap()
+    }
+
+    fn echo(&self, connection: &Connection, length: usize) {
+        let echoed = self.runtime.block_on(async {
+            let exchange = async {
+                let (mut out, mut coming) = connection.open_bi().await.unwrap();
+                let sending = async {
+                    out.write_all(&vec![7; length]).await.unwrap();
+                    out.finish().unwrap();
+                };
+                let ((), all) = tokio::join!(sending, coming.read_to_end(usize::MAX));
+                all.unwrap()
+            };
+            tokio::time::timeout(DEADLINE, exchange).await
+        });
+        assert!(echoed.unwrap() == vec![7; length]);
+    }
+}
+
+fn runtime() -> tokio::runtime::Runtime {
+    tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap()
+}
