@@ -15,4 +15,5 @@ mod inside;
 mod matrix;
 mod namespaces;
 mod quic;
+mod running;
 mod tcp;
