@@ -102,7 +102,7 @@ fn a_question_is_forwarded_byte_for_byte_from_the_clients_own_address_with_a_fre
 fn a_blocked_name_is_answered_here_and_causes_no_packet_upstream() {
     in_lab(|lab| {
         let gateway = start(lab, r#"answer_ips = ["10.9.9.9", "fd00:9::9"]"#);
-        let mut tap = Tap::at_server(lab).unwrap();
+        let tap = Tap::at_server(lab).unwrap();
         each_family(|family| {
             let resolver = at(Site::A, family, 53, 53);
             let answer = ask(lab, resolver, &question("ads.blocked.example.", RecordType::A));
@@ -165,7 +165,7 @@ fn an_unauthorized_resolver_gets_no_packet_and_the_client_sees_the_drop_action()
             authorized(Family::V6).ip()
         );
         let gateway = start(lab, &list);
-        let mut tap = Tap::at_server(lab).unwrap();
+        let tap = Tap::at_server(lab).unwrap();
         each_family(|family| {
             let resolver = Resolver::start(lab, authorized(family), honest);
             assert_eq!(addresses(&ask(lab, resolver.at, &question("a.example.", RecordType::A))).len(), 1);
@@ -197,7 +197,7 @@ fn a_discarded_question_gets_nothing_and_a_reset_one_icmp() {
     in_lab(|lab| {
         for (drop, hears) in [("discard", false), ("tcp-reset", true)] {
             let gateway = Gateway::start(lab, &configuration(drop, "authorized_resolvers = [\"192.0.2.1\"]"));
-            let mut tap = Tap::at_client(lab).unwrap();
+            let tap = Tap::at_client(lab).unwrap();
             let other = at(Site::A, Family::V4, 54, 53);
             let stub = stub(lab, 0, other);
             stub.send(&question("a.example.", RecordType::A)).unwrap();
