@@ -39,13 +39,6 @@ const ROWS: &[(&str, Refused, &str)] = &[
     ("network.inspection.bind", As("log"), "comparing names with the addresses that DNS gave"),
     ("network.inspection.bind", As("enforce"), "comparing names with the addresses that DNS gave"),
     ("network.inspection.use_bindings", As("true"), "names from DNS on ports that are not inspected"),
-    ("network.dns.authorized_resolvers", Filled, "intercepting DNS"),
-    ("network.dns.answer_ips", Filled, "intercepting DNS"),
-    ("network.dns.unlisted", As("block"), "intercepting DNS"),
-    ("network.dns.upstream", Filled, "intercepting DNS"),
-    ("network.dns.strip_ech", As("true"), "rewriting DNS answers"),
-    ("network.dns.filter_answers", As("true"), "rewriting DNS answers"),
-    ("network.dns.rebind_protection", As("true"), "rewriting DNS answers"),
 ];
 
 /// What no key can be refused for, and everybody must know. It goes when the kernel judges by address.
