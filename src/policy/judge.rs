@@ -3,7 +3,7 @@
 use std::net::IpAddr;
 use std::time::SystemTime;
 
-use super::matrix::combine;
+use super::matrix::{combine, name_decides};
 use super::network::{Bind, Ech, Network, Otherwise, Rule};
 use super::rules::{FingerprintDemand, Policy};
 use super::{Direction, DomainVerdict, IpVerdict, Judged, Reason, Verdict};
@@ -35,7 +35,7 @@ pub fn judge(network: &Network, direction: Direction, facts: &Facts<'_>) -> Verd
     let ip = rule.policy.judge_ip(facts.remote, facts.now);
     let (Some(inspection), Some(discovery)) = (&network.inspection, facts.discovery) else { return by_ip(ip) };
     let verdict = match &discovery.outcome {
-        Outcome::Name(name) => by_name(network, rule, ip, name, discovery, facts),
+        Outcome::Name(name) => by_name(network, rule, ip, name, facts),
         Outcome::NoName => or_ip(inspection.unidentified, Reason::Unidentified, ip),
         Outcome::Unreadable(_) => or_ip(inspection.unreadable, Reason::Unreadable, ip),
     };
@@ -54,29 +54,24 @@ fn by_name(
     rule: &Rule,
     ip: Judged<IpVerdict>,
     name: &DomainName,
-    _discovery: &Discovery,
     facts: &Facts<'_>,
 ) -> Verdict {
     let Some(inspection) = &network.inspection else { return by_ip(ip) };
-    let mut domain = rule.policy.judge_name(name, facts.now);
-    let unbound = inspection.bind == Bind::Enforce && facts.binding != Binding::Match;
-    if unbound && domain.verdict == DomainVerdict::Allow {
-        domain = Judged { verdict: DomainVerdict::None, reason: Reason::Binding, list: None };
-    }
-    let pass = combine(inspection.kind, ip.verdict, domain.verdict);
-    let ip_alone = ip.verdict == IpVerdict::Allow;
-    // The name decided if it turned the verdict, or if it says the same and stands on a list of its own.
-    let name_decides = match domain.verdict {
-        DomainVerdict::None => domain.reason == Reason::Binding && !pass,
-        DomainVerdict::Allow => pass && !ip_alone,
-        DomainVerdict::Block => !pass && ip_alone,
-    } || pass != ip_alone;
-    let (reason, list) = match (name_decides, domain.reason) {
-        (true, Reason::Binding) => (Reason::Binding, None),
-        (true, _) => (Reason::Domain, domain.list),
-        (false, _) => (ip.reason, ip.list),
+    let found = rule.policy.judge_name(name, facts.now);
+    let unproven = inspection.bind == Bind::Enforce && facts.binding != Binding::Match;
+    let domain = match found.verdict {
+        DomainVerdict::Allow if unproven => DomainVerdict::None,
+        verdict => verdict,
     };
-    Verdict { pass, reason, ip: ip.verdict, domain: Some(domain.verdict), inspection: None, list }
+    let pass = combine(inspection.kind, ip.verdict, domain);
+    let (reason, list) = if pass != combine(inspection.kind, ip.verdict, found.verdict) {
+        (Reason::Binding, found.list)
+    } else if name_decides(inspection.kind, ip.verdict, domain) {
+        (Reason::Domain, if domain == found.verdict { found.list } else { None })
+    } else {
+        (ip.reason, ip.list)
+    };
+    Verdict { pass, reason, ip: ip.verdict, domain: Some(domain), inspection: None, list }
 }
 
 fn by_ip(ip: Judged<IpVerdict>) -> Verdict {
@@ -114,5 +109,5 @@ fn refuses(policy: &Policy, discovery: &Discovery) -> bool {
 }
 
 fn is(own: &Fingerprint, value: &str) -> bool {
-    own.ja3.eq_ignore_ascii_case(value) || own.ja3_full == value || own.ja4 == value
+    [&own.ja3, &own.ja3_full, &own.ja4].into_iter().any(|own| own.eq_ignore_ascii_case(value))
 }
