@@ -3,7 +3,11 @@
 //! Fails safe: a source that cannot be read in full never becomes a list (SPEC V4).
 
 pub mod domains;
+pub mod entry;
+pub mod format;
+
 pub mod prefixes;
+pub mod reader;
 
 pub use domains::DomainSet;
 pub use prefixes::PrefixSet;

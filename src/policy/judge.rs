@@ -49,13 +49,7 @@ pub fn judge(network: &Network, direction: Direction, facts: &Facts<'_>) -> Verd
     verdict
 }
 
-fn by_name(
-    network: &Network,
-    rule: &Rule,
-    ip: Judged<IpVerdict>,
-    name: &DomainName,
-    facts: &Facts<'_>,
-) -> Verdict {
+fn by_name(network: &Network, rule: &Rule, ip: Judged<IpVerdict>, name: &DomainName, facts: &Facts<'_>) -> Verdict {
     let Some(inspection) = &network.inspection else { return by_ip(ip) };
     let found = rule.policy.judge_name(name, facts.now);
     let unproven = inspection.bind == Bind::Enforce && facts.binding != Binding::Match;

@@ -104,11 +104,15 @@ mod tests {
                 network("all", Mode::Enforce, vec![("0.0.0.0/0", None), ("::/0", None)]),
                 network("office", Mode::Monitor, vec![("10.1.0.0/16", None), ("2001:db8:1::/48", None)]),
                 network("off", Mode::Off, vec![("10.1.2.0/24", None)]),
-                network("cluster", Mode::Enforce, vec![
-                    ("10.1.0.0/24", port(6, &[9870..=9880, 443..=443])),
-                    ("2001:db8:1::/64", port(6, &[9870..=9880])),
-                    ("10.1.0.9/32", port(50, &[])),
-                ]),
+                network(
+                    "cluster",
+                    Mode::Enforce,
+                    vec![
+                        ("10.1.0.0/24", port(6, &[9870..=9880, 443..=443])),
+                        ("2001:db8:1::/64", port(6, &[9870..=9880])),
+                        ("10.1.0.9/32", port(50, &[])),
+                    ],
+                ),
             ],
         );
         for (address, protocol, port, network) in [
@@ -128,13 +132,21 @@ mod tests {
             ("2001:db8:1::5", 6, Some(22), "office"),
             ("2001:db8:2::5", 6, Some(9875), "all"),
         ] {
-            assert_eq!(chosen(&snapshot, address, protocol, port).as_deref(), Some(network), "{address} {protocol} {port:?}");
+            assert_eq!(
+                chosen(&snapshot, address, protocol, port).as_deref(),
+                Some(network),
+                "{address} {protocol} {port:?}"
+            );
         }
     }
 
     #[test]
     fn a_packet_that_no_prefix_or_port_covers_has_no_network() {
-        let snapshot = Snapshot::new("e".into(), 1, vec![network("web", Mode::Enforce, vec![("10.0.0.0/8", port(6, &[80..=80]))])]);
+        let snapshot = Snapshot::new(
+            "e".into(),
+            1,
+            vec![network("web", Mode::Enforce, vec![("10.0.0.0/8", port(6, &[80..=80]))])],
+        );
         assert_eq!(chosen(&snapshot, "10.0.0.1", 6, Some(80)).as_deref(), Some("web"));
         assert_eq!(chosen(&snapshot, "10.0.0.1", 6, Some(81)), None);
         assert_eq!(chosen(&snapshot, "10.0.0.1", 6, None), None);
@@ -143,7 +155,12 @@ mod tests {
     }
 
     /// By the words of N4, prefix by prefix.
-    fn by_scanning(networks: &[Arc<Network>], address: IpAddr, protocol: u8, port: Option<u16>) -> Option<(u8, String)> {
+    fn by_scanning(
+        networks: &[Arc<Network>],
+        address: IpAddr,
+        protocol: u8,
+        port: Option<u16>,
+    ) -> Option<(u8, String)> {
         let mut best: Option<(u8, String)> = None;
         for network in networks {
             for ip in &network.ips {
