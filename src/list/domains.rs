@@ -1,31 +1,20 @@
 //! A set of name patterns, asked by name: compiled, and as large as a file that is mapped into memory.
 //!
-//! A name is kept as a keyed 64-bit hash, 5.3 to 5.5 octets of it: see [`table`]. A suffix that the set does not hold
+//! A name is kept as a keyed 64-bit hash, 5.3 to 5.5 octets of it: see [`table`](super::table). A suffix that the set does not hold
 //! is taken for held with a probability below 2^-36 (16 names a bucket, 40 bits compared), about one in 68 thousand
 //! million; the key is random and of one file, so nobody can look for such a name beforehand, nor does it stay one
 //! after a rebuild. An entry that is held is always found.
-//!
-//! Fails closed: a file that is damaged, cut short or of another version is [`Damaged`] and never asked.
-
-mod builder;
-mod file;
-mod table;
 
 use std::borrow::Cow;
 use std::fmt;
 use std::sync::Arc;
 use std::time::SystemTime;
 
-pub use builder::{Compiled, DomainBuilder};
-pub use file::{Damaged, Key, Stamp};
-
-use super::entry::{Reach, Sense};
+use super::compile::Builder;
+use super::entry::{Entry, Reach, Sense};
+use super::file::{Image, Layout, Octets, Stamp};
 use super::prefixes::{Exceptions, seconds};
 use crate::name::{DomainName, Pattern};
-use file::{Image, Layout};
-
-/// The octets of a compiled file: in memory, or mapped.
-pub type Octets = Arc<dyn AsRef<[u8]> + Send + Sync>;
 
 /// Name patterns with the time, if any, at which each ends. Cloning shares them.
 #[derive(Clone, Default)]
@@ -49,10 +38,9 @@ pub struct Match<'a> {
 }
 
 impl DomainSet {
-    /// From the octets that [`DomainBuilder`] made. Reads all of them once, to check them.
-    pub fn open(octets: Octets) -> Result<Self, Damaged> {
-        let layout = Layout::read((*octets).as_ref())?;
-        Ok(Self { parts: vec![Part { octets, layout: Arc::new(layout) }] })
+    /// `layout` is that of the octets.
+    pub(super) fn part(octets: Octets, layout: Layout) -> Self {
+        Self { parts: vec![Part { octets, layout: Arc::new(layout) }] }
     }
 
     /// What either holds. Exceptions stay within their own part.
@@ -138,17 +126,12 @@ impl Match<'_> {
 impl FromIterator<(Pattern, Option<SystemTime>)> for DomainSet {
     /// In memory.
     fn from_iter<I: IntoIterator<Item = (Pattern, Option<SystemTime>)>>(entries: I) -> Self {
-        let mut builder = DomainBuilder::new(Key::random(), Exceptions::Always);
+        let mut builder = Builder::new(Exceptions::Always);
         for (pattern, expires) in entries {
-            let (reach, name) = match &pattern {
-                Pattern::Exact(name) => (Reach::Exact, name),
-                Pattern::Below(name) => (Reach::Below, name),
-                Pattern::Tree(name) => (Reach::Tree, name),
-            };
-            builder.add(reach, name.as_str(), Sense::Holds, expires);
+            builder.add(&Entry::from(&pattern).with_expiry(expires));
         }
         // Only 2^32 names would not fit, and as patterns they would have filled the memory before.
-        builder.finish().into_set(Stamp::default()).unwrap_or_default()
+        builder.finish().into_sets().map(|(names, _)| names).unwrap_or_default()
     }
 }
 
@@ -166,6 +149,8 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
+    use crate::list::compile::Compiled;
+    use crate::list::file;
 
     fn at(seconds: u64) -> SystemTime {
         UNIX_EPOCH + Duration::from_secs(seconds)
@@ -176,14 +161,10 @@ mod tests {
     }
 
     fn compiled(rule: Exceptions, entries: &[(&str, Sense, Option<u64>)]) -> Compiled {
-        let mut builder = DomainBuilder::new(Key::random(), rule);
+        let mut builder = Builder::new(rule);
         for (text, sense, expires) in entries {
-            let (reach, text) = match (text.strip_prefix("*."), text.strip_prefix('.')) {
-                (Some(below), _) => (Reach::Below, below),
-                (_, Some(tree)) => (Reach::Tree, tree),
-                _ => (Reach::Exact, *text),
-            };
-            builder.add(reach, text, *sense, expires.map(at));
+            let entry = Entry::parse(text).unwrap();
+            builder.add(&Entry { sense: *sense, ..entry }.with_expiry(expires.map(at)));
         }
         builder.finish()
     }
@@ -195,13 +176,13 @@ mod tests {
         octets
     }
 
-    fn open(octets: &[u8]) -> Result<DomainSet, Damaged> {
-        DomainSet::open(Arc::new(octets.to_vec()))
+    fn open(octets: &[u8]) -> DomainSet {
+        file::open(Arc::new(octets.to_vec())).unwrap().0
     }
 
     #[test]
     fn each_reach_holds_what_it_says_and_the_entry_is_told() {
-        let set = open(&octets_of(&["exact.com", "*.below.com", ".tree.com", "com.test", "*.a.b.c.d"])).unwrap();
+        let set = open(&octets_of(&["exact.com", "*.below.com", ".tree.com", "com.test", "*.a.b.c.d"]));
         for (asked, entry) in [
             ("exact.com", Some("exact.com")),
             ("www.exact.com", None),
@@ -235,7 +216,7 @@ mod tests {
             ],
         );
         assert_eq!((set.names(), set.doubled), (3, 2));
-        let set = set.into_set([0; 32]).unwrap();
+        let (set, _) = set.into_sets().unwrap();
         for (asked, now, held) in [
             ("soon.com", 99, true),
             ("soon.com", 100, false),
@@ -257,7 +238,7 @@ mod tests {
             ("both.com", Sense::Exception, None),
         ];
         for (rule, deep_block_held) in [(Exceptions::Always, false), (Exceptions::MostSpecific, true)] {
-            let set = compiled(rule, &entries).into_set([0; 32]).unwrap();
+            let (set, _) = compiled(rule, &entries).into_sets().unwrap();
             for (asked, held) in [
                 ("evil.com", true),
                 ("www.evil.com", true),
@@ -268,40 +249,9 @@ mod tests {
             ] {
                 assert_eq!(set.holds(&name(asked), at(0)), held, "{asked} by {rule:?}");
             }
-            let own = open(&octets_of(&["both.com"])).unwrap();
+            let own = open(&octets_of(&["both.com"]));
             assert!(set.union(own).holds(&name("both.com"), at(0)), "what another source says stands");
         }
-    }
-
-    #[test]
-    fn a_file_with_any_octet_changed_is_refused() {
-        let octets = octets_of(&["a.example", "b.example", "*.c.example", ".d.example"]);
-        assert!(open(&octets).is_ok());
-        for at in 0..octets.len() {
-            for change in [1, 0x80, 0xff] {
-                let mut damaged = octets.clone();
-                damaged[at] ^= change;
-                assert!(open(&damaged).is_err(), "octet {at} changed by {change}");
-            }
-        }
-    }
-
-    #[test]
-    fn a_file_cut_short_anywhere_or_longer_is_refused() {
-        let octets = octets_of(&["a.example", "b.example", "*.c.example", ".d.example"]);
-        for length in 0..octets.len() {
-            assert!(open(&octets[..length]).is_err(), "{length} octets");
-        }
-        assert_eq!(open(&[&octets[..], &[0]].concat()).unwrap_err(), Damaged::Length);
-    }
-
-    #[test]
-    fn a_file_of_another_version_or_kind_is_refused_by_name() {
-        let mut octets = octets_of(&["a.example"]);
-        octets[8] = 2;
-        assert_eq!(open(&octets).unwrap_err(), Damaged::OtherVersion(2));
-        assert_eq!(open(b"").unwrap_err(), Damaged::NotCompiled);
-        assert_eq!(open(b"a.example\n").unwrap_err(), Damaged::NotCompiled);
     }
 
     #[test]
@@ -311,7 +261,7 @@ mod tests {
 
     #[test]
     fn the_stamp_of_the_source_is_kept_and_nothing_is_held_by_an_empty_set() {
-        let set = open(&octets_of(&[])).unwrap();
+        let set = open(&octets_of(&[]));
         assert_eq!(set.stamps().collect::<Vec<_>>(), [[7; 32]]);
         assert!(set.is_empty() && !set.holds(&name("a.example"), at(0)));
     }
@@ -321,7 +271,7 @@ mod tests {
         let names: Vec<_> = (0..100_000).map(|i| format!("name-{i}.example{}.com", i % 7)).collect();
         let octets = octets_of(&names.iter().map(String::as_str).collect::<Vec<_>>());
         assert!(octets.len() < 600_000, "{}", octets.len());
-        let set = open(&octets).unwrap();
+        let set = open(&octets);
         for own in &names {
             assert!(set.holds(&name(own), at(0)), "{own}");
             assert!(!set.holds(&name(&format!("not-{own}")), at(0)), "not-{own}");
@@ -362,27 +312,22 @@ mod tests {
         ) {
             let rule = if most_specific { Exceptions::MostSpecific } else { Exceptions::Always };
             let mut plain = Plain::default();
-            let mut builder = DomainBuilder::new(Key::random(), rule);
+            let mut builder = Builder::new(rule);
             for (text, reach, excepted) in entries {
                 let reach = [Reach::Exact, Reach::Below, Reach::Tree][reach];
                 let sense = if excepted { Sense::Exception } else { Sense::Holds };
                 let own = name(&text);
-                builder.add(reach, own.as_str(), sense, None);
+                builder.add(&Entry { sense, ..Entry::name(reach, own.as_str()).unwrap() });
                 plain.0.insert((sense, reach, own.to_string()));
             }
             let mut octets = Vec::new();
             builder.finish().write_to([0; 32], &mut octets).unwrap();
-            let set = open(&octets).unwrap();
+            let set = open(&octets);
             prop_assert_eq!(set.len(), plain.0.len() as u64);
             for text in asked {
                 let asked = name(&text);
                 prop_assert_eq!(set.holds(&asked, at(0)), plain.holds(asked.as_str(), rule), "{}", asked);
             }
-        }
-
-        #[test]
-        fn no_octets_make_opening_panic(tail in prop::collection::vec(any::<u8>(), 0..600)) {
-            let _ = open(&[b"tdgnames\x01\0\0\0\0\0\0\0", &tail[..]].concat());
         }
     }
 }

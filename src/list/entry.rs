@@ -7,7 +7,7 @@ use std::time::SystemTime;
 
 use ipnet::{IpNet, Ipv4Net};
 
-use crate::name::{NotAName, normalise};
+use crate::name::{NotAName, Pattern, normalise};
 
 /// One entry, as a source wrote it.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -125,6 +125,17 @@ pub fn canonical(prefix: IpNet) -> IpNet {
     };
     let as_v4 = mapped.and_then(|address| Ipv4Net::new(address, prefix.prefix_len() - 96).ok());
     as_v4.map_or(prefix, IpNet::V4)
+}
+
+impl<'a> From<&'a Pattern> for Entry<'a> {
+    fn from(pattern: &'a Pattern) -> Self {
+        let (reach, name) = match pattern {
+            Pattern::Exact(name) => (Reach::Exact, name),
+            Pattern::Below(name) => (Reach::Below, name),
+            Pattern::Tree(name) => (Reach::Tree, name),
+        };
+        Self { what: What::Name(reach, Cow::Borrowed(name.as_str())), sense: Sense::Holds, expires: None }
+    }
 }
 
 impl fmt::Display for Entry<'_> {

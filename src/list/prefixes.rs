@@ -5,12 +5,14 @@
 
 mod ranges;
 
+use std::io;
 use std::net::IpAddr;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use ipnet::{IpNet, Ipv4Subnets, Ipv6Subnets};
 
 use super::entry::{Sense, canonical};
+pub(super) use ranges::Shape;
 use ranges::{NEVER, Ranges, Span};
 
 /// Prefixes with the time, if any, at which each ends.
@@ -72,6 +74,27 @@ impl PrefixSet {
         self.v4.footprint() + self.v6.footprint()
     }
 
+    /// How the ranges of both families are written.
+    pub(super) fn shapes(&self) -> [Shape; 2] {
+        [self.v4.shape(), self.v6.shape()]
+    }
+
+    /// Octets that such ranges take; `None`: more than any file has.
+    pub(super) fn octets_of([v4, v6]: &[Shape; 2]) -> Option<usize> {
+        v4.octets::<u32>()?.checked_add(v6.octets::<u128>()?)
+    }
+
+    pub(super) fn write(&self, out: &mut impl io::Write) -> io::Result<()> {
+        self.v4.write(out)?;
+        self.v6.write(out)
+    }
+
+    /// What [`Self::write`] wrote; `None` if the octets do not suffice.
+    pub(super) fn read([v4, v6]: &[Shape; 2], octets: &[u8]) -> Option<Self> {
+        let (first, rest) = octets.split_at_checked(v4.octets::<u32>()?)?;
+        Some(Self { v4: Ranges::read(*v4, first)?, v6: Ranges::read(*v6, rest.get(..v6.octets::<u128>()?)?)? })
+    }
+
     /// What either holds.
     pub fn union(self, other: Self) -> Self {
         match (self.is_empty(), other.is_empty()) {
@@ -85,6 +108,10 @@ impl PrefixSet {
 impl PrefixBuilder {
     pub fn new(exceptions: Exceptions) -> Self {
         Self { exceptions, ..Self::default() }
+    }
+
+    pub(super) fn set_exceptions(&mut self, exceptions: Exceptions) {
+        self.exceptions = exceptions;
     }
 
     pub fn add(&mut self, prefix: IpNet, sense: Sense, expires: Option<SystemTime>) {

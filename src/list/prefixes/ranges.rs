@@ -1,6 +1,7 @@
 //! Sorted ranges of addresses that do not overlap, each with the time at which it ends.
 
 use std::cmp::Reverse;
+use std::io::{self, Write};
 
 use super::Exceptions;
 
@@ -16,32 +17,52 @@ pub(super) struct Span<A> {
     pub holds_until: Option<u64>,
 }
 
+/// How ranges are written: starts, ends and, where they expire, the times.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(in crate::list) struct Shape {
+    pub ranges: u64,
+    pub expiring: bool,
+}
+
+impl Shape {
+    /// `None`: more than any file has.
+    pub(super) fn octets<A>(self) -> Option<usize> {
+        let each = 2 * size_of::<A>() + if self.expiring { size_of::<u64>() } else { 0 };
+        usize::try_from(self.ranges).ok()?.checked_mul(each)
+    }
+}
+
 /// An IPv4 or IPv6 address as a number.
 pub(super) trait Address: Copy + Ord + std::fmt::Debug {
     const ZERO: Self;
     fn next(self) -> Option<Self>;
     fn before(self) -> Option<Self>;
+    fn write(self, out: &mut impl Write) -> io::Result<()>;
+    /// Little-endian, and exactly as long.
+    fn read(octets: &[u8]) -> Option<Self>;
 }
 
-impl Address for u32 {
-    const ZERO: Self = 0;
-    fn next(self) -> Option<Self> {
-        self.checked_add(1)
-    }
-    fn before(self) -> Option<Self> {
-        self.checked_sub(1)
-    }
+macro_rules! address {
+    ($($number:ty),+) => {$(
+        impl Address for $number {
+            const ZERO: Self = 0;
+            fn next(self) -> Option<Self> {
+                self.checked_add(1)
+            }
+            fn before(self) -> Option<Self> {
+                self.checked_sub(1)
+            }
+            fn write(self, out: &mut impl Write) -> io::Result<()> {
+                out.write_all(&self.to_le_bytes())
+            }
+            fn read(octets: &[u8]) -> Option<Self> {
+                octets.try_into().ok().map(Self::from_le_bytes)
+            }
+        }
+    )+};
 }
 
-impl Address for u128 {
-    const ZERO: Self = 0;
-    fn next(self) -> Option<Self> {
-        self.checked_add(1)
-    }
-    fn before(self) -> Option<Self> {
-        self.checked_sub(1)
-    }
-}
+address!(u32, u128);
 
 #[derive(Debug)]
 pub(super) struct Ranges<A> {
@@ -162,6 +183,26 @@ impl<A: Address> Ranges<A> {
         }
         both.shrink();
         both
+    }
+
+    pub(super) fn shape(&self) -> Shape {
+        Shape { ranges: self.starts.len() as u64, expiring: !self.expires.is_empty() }
+    }
+
+    pub(super) fn write(&self, out: &mut impl Write) -> io::Result<()> {
+        self.starts.iter().chain(&self.ends).try_for_each(|address| address.write(out))?;
+        self.expires.iter().try_for_each(|expires| out.write_all(&expires.to_le_bytes()))
+    }
+
+    /// `octets` are as many as the shape takes.
+    pub(super) fn read(shape: Shape, octets: &[u8]) -> Option<Self> {
+        let addresses = usize::try_from(shape.ranges).ok()?.checked_mul(size_of::<A>())?;
+        let (starts, rest) = octets.split_at_checked(addresses)?;
+        let (ends, expires) = rest.split_at_checked(addresses)?;
+        let numbers = |octets: &[u8]| octets.chunks_exact(size_of::<A>()).map(A::read).collect::<Option<Vec<A>>>();
+        let (expires, _) = expires.as_chunks::<8>();
+        let expires = expires.iter().map(|octets| u64::from_le_bytes(*octets)).collect();
+        Some(Self { starts: numbers(starts)?, ends: numbers(ends)?, expires })
     }
 
     pub(super) fn len(&self) -> usize {

@@ -1,21 +1,32 @@
-//! Compiling names into the file of a set. Holds 8 octets a name while it works, 16 more for one that ends.
+//! Compiling the entries of a source. Holds 8 octets a name while it works and 24 for one that ends.
 
-use std::io::{self, BufWriter, Write};
+use std::io::{self, BufWriter, Read, Write};
 use std::sync::Arc;
 use std::time::SystemTime;
 
-use super::file::{Checksum, Key, LabelCounts, Layout, Stamp, TABLES, table_of};
+use super::domains::DomainSet;
+use super::entry::{Entry, Reach, Sense, What};
+use super::file::{Checksum, HEADER, Key, LabelCounts, Layout, Stamp, TABLES, table_of};
+use super::prefixes::{Exceptions, PrefixBuilder, PrefixSet, seconds};
+use super::reader::{self, Options, Refused, Report};
 use super::table::{PADDING, Place, REMAINDER, bits_for, bucket_of, remainder_of};
-use super::{DomainSet, Part};
-use crate::list::entry::{Reach, Sense};
-use crate::list::prefixes::{Exceptions, seconds};
 
-/// Gathers names for a [`DomainSet`].
+/// Reads a source and compiles what it says.
+pub fn compile(source: impl Read, options: &Options) -> Result<(Compiled, Report), Refused> {
+    // Which format it is, and so how its exceptions count, is known only when it was read.
+    let mut builder = Builder::new(Exceptions::Always);
+    let report = reader::read(source, options, &mut |_, entry| builder.add(&entry))?;
+    builder.set_exceptions(report.format.exceptions());
+    Ok((builder.finish(), report))
+}
+
+/// Gathers the entries of one source.
 #[derive(Debug)]
-pub struct DomainBuilder {
+pub struct Builder {
     key: Key,
     exceptions: Exceptions,
     tables: [Gathered; TABLES.len()],
+    prefixes: PrefixBuilder,
 }
 
 #[derive(Debug, Default)]
@@ -26,23 +37,36 @@ struct Gathered {
     labels: LabelCounts,
 }
 
-/// Names ready to be written.
+/// Entries ready to be asked, or to be written.
 #[derive(Debug)]
 pub struct Compiled {
     key: Key,
     exceptions: Exceptions,
     tables: [Gathered; TABLES.len()],
-    /// How many of the names that were added were there already.
+    prefixes: PrefixSet,
+    /// How many of the entries that were added were there already.
     pub doubled: u64,
 }
 
-impl DomainBuilder {
-    pub fn new(key: Key, exceptions: Exceptions) -> Self {
-        Self { key, exceptions, tables: Default::default() }
+impl Builder {
+    pub fn new(exceptions: Exceptions) -> Self {
+        Self { key: Key::random(), exceptions, tables: Default::default(), prefixes: PrefixBuilder::new(exceptions) }
+    }
+
+    fn set_exceptions(&mut self, exceptions: Exceptions) {
+        self.exceptions = exceptions;
+        self.prefixes.set_exceptions(exceptions);
+    }
+
+    pub fn add(&mut self, entry: &Entry<'_>) {
+        match &entry.what {
+            What::Name(reach, name) => self.add_name(*reach, name, entry.sense, entry.expires),
+            What::Prefix(prefix) => self.prefixes.add(*prefix, entry.sense, entry.expires),
+        }
     }
 
     /// `name` is normalised. More than 2^32 - 1 names of one kind cannot be written.
-    pub fn add(&mut self, reach: Reach, name: &str, sense: Sense, expires: Option<SystemTime>) {
+    fn add_name(&mut self, reach: Reach, name: &str, sense: Sense, expires: Option<SystemTime>) {
         let hash = self.key.hash(name);
         let Some(table) = self.tables.get_mut(table_of(sense, reach)) else { return };
         table.labels.add(name.bytes().filter(|b| *b == b'.').count() + 1);
@@ -54,8 +78,10 @@ impl DomainBuilder {
 
     /// Sorts, and joins what is there twice: of the same name with two ends the later one counts.
     pub fn finish(mut self) -> Compiled {
-        let doubled = self.tables.iter_mut().map(Gathered::sort).sum();
-        Compiled { key: self.key, exceptions: self.exceptions, tables: self.tables, doubled }
+        let doubled_names: u64 = self.tables.iter_mut().map(Gathered::sort).sum();
+        let (prefixes, doubled) = self.prefixes.finish();
+        let doubled = doubled + doubled_names;
+        Compiled { key: self.key, exceptions: self.exceptions, tables: self.tables, prefixes, doubled }
     }
 }
 
@@ -76,7 +102,7 @@ impl Gathered {
         (added - self.hashes.len()) as u64
     }
 
-    /// The octets of the table, as the module `table` lays them out.
+    /// The octets of the table, as `table` lays them out.
     fn write(&self, bits: u32, out: &mut impl Write) -> io::Result<()> {
         let mut begins = self.hashes.iter().map(|hash| bucket_of(*hash, bits)).enumerate().peekable();
         let mut place = 0_u32;
@@ -100,12 +126,17 @@ impl Gathered {
 }
 
 impl Compiled {
-    /// How many different patterns there are.
+    /// How many different names there are, each reach and exceptions counted apart.
     pub fn names(&self) -> u64 {
         self.tables.iter().map(|table| table.hashes.len() as u64).sum()
     }
 
-    /// Writes what [`DomainSet::open`] reads. The caller buffers, syncs, and renames into place.
+    /// How many ranges the addresses take.
+    pub fn ranges(&self) -> u64 {
+        self.prefixes.len() as u64
+    }
+
+    /// Writes what [`open`](super::file::open) reads. The caller buffers, syncs, and renames into place.
     pub fn write_to(&self, stamp: Stamp, out: impl Write) -> io::Result<()> {
         let layout = self.layout(stamp).ok_or_else(|| io::Error::other("too many names"))?;
         let mut out = BufWriter::with_capacity(PIECE, Summed { out, sum: Checksum::default() });
@@ -115,29 +146,35 @@ impl Compiled {
                 table.write(place.bits, &mut out)?;
             }
         }
+        self.prefixes.write(&mut out)?;
         let Summed { mut out, sum } = out.into_inner().map_err(io::IntoInnerError::into_error)?;
         out.write_all(&sum.finish().to_le_bytes())?;
         out.flush()
     }
 
-    /// The set in memory. Fails only for names beyond 2^32 - 1 of one kind.
-    pub fn into_set(self, stamp: Stamp) -> io::Result<DomainSet> {
+    /// The sets in memory. Fails only for more than 2^32 - 1 names of one kind.
+    pub fn into_sets(mut self) -> io::Result<(DomainSet, PrefixSet)> {
+        let prefixes = std::mem::take(&mut self.prefixes);
+        if self.names() == 0 {
+            return Ok((DomainSet::default(), prefixes));
+        }
         let mut octets = Vec::new();
-        self.write_to(stamp, &mut octets)?;
+        self.write_to(Stamp::default(), &mut octets)?;
         octets.shrink_to_fit();
-        let layout = self.layout(stamp).ok_or_else(|| io::Error::other("too many names"))?;
-        Ok(DomainSet { parts: vec![Part { octets: Arc::new(octets), layout: Arc::new(layout) }] })
+        let layout = self.layout(Stamp::default()).ok_or_else(|| io::Error::other("too many names"))?;
+        Ok((DomainSet::part(Arc::new(octets), layout), prefixes))
     }
 
     fn layout(&self, stamp: Stamp) -> Option<Layout> {
         let mut tables: [(Place, LabelCounts); TABLES.len()] = Default::default();
-        let mut at = super::file::HEADER;
+        let mut at = HEADER;
         for (own, (place, labels)) in self.tables.iter().zip(&mut tables) {
             let (names, ending) = (own.hashes.len(), own.ending.len());
             (*place, at) = Place::at(at, names as u64, bits_for(names), ending as u64)?;
             *labels = own.labels;
         }
-        Some(Layout { key: self.key, stamp, exceptions: self.exceptions, tables })
+        let (key, exceptions, shapes) = (self.key, self.exceptions, self.prefixes.shapes());
+        Some(Layout { key, stamp, exceptions, tables, ranges_at: at, shapes })
     }
 }
 
