@@ -9,6 +9,7 @@ pub mod file;
 pub mod format;
 pub mod prefixes;
 pub mod reader;
+pub mod refresh;
 mod table;
 pub use domains::DomainSet;
 pub use prefixes::PrefixSet;

@@ -5,6 +5,8 @@ pub mod child;
 pub mod ending;
 pub mod epoll;
 pub mod limits;
+pub mod list_store;
+pub mod mapped;
 pub mod netns;
 pub mod nft;
 pub mod pipe;

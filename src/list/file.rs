@@ -56,6 +56,11 @@ pub fn open(octets: Octets) -> Result<(DomainSet, PrefixSet), Damaged> {
     Ok((DomainSet::part(octets, layout), prefixes))
 }
 
+/// Whether a file, which need not be checked yet, was compiled from a source in this state.
+pub fn has_stamp(octets: &[u8], stamp: Stamp) -> bool {
+    octets.get(STAMP_AT..TABLES_AT) == Some(&stamp[..])
+}
+
 /// Where everything lies in a file that was checked.
 #[derive(Clone, Debug)]
 pub(super) struct Layout {
@@ -160,7 +165,7 @@ impl Layout {
         let exceptions = if header[12] == 0 { Exceptions::Always } else { Exceptions::MostSpecific };
         let (mut key, mut stamp) = ([0; 16], [0; 32]);
         key.copy_from_slice(&header[16..32]);
-        stamp.copy_from_slice(&header[32..64]);
+        stamp.copy_from_slice(&header[STAMP_AT..TABLES_AT]);
         Ok(Self { key: Key(key), stamp, exceptions, tables, ranges_at: at, shapes })
     }
 
@@ -171,7 +176,7 @@ impl Layout {
         header[8..12].copy_from_slice(&VERSION.to_le_bytes());
         header[12] = u8::from(self.exceptions == Exceptions::MostSpecific);
         header[16..32].copy_from_slice(&self.key.0);
-        header[32..64].copy_from_slice(&self.stamp);
+        header[STAMP_AT..TABLES_AT].copy_from_slice(&self.stamp);
         let tables =
             self.tables.iter().flat_map(|(place, labels)| [place.names, place.bits.into(), place.expiring, labels.0]);
         let shapes = self.shapes.iter().flat_map(|shape| [shape.ranges, shape.expiring.into()]);
@@ -223,6 +228,7 @@ impl std::error::Error for Damaged {}
 
 const MAGIC: &[u8; 8] = b"tdgnames";
 const VERSION: u32 = 1;
+const STAMP_AT: usize = 32;
 const TABLES_AT: usize = 64;
 const SHAPES_AT: usize = TABLES_AT + 32 * TABLES.len();
 pub(super) const HEADER: usize = SHAPES_AT + 32;
