@@ -10,6 +10,7 @@ pub mod mapped;
 pub mod netns;
 pub mod nft;
 pub mod pipe;
+pub mod progress;
 pub mod readable;
 pub mod rtnl;
 pub mod tcp;

@@ -157,7 +157,9 @@ mod tests {
     fn failures_are_retried_sooner_but_ever_more_slowly_and_never_later_than_the_refresh() {
         let hour = Duration::from_secs(3600);
         let middle = 127;
-        for (failures, least, most) in [(0, 3590, 3610), (1, 58, 62), (2, 118, 122), (6, 1910, 1930), (7, 3590, 3610), (99, 3590, 3610)] {
+        for (failures, least, most) in
+            [(0, 3590, 3610), (1, 58, 62), (2, 118, 122), (6, 1910, 1930), (7, 3590, 3610), (99, 3590, 3610)]
+        {
             let own = wait(hour, failures, middle).as_secs();
             assert!((least..=most).contains(&own), "{failures}: {own}");
         }

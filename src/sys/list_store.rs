@@ -77,7 +77,8 @@ impl Store {
             return Err(Refused::Io(io::Error::other("it is not a regular file")));
         }
         let stamp = stamp_of(&about, options);
-        let kept = self.folder.as_ref().filter(|_| about.len() >= self.least).map(|folder| kept_at(folder, source, options));
+        let kept =
+            self.folder.as_ref().filter(|_| about.len() >= self.least).map(|folder| kept_at(folder, source, options));
         if let Some(opened) = kept.as_ref().and_then(|path| open_kept(path, stamp)) {
             return Ok(opened);
         }
