@@ -45,12 +45,7 @@ pub struct ListSource {
 }
 
 /// `sources`: takes where its entries come from.
-pub(super) fn read(
-    mut table: Table<'_>,
-    name: &str,
-    report: &Report,
-    sources: &mut Vec<ListSource>,
-) -> Option<Slot> {
+pub(super) fn read(mut table: Table<'_>, name: &str, report: &Report, sources: &mut Vec<ListSource>) -> Option<Slot> {
     let verdict = verdict(&mut table, report);
     let format = table.word("format", FORMATS, None);
     table.take("url");
@@ -92,12 +87,7 @@ const FORMATS: &[(&str, Option<Format>)] = &[
 ];
 
 /// Each entry, with its place.
-fn read_entries(
-    table: &mut Table<'_>,
-    contents: &mut Contents,
-    name: &str,
-    report: &Report,
-) -> Vec<(String, String)> {
+fn read_entries(table: &mut Table<'_>, contents: &mut Contents, name: &str, report: &Report) -> Vec<(String, String)> {
     let Some(written) = table.take("entries") else { return Vec::new() };
     let place = written.place.clone();
     let Some(entries) = written.items() else { return Vec::new() };
