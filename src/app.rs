@@ -14,7 +14,7 @@ use tokio::signal::unix::{Signal, SignalKind, signal};
 
 use crate::config::limits::Limits;
 use crate::config::{self, Loaded};
-use crate::firewall::{self, Capture};
+use crate::firewall::{self, Capture, Ruleset};
 use crate::mode::gateway::{self, Gateway, Listeners};
 use crate::peek;
 use crate::policy::snapshot::Snapshot;
@@ -42,6 +42,8 @@ pub struct Failure {
 struct App {
     snapshot: Arc<ArcSwap<Snapshot>>,
     capture: Capture,
+    /// The rules in force.
+    rules: Option<Ruleset>,
     generation: u64,
 }
 
@@ -74,9 +76,13 @@ fn serve(loaded: Loaded, path: &Path, ending: Ending, telemetry: &Telemetry) -> 
             dns_tcp: Some(listeners.dns.tcp),
             ..Capture::tcp(listeners.tcp)
         },
+        rules: None,
         generation: 1,
     };
     app.apply(&loaded)?;
+    for warning in capture::warnings() {
+        tracing::warn!("{warning}");
+    }
     let gateway =
         Gateway::start(listeners, &settings, &app.snapshot, telemetry).map_err(because("start the workers"))?;
     eprintln!("ready");
@@ -117,7 +123,13 @@ impl App {
         // First who judges, then what is captured: nothing is captured that nobody would judge.
         self.snapshot.store(Arc::new(next));
         self.generation += 1;
-        capture::install(&ruleset).map_err(because("put the rules in place"))
+        match &self.rules {
+            None => capture::install(&ruleset),
+            Some(standing) => capture::update(standing, &ruleset),
+        }
+        .map_err(because("put the rules in place"))?;
+        self.rules = Some(ruleset);
+        Ok(())
     }
 
     /// Reloads at SIGHUP; returns at SIGTERM or SIGINT.
@@ -164,8 +176,8 @@ fn settings(limits: &Limits) -> io::Result<gateway::Settings> {
             peek: peek::tcp::Limits { held: limits.held_bytes, fingerprints: true },
         },
         relay: relay::Settings { idle: limits.idle, connect: CONNECT },
-        udp: udp::Settings::default(),
         dns: crate::dns::Settings::default(),
+        udp: udp::Settings::default(),
     })
 }
 

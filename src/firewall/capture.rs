@@ -24,11 +24,11 @@ const FILTER: i32 = 0;
 
 /// What the services of a stage capture, by protocol and port: most packets leave after this one look-up.
 const INSPECTED: &str = "inspected";
-const INSPECTED_UDP: &str = "inspected_udp";
-const GUARD: &str = "guard";
 /// DNS, where it is captured.
 const QUESTIONS: &str = "questions";
 const SERVICE: [Key; 2] = [Key::Protocol, Key::DestinationPort];
+const INSPECTED_UDP: &str = "inspected_udp";
+const GUARD: &str = "guard";
 const LOOPBACK: &str = "loopback";
 const IPV4_LOOPBACK: IpNet = IpNet::V4(Ipv4Net::new_assert(Ipv4Addr::new(127, 0, 0, 0), 8));
 const IPV6_LOOPBACK: IpNet = IpNet::V6(Ipv6Net::new_assert(Ipv6Addr::LOCALHOST, 128));

@@ -76,7 +76,7 @@ fn demonstrate() -> Result<Report, Trouble> {
     let origins = Origins::start(&lab, &names)?;
     let trust =
         Trust::new(origins.certificate(), names.first().copied().unwrap_or_default()).map_err(io::Error::other)?;
-    let mut tap = Tap::at_server(&lab)?;
+    let (server, client) = (Tap::at_server(&lab)?, Tap::at_client(&lab)?);
     let configuration = Configuration::write(&plan::configuration())?;
     let gateway = Enforcer::start(&std::env::current_exe()?, &lab.gateway, &configuration.file)?;
 
@@ -84,11 +84,11 @@ fn demonstrate() -> Result<Report, Trouble> {
     let mut refusals = flows::make(&lab, &trust, plan::refusals())?;
 
     // Before the rules go: what the clients still retransmit is then forwarded as on any router.
-    let packets = tap.packets(&lab, |_| true)?;
+    let (at_server, at_client) = (server.packets(&lab, |_| true)?, client.packets(&lab, |_| true)?);
     let ended = gateway.stop()?;
     let records: Vec<_> = ended.lines.iter().filter_map(|line| Record::read(line)).collect();
     for flow in matrix.iter_mut().chain(&mut refusals) {
-        flow.complete(&packets, &records);
+        flow.complete(&at_server, &at_client, &records);
     }
     Ok(Report { matrix, refusals, ended, took: begun.elapsed() })
 }

@@ -37,20 +37,20 @@ pub struct Settings {
     pub workers: usize,
     pub worker: worker::Settings,
     pub relay: relay::Settings,
-    pub udp: proxy::udp::Settings,
     pub dns: crate::dns::Settings,
+    pub udp: proxy::udp::Settings,
 }
 
 /// The listeners of every worker, and the ports that the kernel's rules must name.
 #[derive(Debug)]
 pub struct Listeners {
     pub tcp: Listener,
-    pub udp: Listener,
     pub dns: dns::Listeners,
+    pub udp: Listener,
     workers: Vec<Sockets>,
 }
 
-/// The listeners of one worker.
+/// The listeners of one worker, but for those of DNS.
 #[derive(Debug, Default)]
 struct Sockets {
     tcp: Vec<OwnedFd>,

@@ -233,11 +233,12 @@ impl TcpPeek {
 /// Go's server takes first records of any version below 0x1000 for handshakes and alerts; with a version that is not
 /// 3.x it is the message inside that tells.
 fn may_be_tls(held: &[u8]) -> bool {
-    match held {
-        [CHANGE_CIPHER_SPEC..=HEARTBEAT] | [CHANGE_CIPHER_SPEC..=HEARTBEAT, TLS_MAJOR, ..] => true,
-        [HANDSHAKE | ALERT, ..=ODD_MAJOR, ..] => true,
-        _ => false,
-    }
+    matches!(
+        held,
+        [CHANGE_CIPHER_SPEC..=HEARTBEAT]
+            | [CHANGE_CIPHER_SPEC..=HEARTBEAT, TLS_MAJOR, ..]
+            | [HANDSHAKE | ALERT, ..=ODD_MAJOR, ..]
+    )
 }
 
 fn unreadable(via: Via, fault: Fault) -> Step {
@@ -439,6 +440,32 @@ mod tests {
             let (parts, _) = seen_in_steps(&bytes, [cut, bytes.len()].into_iter());
             // What is settled before all has come is settled for the whole.
             prop_assert_eq!(parts, whole);
+        }
+
+        #[test]
+        fn the_same_name_comes_out_alike_of_every_protocol(
+            name in prop_oneof![
+                "[a-zA-Z0-9_-]{1,12}(\\.[a-zA-Z0-9_-]{1,9}){0,3}\\.{0,2}",
+                "[a-z0-9.*_~!$ü-]{1,30}",
+                "([0-9]{1,3}\\.){3}[0-9]{1,3}",
+                "(xn--|b\u{fc}cher|BÜCHER)[a-z0-9-]{0,6}\\.example",
+            ],
+        ) {
+            let expected = match crate::name::DomainName::parse(name.as_bytes()) {
+                Ok(name) => name.to_string(),
+                Err(crate::name::NotAName::IpLiteral) => "-".into(),
+                Err(_) => "unreadable".into(),
+            };
+            let hello = hello(name.as_bytes());
+            prop_assert_eq!(&seen(&records(&hello, 1000)), &expected);
+            prop_assert_eq!(&outcome(&Discovery::of_hello(&hello, Carrier::Quic, true)), &expected);
+            prop_assert_eq!(&seen(format!("GET / HTTP/1.1\r\nHost: {name}\r\n\r\n").as_bytes()), &expected);
+            prop_assert_eq!(&seen(format!("GET http://{name}/ HTTP/1.1\r\n\r\n").as_bytes()), &expected);
+            prop_assert_eq!(&seen(format!("CONNECT {name}:443 HTTP/1.1\r\n\r\n").as_bytes()), &expected);
+            let length = u8::try_from(name.len()).unwrap();
+            let mut http2 = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\0\x04\0\0\0\0\0".to_vec();
+            http2.extend([0, 0, length + 5, 1, 5, 0, 0, 0, 1, 0x82, 0x86, 0x84, 0x01, length]);
+            prop_assert_eq!(&seen(&[&http2, name.as_bytes()].concat()), &expected);
         }
 
         #[test]

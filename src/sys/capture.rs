@@ -59,17 +59,23 @@ fn add_routes() -> io::Result<()> {
     let mut rtnl = Rtnl::open().map_err(|e| e.into_io())?;
     // A namespace that has just been made has it down, and then no route may lead there.
     rtnl.set_up("lo").map_err(|e| e.into_io())?;
-    for family in families() {
+    for family in families().filter(|family| !is_off(*family)) {
         rtnl.add_local_default(family, MARK).map_err(|e| e.into_io())?;
         rtnl.add_fwmark_rule(family, MARK, MARK, RULE_PRIORITY).map_err(|e| e.into_io())?;
     }
     Ok(())
 }
 
-/// A kernel without IPv6 has no routes for it.
+/// Those that this kernel has.
 fn families() -> impl Iterator<Item = Family> {
-    let has_ipv6 = std::path::Path::new("/proc/thread-self/net/if_inet6").exists();
+    let has_ipv6 = std::path::Path::new("/proc/sys/net/ipv6").exists();
     Family::BOTH.into_iter().filter(move |family| *family == Family::V4 || has_ipv6)
+}
+
+/// Without IPv6 on `lo` no route of it can lead there. What is captured of it all the same, the forward hook drops.
+fn is_off(family: Family) -> bool {
+    let setting = "/proc/sys/net/ipv6/conf/lo/disable_ipv6";
+    family == Family::V6 && std::fs::read_to_string(setting).is_ok_and(|value| value.trim() == "1")
 }
 
 /// Key, the value that serves, and what another one does. A key that this kernel has not is no obstacle.

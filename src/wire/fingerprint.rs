@@ -179,3 +179,85 @@ const DIGITS: &[u8; 16] = b"0123456789abcdef";
 const SERVER_NAME: u16 = 0;
 const ALPN: u16 = 16;
 const JA4_HASH: usize = 12;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A hello with these cipher suites and extensions.
+    fn hello(ciphers: &[u16], extensions: &[(u16, &[u8])]) -> Vec<u8> {
+        let vec16 = |bytes: &[u8]| [&u16::try_from(bytes.len()).unwrap().to_be_bytes()[..], bytes].concat();
+        let ciphers: Vec<u8> = ciphers.iter().flat_map(|c| c.to_be_bytes()).collect();
+        let extensions: Vec<u8> =
+            extensions.iter().flat_map(|(kind, body)| [&kind.to_be_bytes()[..], &vec16(body)].concat()).collect();
+        let body = [&[3, 3][..], &[7; 32], &[0], &vec16(&ciphers), &[1, 0], &vec16(&extensions)].concat();
+        [&[1, 0][..], &vec16(&body)].concat()
+    }
+
+    const SNI: &[u8] = b"\0\x04\0\0\x01a";
+
+    #[test]
+    fn the_published_fingerprint_of_a_policy_is_the_md5_of_its_full_string() {
+        let ciphers = [
+            49195, 49199, 49196, 49200, 52393, 52392, 49161, 49171, 49162, 49172, 156, 157, 47, 53, 49170, 10, 4865,
+            4866, 4867,
+        ];
+        let groups = [0, 8, 0, 29, 0, 23, 0, 24, 0, 25];
+        let extensions: [(u16, &[u8]); 10] = [
+            (0, SNI),
+            (5, &[1, 0, 0, 0, 0]),
+            (10, &groups),
+            (11, &[1, 0]),
+            (13, &[0, 2, 4, 3]),
+            (65281, &[0]),
+            (16, &[0, 3, 2, b'h', b'2']),
+            (18, &[]),
+            (43, &[2, 3, 4]),
+            (51, &[0, 0]),
+        ];
+        let hello = hello(&ciphers, &extensions);
+        let own = Fingerprint::of(&ClientHello::parse(&hello).unwrap(), Carrier::Tcp);
+        assert_eq!(
+            own.ja3_full,
+            "771,49195-49199-49196-49200-52393-52392-49161-49171-49162-49172-156-157-47-53-49170-10-4865-4866-4867,\
+             0-5-10-11-13-65281-16-18-43-51,29-23-24-25,0"
+        );
+        assert_eq!(own.ja3, "3fed133de60c35724739b913924b6c24");
+        assert_eq!(&own.ja4[..10], "t13d1910h2");
+        assert_eq!(&Fingerprint::of(&ClientHello::parse(&hello).unwrap(), Carrier::Quic).ja4[..10], "q13d1910h2");
+    }
+
+    #[test]
+    fn grease_changes_no_fingerprint() {
+        let plain: [(u16, &[u8]); 4] = [(0, SNI), (10, &[0, 2, 0, 29]), (13, &[0, 2, 4, 3]), (43, &[2, 3, 4])];
+        let greased: [(u16, &[u8]); 6] = [
+            (0x2a2a, &[]),
+            (0, SNI),
+            (10, &[0, 4, 0x1a, 0x1a, 0, 29]),
+            (13, &[0, 4, 0xaa, 0xaa, 4, 3]),
+            (43, &[4, 0xfa, 0xfa, 3, 4]),
+            (0x6a6a, &[0]),
+        ];
+        let of = |hello: &[u8]| Fingerprint::of(&ClientHello::parse(hello).unwrap(), Carrier::Tcp);
+        assert_eq!(of(&hello(&[4865, 10], &plain)), of(&hello(&[0x0a0a, 4865, 10, 0xfafa], &greased)));
+        assert_ne!(of(&hello(&[4865, 10], &plain)), of(&hello(&[4865, 11], &plain)));
+    }
+
+    #[test]
+    fn an_empty_hello_has_the_fingerprint_of_nothing() {
+        let own = Fingerprint::of(&ClientHello::parse(&hello(&[], &[])).unwrap(), Carrier::Tcp);
+        assert_eq!(own.ja3_full, "771,,,,");
+        assert_eq!(own.ja4, "t12i000000_000000000000_000000000000");
+    }
+
+    #[test]
+    fn the_protocol_of_a_ja4_is_in_letters_or_in_hexadecimal() {
+        for (alpn, expected) in
+            [(&b"h2"[..], "h2"), (b"http/1.1", "h1"), (b"x", "xx"), (b"\xab\xcd", "ad"), (b"h\x01", "61")]
+        {
+            let mut text = String::new();
+            push_alpn(&mut text, Some(alpn));
+            assert_eq!(text, expected);
+        }
+    }
+}

@@ -224,3 +224,93 @@ const STATIC: [(&str, &str); 61] = [
     ("via", ""),
     ("www-authenticate", ""),
 ];
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn fields(decoder: &mut Decoder, block: &[u8]) -> Result<Vec<(String, String)>, Fault> {
+        let mut fields = Vec::new();
+        decoder.decode(block, |name, value| {
+            fields.push((String::from_utf8_lossy(name).into(), String::from_utf8_lossy(value).into()));
+            Ok(())
+        })?;
+        Ok(fields)
+    }
+
+    fn unhex(text: &str) -> Vec<u8> {
+        text.as_bytes().chunks(2).map(|pair| u8::from_str_radix(str::from_utf8(pair).unwrap(), 16).unwrap()).collect()
+    }
+
+    #[test]
+    fn the_requests_of_the_rfc_are_read_with_the_table_that_they_share() {
+        // RFC 7541, C.3 and C.4.
+        let plain = [
+            "828684410f7777772e6578616d706c652e636f6d",
+            "828684be58086e6f2d6361636865",
+            "828785bf400a637573746f6d2d6b65790c637573746f6d2d76616c7565",
+        ];
+        let coded = [
+            "828684418cf1e3c2e5f23a6ba0ab90f4ff",
+            "828684be5886a8eb10649cbf",
+            "828785bf408825a849e95ba97d7f8925a849e95bb8e8b4bf",
+        ];
+        for blocks in [plain, coded] {
+            let mut decoder = Decoder::default();
+            let read = blocks.map(|block| fields(&mut decoder, &unhex(block)).unwrap());
+            let authority = (":authority".to_owned(), "www.example.com".to_owned());
+            assert!(read.iter().all(|fields| fields[3] == authority), "{read:?}");
+            assert_eq!(read[1][4], ("cache-control".into(), "no-cache".into()));
+            assert_eq!(read[2][1], (":scheme".into(), "https".into()));
+            assert_eq!(read[2][4], ("custom-key".into(), "custom-value".into()));
+            assert_eq!(decoder.size, 164);
+        }
+    }
+
+    #[test]
+    fn what_the_rfc_calls_an_error_is_malformed() {
+        let cases = ["80", "be", "ff", "ffffffffff0f", "418cf1e3", "0085ffffffff", "3fe1ffffff7f", "823f00", "40"];
+        for block in cases {
+            assert!(fields(&mut Decoder::default(), &unhex(block)).is_err(), "{block}");
+        }
+        // A table of 64 KiB is followed, a larger one is not.
+        assert!(fields(&mut Decoder::default(), &unhex("3fe1ff03")).is_ok());
+        assert!(fields(&mut Decoder::default(), &unhex("3fe2ff03")).is_err());
+    }
+
+    #[test]
+    fn an_entry_larger_than_the_table_empties_it() {
+        let mut decoder = Decoder::default();
+        fields(&mut decoder, &unhex("410161")).unwrap();
+        assert!(fields(&mut decoder, &unhex("be")).is_ok());
+        let large = [&[0x41, 0x7f, 0xa2, 0x1f][..], &[b'a'; 4129]].concat();
+        fields(&mut decoder, &large).unwrap();
+        assert!(fields(&mut decoder, &unhex("be")).is_err());
+        assert_eq!((decoder.size, decoder.entries.len()), (0, 0));
+    }
+
+    #[test]
+    fn a_block_that_calls_up_a_large_entry_again_and_again_is_refused() {
+        let mut decoder = Decoder::default();
+        let mut block = [&[0x41, 0x7f, 0x81, 0x1e][..], &[b'a'; 3968]].concat();
+        block.extend([0xbe; 1000]);
+        assert!(fields(&mut decoder, &block).is_err());
+    }
+
+    proptest! {
+        #[test]
+        fn any_blocks_are_read_without_a_panic_and_within_the_limits(
+            blocks in proptest::collection::vec(proptest::collection::vec(any::<u8>(), 0..60), 1..6),
+        ) {
+            let mut decoder = Decoder::default();
+            for block in blocks {
+                let _ = fields(&mut decoder, &block);
+                prop_assert!(decoder.size <= MOST_TABLE);
+                let counted: usize = decoder.entries.iter().map(|e| e.name.len() + e.value.len() + OVERHEAD).sum();
+                prop_assert_eq!(counted, decoder.size);
+            }
+        }
+    }
+}

@@ -318,3 +318,88 @@ const TARGET: Malformed = Malformed { field: "request target", section: "RFC 911
 const HOST: Malformed = Malformed { field: "Host", section: "RFC 9112, 3.2" };
 const FIELD: Malformed = Malformed { field: "field line", section: "RFC 9112, 5" };
 const LINE_END: Malformed = Malformed { field: "line end", section: "RFC 9112, 2.2" };
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    #[test]
+    fn the_body_and_the_wish_for_another_protocol_are_read() {
+        let read =
+            |head: &str| Request::parse(head.as_bytes()).map(|request| (request.body, request.asks_for)).unwrap();
+        assert_eq!(read("GET / HTTP/1.1\r\n\r\n"), (Body::Nothing, AsksFor::Nothing));
+        assert_eq!(read("PUT / HTTP/1.0\r\nContent-Length: 007\r\n\r\n"), (Body::Length(7), AsksFor::Nothing));
+        assert_eq!(read("PUT / HTTP/1.1\r\nTransfer-Encoding:chunked\r\n\r\n"), (Body::Chunked, AsksFor::Nothing));
+        assert_eq!(read("GET / HTTP/1.1\r\nUpgrade: h2c\r\n\r\n"), (Body::Nothing, AsksFor::Upgrade));
+        assert_eq!(read("CONNECT a:1 HTTP/1.1\r\n\r\n"), (Body::Nothing, AsksFor::Tunnel));
+        assert!(Request::parse(b"CONNECT a:1 HTTP/1.1\r\nContent-Length: 4\r\n\r\n").is_err());
+    }
+
+    #[test]
+    fn a_head_is_read_whole_or_not_at_all() {
+        let head = b"GET / HTTP/1.1\r\nHost: a.example\r\n\r\n";
+        for cut in 0..head.len() {
+            assert!(Request::parse(&head[..cut]).is_err(), "{cut}");
+            assert_eq!(HeadEnd::default().find(&head[..cut]), Ok(None));
+        }
+        assert_eq!(HeadEnd::default().find(&[&head[..], b"more"].concat()), Ok(Some(head.len())));
+    }
+
+    /// Heads that are well-formed but for what chance puts into them.
+    fn head() -> impl Strategy<Value = Vec<u8>> {
+        let odd = prop_oneof![
+            20 => Just(""), 1 => Just(" "), 1 => Just("\t"), 1 => Just("\r"), 1 => Just("\n"), 1 => Just("\0"), 1 => Just(":"),
+            1 => Just("\r\n"), 1 => Just("@"),
+        ];
+        let field = prop_oneof![
+            Just("Host: a.example"),
+            Just("Host:b.example:80"),
+            Just("X: 1"),
+            Just("Content-Length: 3"),
+            Just("Transfer-Encoding: chunked"),
+            Just("Expect: 100-continue"),
+            Just("Upgrade: h2c"),
+        ];
+        let line = prop_oneof![
+            Just("GET / HTTP/1.1"),
+            Just("GET http://a.example/x HTTP/1.1"),
+            Just("POST /x HTTP/1.0"),
+            Just("OPTIONS * HTTP/1.1"),
+        ];
+        (line, proptest::collection::vec((field, odd.clone(), odd), 0..5)).prop_map(|(line, fields)| {
+            let fields = fields.iter().map(|(field, before, after)| format!("{before}{field}{after}\r\n"));
+            [line, "\r\n", &fields.collect::<String>(), "\r\n"].concat().into_bytes()
+        })
+    }
+
+    proptest! {
+        #[test]
+        fn what_is_read_here_httparse_reads_to_the_same_host(head in head()) {
+            if let Ok(ours) = Request::parse(&head) {
+                let mut fields = [httparse::EMPTY_HEADER; 16];
+                let mut theirs = httparse::Request::new(&mut fields);
+                prop_assert_eq!(theirs.parse(&head), Ok(httparse::Status::Complete(head.len())));
+                let hosts: Vec<_> = theirs.headers.iter().filter(|f| f.name.eq_ignore_ascii_case("host")).collect();
+                prop_assert!(hosts.len() < 2);
+                if let Some(host) = hosts.first() {
+                    prop_assert_eq!(authority(host.value, HOST), Ok(ours.name));
+                }
+            }
+        }
+
+        #[test]
+        fn a_name_is_the_same_wherever_a_request_bears_it(name in "[a-zA-Z0-9_-]{1,12}(\\.[a-zA-Z0-9-]{1,9}){0,3}\\.?", port in "(:[0-9]{0,5})?") {
+            let read = |head: String| Request::parse(head.as_bytes()).map(|request| request.name);
+            let host = read(format!("GET / HTTP/1.1\r\nHost: {name}{port}\r\n\r\n"));
+            prop_assert_eq!(&read(format!("GET http://{name}{port}/ HTTP/1.1\r\n\r\n")), &host.map_err(|_| Fault::Malformed(TARGET)));
+        }
+
+        #[test]
+        fn any_octets_are_read_without_a_panic(bytes in proptest::collection::vec(any::<u8>(), 0..300)) {
+            let _ = Request::parse(&bytes);
+            let _ = Request::parse_simple(&bytes);
+        }
+    }
+}

@@ -257,3 +257,146 @@ const PATH: u8 = 4;
 
 const FRAME: Malformed = Malformed { field: "frame", section: "RFC 9113, 6" };
 const FIELDS: Malformed = Malformed { field: "request fields", section: "RFC 9113, 8.3" };
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    /// What h2's client sends for these requests before it hears from the server.
+    fn bytes_of_h2(authorities: &[String], fields: usize) -> Vec<u8> {
+        use tokio::io::AsyncReadExt;
+        let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
+        runtime.block_on(async {
+            let (near, mut far) = tokio::io::duplex(1 << 20);
+            let (mut client, connection) = h2::client::handshake(near).await.unwrap();
+            let connection = tokio::spawn(connection);
+            for authority in authorities {
+                let mut request = http::Request::post(format!("http://{authority}/x"));
+                for number in 0..fields {
+                    request = request.header(format!("x-field-{number}"), format!("{authority}{number}"));
+                }
+                let (_, mut body) = client.send_request(request.body(()).unwrap(), false).unwrap();
+                body.send_data(vec![7_u8; 100].into(), true).unwrap();
+                for _ in 0..20 {
+                    tokio::task::yield_now().await;
+                }
+            }
+            connection.abort();
+            let _ = connection.await;
+            drop(client);
+            let mut bytes = Vec::new();
+            far.read_to_end(&mut bytes).await.unwrap();
+            bytes
+        })
+    }
+
+    /// The names asked for, by an onlooker who is shown the bytes in steps of this size.
+    fn names(bytes: &[u8], step: usize) -> Result<Vec<String>, Fault> {
+        let (mut requests, mut at, mut end, mut names) = (Requests::default(), 0, 0, Vec::new());
+        loop {
+            match requests.next(&bytes[at..end])? {
+                Next::Needs(_) if end == bytes.len() => return Ok(names),
+                Next::Needs(_) => end = bytes.len().min(end + step),
+                Next::Pass(length) => at += length,
+                Next::Request { name, length } => {
+                    names.push(name.map_or("-".into(), |name| name.to_string()));
+                    at += length;
+                }
+            }
+            assert!(at <= end);
+        }
+    }
+
+    #[test]
+    fn the_requests_of_a_real_client_are_read_over_any_split() {
+        let authorities: Vec<String> = ["a.example", "b.example:80", "a.example", "c-3.example"].map(Into::into).into();
+        for fields in [0, 3, 40] {
+            let bytes = bytes_of_h2(&authorities, fields);
+            for step in [1, 2, 9, 1000, 1 << 20] {
+                assert_eq!(names(&bytes, step).unwrap(), ["a.example", "b.example", "a.example", "c-3.example"]);
+            }
+        }
+    }
+
+    #[test]
+    fn a_block_over_several_frames_is_joined() {
+        let bytes = bytes_of_h2(&["a.example".into()], 2000);
+        assert!(bytes.windows(9).any(|w| w[3] == CONTINUATION && w[4] == END_HEADERS && w[8] == 1), "h2 splits it");
+        assert_eq!(names(&bytes, 1000).unwrap(), ["a.example"]);
+    }
+
+    /// Type, flags, stream, payload.
+    type Row<'a> = (u8, u8, u8, &'a [u8]);
+
+    /// A connection whose frames after the settings are these.
+    fn connection(frames: &[Row<'_>]) -> Vec<u8> {
+        let mut bytes = [PREFACE, &[0, 0, 0, SETTINGS, 0, 0, 0, 0, 0]].concat();
+        for (kind, flags, stream, payload) in frames {
+            bytes.extend([0, 0, u8::try_from(payload.len()).unwrap(), *kind, *flags, 0, 0, 0, *stream]);
+            bytes.extend(*payload);
+        }
+        bytes
+    }
+
+    const GET: &[u8] = b"\x82\x86\x84\x01\x01a";
+
+    #[test]
+    fn frames_and_fields_out_of_place_are_refused() {
+        let refused: &[&[Row<'_>]] = &[
+            &[(HEADERS, END_HEADERS, 0, GET)],
+            &[(HEADERS, END_HEADERS, 2, GET)],
+            &[(HEADERS, END_HEADERS | PADDED, 1, b"\xff\x82")],
+            &[(HEADERS, 0, 1, GET), (0, 0, 1, b"x")],
+            &[(HEADERS, 0, 1, GET), (CONTINUATION, END_HEADERS, 3, b"")],
+            &[(CONTINUATION, END_HEADERS, 1, GET)],
+            &[(PUSH_PROMISE, END_HEADERS, 1, GET)],
+            &[(HEADERS, END_HEADERS, 1, b"\x86\x84\x01\x01a")],
+            &[(HEADERS, END_HEADERS, 1, b"\x82\x86\x84\x0f\x17\x01b\x01\x01a")],
+            &[(HEADERS, END_HEADERS, 1, b"\x82\x82\x86\x84\x01\x01a")],
+            &[(HEADERS, END_HEADERS, 1, b"\x82\x86\x84\x88")],
+            &[(HEADERS, END_HEADERS, 1, b"\x82\x86\x84\x01\x03a\0b")],
+            &[(HEADERS, END_HEADERS, 1, b"\x82\x86\x84\0\x04Host\x01b")],
+            &[(HEADERS, END_HEADERS, 1, b"\x82\x86\x84\0\x05host \x01b")],
+            &[(HEADERS, END_HEADERS, 1, b"\x82\x86\x84\0\x04:foo\x01b")],
+            &[(HEADERS, END_HEADERS, 1, b"\x82\x86\x04\x08http://b\x01\x01a")],
+            &[(HEADERS, END_HEADERS, 1, b"\x82\x86\x84\x0f\x17\x01b\x0f\x17\x01b")],
+            &[(HEADERS, END_HEADERS, 1, b"\x82\x86\x84\x01\x0fa.example@b.test")],
+            &[(HEADERS, END_HEADERS, 1, b"\x0f\x17\x01b")],
+        ];
+        for frames in refused {
+            assert!(names(&connection(frames), 1000).is_err(), "{frames:?}");
+        }
+    }
+
+    #[test]
+    fn padding_priority_trailers_and_unknown_frames_are_passed_over() {
+        let padded = [&[2, 0, 0, 0, 0, 9][..], GET, &[0, 0]].concat();
+        let bytes = connection(&[
+            (0xaa, 0xff, 7, b"unknown"),
+            (HEADERS, END_HEADERS | PADDED | PRIORITY, 1, &padded),
+            (0, 0, 1, b"\0\0\x06\x01\x04\0\0\0\x03not a frame"),
+            (HEADERS, END_HEADERS | 1, 1, b"\0\x05x-sum\x011"),
+            (HEADERS, 0, 3, b"\x82\x86"),
+            (CONTINUATION, 0, 3, b""),
+            (CONTINUATION, END_HEADERS, 3, b"\x84\x0f\x17\x01b"),
+            (HEADERS, END_HEADERS, 5, b"\x82\x86\x84"),
+        ]);
+        for step in [1, 1000] {
+            assert_eq!(names(&bytes, step).unwrap(), ["a", "b", "-"]);
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn any_octets_behind_the_preface_are_read_alike_in_all_splits(
+            frames in proptest::collection::vec((0u8..11, any::<u8>(), 0u8..4, proptest::collection::vec(any::<u8>(), 0..30)), 0..6),
+            step in 1usize..60,
+        ) {
+            let frames: Vec<_> = frames.iter().map(|(kind, flags, stream, payload)| (*kind, *flags, *stream, &payload[..])).collect();
+            let bytes = connection(&frames);
+            prop_assert_eq!(names(&bytes, step), names(&bytes, 1 << 20));
+        }
+    }
+}

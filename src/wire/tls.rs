@@ -200,3 +200,81 @@ const ECH: u16 = 0xfe0d;
 const ECH_DRAFTS_FIRST: u16 = 0xfe08;
 const ECH_DRAFTS_LAST: u16 = 0xfe0c;
 const ESNI: u16 = 0xffce;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn message(extensions: &[u8]) -> Vec<u8> {
+        let length = u16::try_from(extensions.len()).unwrap().to_be_bytes();
+        let body = [&[3, 3][..], &[7; 32], &[0, 0, 2, 0x13, 1, 1, 0], &length, extensions].concat();
+        [&[1, 0][..], &u16::try_from(body.len()).unwrap().to_be_bytes(), &body].concat()
+    }
+
+    #[test]
+    fn our_walk_and_that_of_tls_parser_agree_on_what_clients_send() {
+        let table = include_str!("../../tests/data/flights/tls.tsv");
+        let mut compared = 0;
+        for row in table.lines().filter(|row| !row.contains("\tmalformed\t")) {
+            let hex = row.rsplit('\t').next().unwrap();
+            let octets =
+                hex.as_bytes().chunks(2).map(|pair| u8::from_str_radix(str::from_utf8(pair).unwrap(), 16).unwrap());
+            let bytes: Vec<u8> = octets.collect();
+            let mut records = records::Records::default();
+            if records.follow(&bytes) != Ok(records::Followed::Message) {
+                continue;
+            }
+            let message = records.message(&bytes);
+            let Ok((_, theirs)) = tls_parser::parse_tls_message_handshake(&message) else { continue };
+            let tls_parser::TlsMessage::Handshake(tls_parser::TlsMessageHandshake::ClientHello(theirs)) = theirs else {
+                panic!("not a hello")
+            };
+            let parsed = tls_parser::parse_tls_client_hello_extensions(theirs.ext.unwrap_or_default());
+            let Ok(([], extensions)) = parsed else { continue };
+            let ours = ClientHello::parse(&message).unwrap();
+            let ciphers: Vec<u16> = theirs.ciphers.iter().map(|cipher| cipher.0).collect();
+            assert_eq!(u16s(ours.ciphers).collect::<Vec<_>>(), ciphers, "{row}");
+            let types: Vec<u16> = extensions.iter().map(|extension| Type::from(extension).0).collect();
+            let known = ours.extension_types().filter(|kind| !is_grease(*kind)).collect::<Vec<_>>();
+            assert_eq!(known, types.into_iter().filter(|kind| !is_grease(*kind)).collect::<Vec<_>>(), "{row}");
+            let name = extensions.iter().find_map(|extension| match extension {
+                tls_parser::TlsExtension::SNI(names) => names.first().map(|name| name.1.to_ascii_lowercase()),
+                _ => None,
+            });
+            if let Ok(Some(own)) = ours.name() {
+                assert_eq!(own.as_str().as_bytes(), name.unwrap(), "{row}");
+            }
+            compared += 1;
+        }
+        assert!(compared > 500, "{compared}");
+    }
+
+    #[test]
+    fn a_hello_that_its_fields_do_not_fill_is_malformed() {
+        let whole = message(b"\0\x10\0\x05\0\x03\x02h2");
+        assert_eq!(ClientHello::parse(&whole).unwrap().first_alpn(), Some(&b"h2"[..]));
+        for cut in 0..whole.len() {
+            assert!(ClientHello::parse(&whole[..cut]).is_err(), "{cut}");
+            // The same with a length that agrees: the fields inside break off. Without extensions it is well-formed.
+            let mut short = whole[..cut].to_vec();
+            if cut >= 4 {
+                short[3] = u8::try_from(cut - 4).unwrap();
+                let ends_before_extensions = cut == 4 + 2 + 32 + 1 + 4 + 2;
+                assert_eq!(ClientHello::parse(&short).is_ok(), ends_before_extensions, "{cut}");
+            }
+        }
+        assert!(ClientHello::parse(&[&whole[..], &[0]].concat()).is_err());
+    }
+
+    #[test]
+    fn lists_of_versions_and_encrypted_hellos_are_seen() {
+        let hello = message(b"\0\x2b\0\x05\x04\x0a\x0a\x03\x04\xfe\x0d\0\x01\0");
+        let hello = ClientHello::parse(&hello).unwrap();
+        assert_eq!(hello.versions().collect::<Vec<_>>(), [0x0a0a, 0x0304]);
+        assert!(hello.has_encrypted_hello());
+        for kind in [0xfe0a_u16, 0xffce] {
+            let hello = message(&[&kind.to_be_bytes()[..], &[0, 0]].concat());
+            assert!(ClientHello::parse(&hello).unwrap().has_encrypted_hello());
+        }
+    }
+}

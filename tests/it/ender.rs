@@ -25,17 +25,17 @@ fn a_discarded_client_hears_nothing_more_whatever_it_sends() {
     in_lab(|lab| {
         for (family, listener) in listeners(lab, 65_536) {
             let (mut client, accepted) = captured(lab, family, &listener, 0);
-            let mut tap = Tap::at_client(lab).unwrap();
+            let tap = Tap::at_client(lab).unwrap();
             let mut ender = ender(lab);
             assert!(matches!(ender.end(accepted, DropAction::Discard), Ended::AsAsked));
             client.write_all(b"is anybody there?").unwrap();
             client.shutdown(std::net::Shutdown::Write).unwrap();
-            assert_eq!(to_client(lab, &mut tap), []);
+            assert_eq!(to_client(lab, &tap), []);
             // Leaves with a reset of its own.
             let local = client.local_addr().unwrap();
             socket2::SockRef::from(&client).set_linger(Some(std::time::Duration::ZERO)).unwrap();
             drop(client);
-            assert_eq!(to_client(lab, &mut tap), []);
+            assert_eq!(to_client(lab, &tap), []);
 
             let (again, _accepted) = captured(lab, family, &listener, local.port());
             assert_eq!(again.local_addr().unwrap(), local, "the same ports, a new flow: it is taken in");
@@ -48,10 +48,10 @@ fn a_reset_client_knows_at_once() {
     in_lab(|lab| {
         for (family, listener) in listeners(lab, 65_536) {
             let (mut client, accepted) = captured(lab, family, &listener, 0);
-            let mut tap = Tap::at_client(lab).unwrap();
+            let tap = Tap::at_client(lab).unwrap();
             assert!(matches!(ender(lab).end(accepted, DropAction::TcpReset), Ended::AsAsked));
             assert_eq!(client.read(&mut [0]).unwrap_err().kind(), ErrorKind::ConnectionReset);
-            assert_eq!(to_client(lab, &mut tap), [Kind::Reset]);
+            assert_eq!(to_client(lab, &tap), [Kind::Reset]);
         }
     });
 }
@@ -61,11 +61,11 @@ fn an_unreachable_client_is_told_by_the_gateway_about_its_own_segment_and_then_r
     in_lab(|lab| {
         for (family, listener) in listeners(lab, 65_536) {
             let (mut client, accepted) = captured(lab, family, &listener, 0);
-            let mut tap = Tap::at_client(lab).unwrap();
+            let tap = Tap::at_client(lab).unwrap();
             let before = misquotes(lab);
             assert!(matches!(ender(lab).end(accepted, DropAction::IcmpUnreachable), Ended::AsAsked));
             assert_eq!(client.read(&mut [0]).unwrap_err().kind(), ErrorKind::ConnectionReset);
-            assert_eq!(to_client(lab, &mut tap), [prohibited(family), Kind::Reset]);
+            assert_eq!(to_client(lab, &tap), [prohibited(family), Kind::Reset]);
             let from_gateway = |packet: &Packet| packet.source.ip() == gateway_address(family);
             let icmp = |packet: &Packet| from_gateway(packet) && packet.kind == prohibited(family);
             assert_eq!(tap.packets(lab, icmp).unwrap().len(), 1, "it comes from the gateway's own address");
@@ -116,7 +116,7 @@ fn without_the_privilege_a_discarded_flow_is_reset_rather_than_kept() {
 fn a_refused_datagram_is_an_error_at_the_socket_that_sent_it() {
     in_lab(|lab| {
         let ender = ender(lab);
-        let mut tap = Tap::at_client(lab).unwrap();
+        let tap = Tap::at_client(lab).unwrap();
         for family in Family::BOTH {
             let remote = SocketAddr::new(Site::B.address(family, 9), 443);
             let client = lab.client.run(|| UdpSocket::bind((client_address(family, 0), 0))).unwrap().unwrap();
@@ -139,7 +139,7 @@ fn a_refused_datagram_is_an_error_at_the_socket_that_sent_it() {
 fn a_discarded_udp_flow_reaches_nobody() {
     in_lab(|lab| {
         let _listeners = listeners(lab, 65_536);
-        let mut tap = Tap::at_server(lab).unwrap();
+        let tap = Tap::at_server(lab).unwrap();
         let mut ender = ender(lab);
         for family in Family::BOTH {
             let remote = SocketAddr::new(Site::B.address(family, 9), 4433);
@@ -183,7 +183,7 @@ fn captured(lab: &Lab, family: Family, listener: &TcpListener, port: u16) -> (Tc
 }
 
 /// The kinds of what came to the client, whoever sent it, but for the tap's own sentinels.
-fn to_client(lab: &Lab, tap: &mut Tap) -> Vec<Kind> {
+fn to_client(lab: &Lab, tap: &Tap) -> Vec<Kind> {
     let sent_here = |packet: &Packet| Family::BOTH.iter().any(|f| packet.destination.ip() == client_address(*f, 0));
     let seen = tap.packets(lab, |packet| sent_here(packet) && packet.kind != Kind::Datagram).unwrap();
     seen.into_iter().map(|packet| packet.kind).collect()

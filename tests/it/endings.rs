@@ -64,7 +64,7 @@ struct Refused<'a> {
     client: TcpStream,
     source: SocketAddr,
     destination: SocketAddr,
-    tap: &'a mut Tap,
+    tap: &'a Tap,
 }
 
 impl Refused<'_> {
@@ -80,19 +80,19 @@ impl Refused<'_> {
 fn each_refusal(lab: &Lab, drop: &str, mut look: impl FnMut(&mut Refused<'_>)) {
     let (_origins, trust) = servers(lab);
     let gateway = Gateway::start(lab, &configuration(drop, "type = \"prefer-both\""));
-    let mut at_server = Tap::at_server(lab).unwrap();
+    let at_server = Tap::at_server(lab).unwrap();
     for family in Family::BOTH {
         for (port, first_flight) in
             [(443, hello(&trust, Some("blocked.example"))), (80, get("blocked.example").into_bytes())]
         {
-            let mut at_client = Tap::at_client(lab).unwrap();
+            let at_client = Tap::at_client(lab).unwrap();
             let destination = at(Site::A, family, 1, port);
             let mut client = connect(lab, destination);
             let source = client.local_addr().unwrap();
             assert_eq!(source.ip(), client_address(family, 0));
             client.write_all(&first_flight).unwrap();
             assert_refused(&gateway.verdict_on(source), drop);
-            look(&mut Refused { client, source, destination, tap: &mut at_client });
+            look(&mut Refused { client, source, destination, tap: &at_client });
             assert_eq!(at_server.count(lab, destination).unwrap(), 0, "{destination}");
         }
     }

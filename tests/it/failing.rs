@@ -17,7 +17,7 @@ fn after_kill_9_no_captured_flow_reaches_a_server_and_the_next_start_works() {
     in_lab(|lab| {
         let (_origins, trust) = servers(lab);
         let configuration = configuration("tcp-reset", "type = \"prefer-both\"");
-        let mut tap = Tap::at_server(lab).unwrap();
+        let tap = Tap::at_server(lab).unwrap();
         Gateway::start(lab, &configuration).enforcer.kill().unwrap();
 
         for destination in inspected_destinations() {
@@ -63,7 +63,7 @@ fn rules_that_are_kept_go_on_shutting_captured_flows_out() {
     in_lab(|lab| {
         let (_origins, _) = servers(lab);
         let configuration = configuration("tcp-reset", "type = \"prefer-both\"");
-        let mut tap = Tap::at_server(lab).unwrap();
+        let tap = Tap::at_server(lab).unwrap();
         let gateway = Gateway::start_with(lab, &configuration, |command| {
             command.arg("--keep-rules");
         });
@@ -82,7 +82,7 @@ fn rules_that_are_kept_go_on_shutting_captured_flows_out() {
 fn ports_that_are_not_inspected_are_judged_by_address_in_the_kernel() {
     in_lab(|lab| {
         let accepted = crate::gateway::listen(lab, 8443);
-        let mut tap = Tap::at_server(lab).unwrap();
+        let tap = Tap::at_server(lab).unwrap();
         let gateway = Gateway::start(lab, &configuration("tcp-reset", "type = \"prefer-both\""));
         for family in Family::BOTH {
             let allowed = connect(lab, at(Site::A, family, 1, 8443));

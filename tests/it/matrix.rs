@@ -51,7 +51,7 @@ fn the_demo_finds_everything_as_expected_and_says_so_to_programs() {
 fn every_cell_holds(lab: &Lab, inspection: &str) {
     let table: toml::Table = include_str!("../data/verdicts.toml").parse().unwrap();
     let (_origins, trust) = servers(lab);
-    let mut tap = Tap::at_server(lab).unwrap();
+    let tap = Tap::at_server(lab).unwrap();
     let gateway = Gateway::start(lab, &configuration("tcp-reset", &format!("type = \"{inspection}\"")));
 
     let mut tried = Vec::new();

@@ -81,7 +81,7 @@ fn a_panic_inside_a_namespace_reaches_the_caller() {
 #[test]
 fn plain_tcp_crosses_the_gateway_and_is_counted() {
     in_lab(|lab| {
-        let mut tap = Tap::at_server(lab).unwrap();
+        let tap = Tap::at_server(lab).unwrap();
         let listener = lab.server.run(|| TcpListener::bind("[::]:443")).unwrap().unwrap();
         for (family, site) in each_family_and_site() {
             let destination = SocketAddr::new(site.address(family, 7), 443);
@@ -107,7 +107,7 @@ fn plain_tcp_crosses_the_gateway_and_is_counted() {
 #[test]
 fn every_datagram_that_was_sent_is_counted() {
     in_lab(|lab| {
-        let mut tap = Tap::at_server(lab).unwrap();
+        let tap = Tap::at_server(lab).unwrap();
         for (family, site) in each_family_and_site() {
             let destination = SocketAddr::new(site.address(family, 9), 443);
             let source = SocketAddr::new(client_address(family, CLIENTS - 1), 5000);

@@ -53,7 +53,7 @@ fn quic_to_an_allowed_name_is_forwarded_by_the_kernel_alone() {
 #[test]
 fn quic_to_a_blocked_name_never_reaches_the_server() {
     in_lab(|lab| {
-        let mut tap = Tap::at_server(lab).unwrap();
+        let tap = Tap::at_server(lab).unwrap();
         let gateway = gateway(lab, "discard", "");
         let origin = Origin::start(lab);
         for family in Family::BOTH {
@@ -133,7 +133,7 @@ fn nothing_is_lost_or_doubled_when_the_kernel_takes_over() {
 #[test]
 fn a_blocked_flow_is_refused_at_once_for_all_its_packets() {
     for_each_action(|lab, gateway, action| {
-        let mut tap = Tap::at_server(lab).unwrap();
+        let tap = Tap::at_server(lab).unwrap();
         for family in Family::BOTH {
             let server = SocketAddr::new(Site::A.address(family, 11), 443);
             let client = lab.client.run(|| client_socket(family, server)).unwrap();
@@ -162,7 +162,7 @@ fn a_blocked_flow_is_refused_at_once_for_all_its_packets() {
 #[test]
 fn udp_that_is_no_quic_is_judged_by_its_address() {
     in_lab(|lab| {
-        let mut tap = Tap::at_server(lab).unwrap();
+        let tap = Tap::at_server(lab).unwrap();
         let gateway = gateway(lab, "discard", "");
         for family in Family::BOTH {
             let passed = SocketAddr::new(Site::A.address(family, 12), 443);
@@ -197,7 +197,7 @@ fn udp_that_is_no_quic_is_judged_by_its_address() {
 #[test]
 fn what_looks_like_quic_and_cannot_be_read_is_blocked() {
     in_lab(|lab| {
-        let mut tap = Tap::at_server(lab).unwrap();
+        let tap = Tap::at_server(lab).unwrap();
         let gateway = gateway(lab, "discard", "");
         let mut unknown = flight("www.google.com");
         unknown[1..5].copy_from_slice(&[0xfa, 0xce, 0xb0, 2]);

@@ -72,7 +72,7 @@ fn a_hello_below_64_kib_is_read_and_one_above_is_unreadable_and_blocked() {
     in_lab(|lab| {
         let gateway = start(lab);
         let (_origins, trust) = servers(lab);
-        let mut tap = Tap::at_server(lab).unwrap();
+        let tap = Tap::at_server(lab).unwrap();
         each_family(|family| {
             let large = padded(&hello(&trust, Some("blocked.example")), 60_000);
             assert_blocked_by_name(lab, &gateway, at(Site::A, family, 1, 443), |stream| send_anyway(stream, &large));
@@ -93,7 +93,7 @@ fn a_malformed_hello_and_contradicting_hosts_are_unreadable_and_blocked() {
     in_lab(|lab| {
         let gateway = start(lab);
         let (_origins, trust) = servers(lab);
-        let mut tap = Tap::at_server(lab).unwrap();
+        let tap = Tap::at_server(lab).unwrap();
         let mut broken = hello(&trust, Some("allowed.example"));
         // The length of the session id, which then covers all that follows and more.
         broken[43] = 0xff;
@@ -118,7 +118,7 @@ fn a_silent_client_gets_the_verdict_of_its_address_when_the_time_is_over() {
     in_lab(|lab| {
         let gateway = Gateway::start(lab, &configuration("tcp-reset", "type = \"explicit\"\ntimeout = \"200ms\""));
         let accepted = listen(lab, 443);
-        let mut tap = Tap::at_server(lab).unwrap();
+        let tap = Tap::at_server(lab).unwrap();
         each_family(|family| {
             // A server that speaks first.
             let mut client = connect(lab, at(Site::A, family, 1, 443));
@@ -143,7 +143,7 @@ fn octets_of_no_protocol_get_the_verdict_of_their_address_and_arrive_whole() {
     in_lab(|lab| {
         let gateway = Gateway::start(lab, &configuration("tcp-reset", "type = \"explicit\"\ntimeout = \"200ms\""));
         let accepted = listen(lab, 443);
-        let mut tap = Tap::at_server(lab).unwrap();
+        let tap = Tap::at_server(lab).unwrap();
         let octets: Vec<u8> = (0..4000_u32).map(|n| (n * 7 + 0x80) as u8).collect();
         each_family(|family| {
             let mut client = connect(lab, at(Site::A, family, 1, 443));
@@ -344,7 +344,7 @@ fn a_client_that_resets_before_its_verdict_costs_its_server_nothing() {
     in_lab(|lab| {
         let gateway = start(lab);
         let (_origins, trust) = servers(lab);
-        let mut tap = Tap::at_server(lab).unwrap();
+        let tap = Tap::at_server(lab).unwrap();
         let octets = hello(&trust, Some("allowed.example"));
         each_family(|family| {
             for sent in [0, 1, 50, octets.len() - 1] {
@@ -427,7 +427,7 @@ fn send_and_read(
 }
 
 fn assert_blocked_by_name(lab: &Lab, gateway: &Gateway, destination: SocketAddr, send: impl FnOnce(&TcpStream)) {
-    let mut tap = Tap::at_server(lab).unwrap();
+    let tap = Tap::at_server(lab).unwrap();
     let (source, saw) = send_and_read(lab, destination, send);
     assert_eq!(saw.unwrap_err().kind(), ErrorKind::ConnectionReset);
     let record = gateway.verdict_on(source);

@@ -1,8 +1,8 @@
 //! Makes the flows of a plan and holds what came of each against what was expected.
 
 use std::io;
-use std::sync::Mutex;
-use std::sync::PoisonError;
+use std::net::SocketAddr;
+use std::sync::{Mutex, PoisonError};
 use std::thread;
 use std::time::Duration;
 
@@ -11,7 +11,7 @@ use serde_json::{Value, json};
 use super::client::{Outcome, Request, Saw, Trust, ask_http, ask_tls};
 use super::lab::{Lab, Site};
 use super::plan::{Speaks, Trial};
-use super::tap::Packet;
+use super::tap::{Kind, Packet};
 use crate::policy::DropAction;
 
 /// A trial that was made, with what each of the three sides has to say of it.
@@ -19,6 +19,10 @@ use crate::policy::DropAction;
 pub(super) struct Flow {
     pub(super) trial: Trial,
     pub(super) saw: Saw,
+    source: Option<SocketAddr>,
+    /// What reached the client besides: resets of this flow, and ICMP that says prohibited.
+    resets: usize,
+    prohibitions: usize,
     /// How many packets reached the server.
     pub(super) arrived: usize,
     /// The gateway's record of its verdict.
@@ -41,15 +45,15 @@ impl Record {
 
 /// Makes the flows, several at a time, from the client's namespace.
 pub(super) fn make(lab: &Lab, trust: &Trust, trials: Vec<Trial>) -> io::Result<Vec<Flow>> {
-    let waiting = Mutex::new(trials.into_iter());
+    let waiting = Mutex::new(trials.into_iter().enumerate());
     let made = Mutex::new(Vec::new());
     let work = || {
         loop {
             let next = waiting.lock().unwrap_or_else(PoisonError::into_inner).next();
-            let Some(trial) = next else { return };
-            let Outcome { saw, .. } = ask(&trial, trust);
-            let flow = Flow { trial, saw, arrived: 0, record: None };
-            made.lock().unwrap_or_else(PoisonError::into_inner).push(flow);
+            let Some((number, trial)) = next else { return };
+            let Outcome { saw, source } = ask(&trial, trust);
+            let flow = Flow { trial, saw, source, resets: 0, prohibitions: 0, arrived: 0, record: None };
+            made.lock().unwrap_or_else(PoisonError::into_inner).push((number, flow));
         }
     };
     thread::scope(|scope| {
@@ -58,7 +62,9 @@ pub(super) fn make(lab: &Lab, trust: &Trust, trials: Vec<Trial>) -> io::Result<V
             .into_iter()
             .try_for_each(|client| client.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic)))
     })?;
-    Ok(made.into_inner().unwrap_or_else(PoisonError::into_inner))
+    let mut made = made.into_inner().unwrap_or_else(PoisonError::into_inner);
+    made.sort_by_key(|(number, _)| *number);
+    Ok(made.into_iter().map(|(_, flow)| flow).collect())
 }
 
 fn ask(trial: &Trial, trust: &Trust) -> Outcome {
@@ -76,9 +82,17 @@ fn ask(trial: &Trial, trust: &Trust) -> Outcome {
 }
 
 impl Flow {
-    /// Adds what the server's link and the gateway's records say.
-    pub(super) fn complete(&mut self, packets: &[Packet], records: &[Record]) {
-        self.arrived = packets.iter().filter(|packet| packet.destination == self.trial.destination).count();
+    /// Adds what arrived at the server and at the client, and what the gateway's records say.
+    pub(super) fn complete(&mut self, at_server: &[Packet], at_client: &[Packet], records: &[Record]) {
+        self.arrived = at_server.iter().filter(|packet| packet.destination == self.trial.destination).count();
+        self.resets = at_client
+            .iter()
+            .filter(|packet| packet.kind == Kind::Reset && Some(packet.destination) == self.source)
+            .count();
+        self.prohibitions = at_client
+            .iter()
+            .filter(|packet| packet.destination.ip() == self.trial.source && is_prohibition(packet.kind))
+            .count();
         self.record = records.iter().rfind(|record| self.is_its_verdict(&record.fields)).cloned();
     }
 
@@ -103,9 +117,9 @@ impl Flow {
             (Saw::Answer(answer), true, _) => {
                 *answer == format!("{} asked {}\n", self.trial.source, self.trial.destination)
             }
-            (Saw::Silence, false, DropAction::Discard) => true,
-            (Saw::Reset | Saw::Unreachable, false, DropAction::IcmpUnreachable) => true,
-            (Saw::Reset, false, DropAction::TcpReset) => true,
+            (Saw::Silence, false, DropAction::Discard) => self.resets == 0 && self.prohibitions == 0,
+            (Saw::Reset | Saw::Unreachable, false, DropAction::IcmpUnreachable) => self.prohibitions > 0,
+            (Saw::Reset, false, DropAction::TcpReset) => self.resets > 0 && self.prohibitions == 0,
             _ => false,
         }
     }
@@ -120,6 +134,12 @@ impl Flow {
         self.record.as_ref().is_some_and(|Record { fields, .. }| {
             fields["verdict"] == verdict && fields["domain"].as_str() == self.trial.named.name()
         })
+    }
+
+    /// What the client saw and was told, in a few words.
+    pub(super) fn experience(&self) -> String {
+        let told = if self.prohibitions > 0 { "ICMP prohibited, then " } else { "" };
+        format!("{told}{}", self.saw)
     }
 
     /// One line for a person who asks what went wrong.
@@ -149,11 +169,18 @@ impl Flow {
             "drop": self.trial.drop.as_str(),
             "expected": if self.trial.passes { "allow" } else { "block" },
             "client_saw": self.saw.to_string(),
+            "resets_at_client": self.resets,
+            "icmp_prohibitions_at_client": self.prohibitions,
             "packets_at_server": self.arrived,
             "record": self.record.as_ref().map(|record| &record.fields),
             "as_expected": self.is_as_expected(),
         })
     }
+}
+
+/// Communication administratively prohibited: RFC 1812, 5.2.7.1, and RFC 4443, 3.1.
+fn is_prohibition(kind: Kind) -> bool {
+    matches!(kind, Kind::Icmp { kind: 3, code: 13 } | Kind::Icmp { kind: 1, code: 1 })
 }
 
 const AT_ONCE: usize = 16;

@@ -6,7 +6,7 @@ use super::Report;
 use super::flows::Flow;
 use super::lab::Site;
 use super::plan::{DROPS, EXPECTED, Named, Speaks, Trial};
-use crate::policy::{DropAction, InspectionType};
+use crate::policy::InspectionType;
 use crate::sys::rtnl::Family;
 
 /// The whole page; `color` adds the escapes of a terminal and changes no word.
@@ -33,7 +33,7 @@ fn table(page: &mut String, report: &Report, inspection: InspectionType, paint: 
     for named in Named::ALL {
         add(page, format_args!("{:<COLUMN$}", heading(named)));
     }
-    page.push('\n');
+    end_line(page);
     for (site, label) in [(Site::A, "address allowed"), (Site::B, "address blocked")] {
         add(page, format_args!("    {label:<18}"));
         for named in Named::ALL {
@@ -42,7 +42,7 @@ fn table(page: &mut String, report: &Report, inspection: InspectionType, paint: 
             });
             page.push_str(&cell(flows, paint));
         }
-        page.push('\n');
+        end_line(page);
     }
     add(page, format_args!("    {}\n\n", paint.dim(in_words(inspection))));
 }
@@ -59,11 +59,9 @@ fn heading(named: Named) -> &'static str {
 fn in_words(inspection: InspectionType) -> &'static str {
     match inspection {
         InspectionType::PreferIp => "the address decides, whatever the name",
-        InspectionType::PreferDomain => {
-            "the name decides: whatever no list blocks passes, but without a name the address does"
-        }
-        InspectionType::PreferBoth => "a block of either blocks",
-        InspectionType::Explicit => "a listed name decides, else the address does",
+        InspectionType::PreferDomain => "whatever name no list blocks passes; without one the address decides",
+        InspectionType::PreferBoth => "what either blocks is blocked",
+        InspectionType::Explicit => "a listed name decides, otherwise the address",
     }
 }
 
@@ -87,24 +85,16 @@ fn refusals(page: &mut String, report: &Report, paint: Paint) {
     add(page, format_args!("  {}\n", paint.bold("a refused client, by drop action")));
     for drop in DROPS {
         let flows = || report.refusals.iter().filter(move |flow| flow.trial.drop == drop);
-        let mut seen: Vec<String> = flows().map(|flow| flow.saw.to_string()).collect();
+        let mut seen: Vec<String> = flows().map(Flow::experience).collect();
         seen.sort();
         seen.dedup();
         let arrived: usize = flows().map(|flow| flow.arrived).sum();
-        let told = format!("client saw {:<8} server {arrived} packets  {}", seen.join(", "), meaning(drop));
+        let told = format!("the client saw {}; the server {arrived} packets", seen.join(" or "));
         let right = flows().all(Flow::is_as_expected);
-        let told = if right { told } else { paint.red(&format!("{told}   WRONG")) };
+        let told = if right { told } else { paint.red(&format!("{told}: WRONG")) };
         add(page, format_args!("    {:<18}{told}\n", drop.as_str()));
     }
     page.push('\n');
-}
-
-fn meaning(drop: DropAction) -> &'static str {
-    match drop {
-        DropAction::Discard => "not one packet back",
-        DropAction::IcmpUnreachable => "prohibited, and ended",
-        DropAction::TcpReset => "ended at once",
-    }
 }
 
 fn records(page: &mut String, report: &Report, paint: Paint) {
@@ -162,6 +152,12 @@ fn summary(page: &mut String, report: &Report, paint: Paint) {
     );
     let told = if report.is_as_expected() { paint.green(&told) } else { paint.red(&told) };
     add(page, format_args!("  {told}\n\n"));
+}
+
+/// Ends a line, without the blanks at its end.
+fn end_line(page: &mut String) {
+    page.truncate(page.trim_end_matches(' ').len());
+    page.push('\n');
 }
 
 /// Writing to a String cannot fail.

@@ -1,13 +1,17 @@
 //! What arrives at one end of the lab: at the server's, the proof that a blocked flow sent nothing; at the client's,
 //! what a refusal looks like on the wire.
 //!
-//! A packet socket keeps every packet in the order of arrival. Counting first sends a sentinel from the gateway and
-//! reads up to it, so whatever was sent before the count is in the count: no waiting, no guessing.
+//! A packet socket for each family gives every packet in the order of arrival, and a thread keeps them. Counting first
+//! sends a sentinel from the gateway and waits until it is there, so whatever was sent before the count is in the
+//! count: no guessing how long a packet may take.
 //!
-//! Fails closed: a sentinel that does not come is an error, never "nothing was seen".
+//! Fails closed: a sentinel that does not come (lost with others to a full buffer, perhaps) is an error, never
+//! "nothing was seen".
 
-use std::io::{self, Read};
+use std::io::{self, ErrorKind, Read};
 use std::net::{IpAddr, SocketAddr, UdpSocket};
+use std::sync::atomic::{AtomicBool, AtomicU16, Ordering};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use socket2::{Domain, Protocol, Socket, Type};
@@ -43,12 +47,16 @@ pub enum Kind {
 /// Sees all that arrives in one namespace from its making on.
 #[derive(Debug)]
 pub struct Tap {
-    /// One for each family: only sockets for one protocol are spared what leaves the namespace.
-    sockets: [(Family, Socket); 2],
+    shared: Arc<Shared>,
     /// The address in that namespace that the gateway sends sentinels to, by family.
     end: fn(Family) -> IpAddr,
-    seen: Vec<Packet>,
-    sentinels: u16,
+}
+
+#[derive(Debug, Default)]
+struct Shared {
+    seen: Mutex<Vec<Packet>>,
+    more: Condvar,
+    ended: AtomicBool,
 }
 
 impl Tap {
@@ -61,55 +69,94 @@ impl Tap {
     }
 
     fn new(namespace: &Namespace, end: fn(Family) -> IpAddr) -> io::Result<Self> {
-        let socket = |family, protocol: u16| {
-            // The kernel wants it in network order.
-            let protocol = Protocol::from(i32::from(protocol.to_be()));
-            let socket = Socket::new(Domain::PACKET, Type::DGRAM, Some(protocol))?;
-            socket.set_recv_buffer_size(RECEIVE_BUFFER)?;
-            socket.set_read_timeout(Some(SENTINEL_DEADLINE))?;
-            io::Result::Ok((family, socket))
-        };
-        let sockets = namespace
-            .run(|| io::Result::Ok([socket(Family::V4, ETHERTYPE_IPV4)?, socket(Family::V6, ETHERTYPE_IPV6)?]))??;
-        Ok(Self { sockets, end, seen: Vec::new(), sentinels: 0 })
+        let tap = Self { shared: Arc::default(), end };
+        // Sockets for all protocols would see what leaves, too.
+        for protocol in [ETHERTYPE_IPV4, ETHERTYPE_IPV6] {
+            let socket = namespace.run(|| open(protocol))??;
+            let shared = Arc::clone(&tap.shared);
+            std::thread::Builder::new().name("tap".to_owned()).spawn(move || shared.keep(socket))?;
+        }
+        Ok(tap)
     }
 
     /// Every packet that was sent here before this call, and fits.
-    pub fn packets(&mut self, lab: &Lab, fits: impl Fn(&Packet) -> bool) -> io::Result<Vec<Packet>> {
+    pub fn packets(&self, lab: &Lab, fits: impl Fn(&Packet) -> bool) -> io::Result<Vec<Packet>> {
         self.catch_up(lab)?;
-        Ok(self.seen.iter().copied().filter(fits).collect())
+        Ok(self.shared.seen().iter().copied().filter(fits).collect())
     }
 
     /// How many packets were sent to `destination` before this call.
-    pub fn count(&mut self, lab: &Lab, destination: SocketAddr) -> io::Result<usize> {
+    pub fn count(&self, lab: &Lab, destination: SocketAddr) -> io::Result<usize> {
         Ok(self.packets(lab, |packet| packet.destination == destination)?.len())
     }
 
-    fn catch_up(&mut self, lab: &Lab) -> io::Result<()> {
-        self.sentinels = self.sentinels.wrapping_add(1);
-        let port = FIRST_SENTINEL_PORT.saturating_add(self.sentinels % SENTINEL_PORTS);
-        for (family, socket) in &self.sockets {
-            let sentinel = SocketAddr::new((self.end)(*family), port);
+    fn catch_up(&self, lab: &Lab) -> io::Result<()> {
+        // A port of its own for each: another tap's sentinel must not pass for ours.
+        static SENTINELS: AtomicU16 = AtomicU16::new(0);
+        let port = FIRST_SENTINEL_PORT + SENTINELS.fetch_add(1, Ordering::Relaxed) % SENTINEL_PORTS;
+        for family in Family::BOTH {
+            let sentinel = SocketAddr::new((self.end)(family), port);
             lab.gateway.run(|| UdpSocket::bind("[::]:0")?.send_to(b"sentinel", sentinel))??;
-            read_to_sentinel(socket, sentinel, &mut self.seen)?;
+            self.shared.wait_for(sentinel)?;
         }
         Ok(())
     }
 }
 
-fn read_to_sentinel(mut socket: &Socket, sentinel: SocketAddr, seen: &mut Vec<Packet>) -> io::Result<()> {
-    let deadline = Instant::now() + SENTINEL_DEADLINE;
-    let mut head = [0; HEAD];
-    loop {
-        let length = socket.read(&mut head)?;
-        match head.get(..length).and_then(read_packet) {
-            Some(packet) if packet.destination == sentinel => return Ok(()),
-            Some(packet) => seen.push(packet),
-            None => {}
+impl Drop for Tap {
+    fn drop(&mut self) {
+        self.shared.ended.store(true, Ordering::Relaxed);
+    }
+}
+
+fn open(protocol: u16) -> io::Result<Socket> {
+    // The kernel wants it in network order.
+    let protocol = Protocol::from(i32::from(protocol.to_be()));
+    let socket = Socket::new(Domain::PACKET, Type::DGRAM, Some(protocol))?;
+    socket.set_recv_buffer_size(RECEIVE_BUFFER)?;
+    socket.set_read_timeout(Some(LOOK_FOR_END))?;
+    Ok(socket)
+}
+
+impl Shared {
+    /// Keeps what arrives until the tap is gone.
+    fn keep(&self, mut socket: Socket) {
+        let mut head = [0; HEAD];
+        while !self.ended.load(Ordering::Relaxed) {
+            match socket.read(&mut head) {
+                Ok(length) => {
+                    if let Some(packet) = head.get(..length).and_then(read_packet) {
+                        self.seen().push(packet);
+                        self.more.notify_all();
+                    }
+                }
+                Err(e)
+                    if matches!(e.kind(), ErrorKind::WouldBlock | ErrorKind::Interrupted | ErrorKind::NetworkDown) => {}
+                Err(_) => return,
+            }
         }
-        if Instant::now() > deadline {
-            return Err(io::Error::new(io::ErrorKind::TimedOut, "a sentinel never arrived"));
+    }
+
+    fn wait_for(&self, sentinel: SocketAddr) -> io::Result<()> {
+        let deadline = Instant::now() + SENTINEL_DEADLINE;
+        let mut seen = self.seen();
+        let mut looked_at = 0;
+        loop {
+            let new = seen.get(looked_at..).unwrap_or_default();
+            if new.iter().any(|packet| packet.destination == sentinel) {
+                return Ok(());
+            }
+            looked_at = seen.len();
+            let left = deadline.saturating_duration_since(Instant::now());
+            if left.is_zero() {
+                return Err(io::Error::new(ErrorKind::TimedOut, "a sentinel never arrived"));
+            }
+            seen = self.more.wait_timeout(seen, left).unwrap_or_else(PoisonError::into_inner).0;
         }
+    }
+
+    fn seen(&self) -> MutexGuard<'_, Vec<Packet>> {
+        self.seen.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -164,6 +211,8 @@ const ETHERTYPE_IPV6: u16 = 0x86dd;
 const RECEIVE_BUFFER: usize = 4 << 20;
 /// Longer than both headers with all their options.
 const HEAD: usize = 160;
+/// How often a thread looks whether its tap is gone.
+const LOOK_FOR_END: Duration = Duration::from_millis(200);
 const SENTINEL_DEADLINE: Duration = Duration::from_secs(10);
 const FIRST_SENTINEL_PORT: u16 = 20_000;
 const SENTINEL_PORTS: u16 = 10_000;

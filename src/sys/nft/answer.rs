@@ -116,3 +116,70 @@ fn extended_message(mut attributes: &[u8]) -> Option<String> {
     }
     None
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// The kernel's answer to the message of this sequence number; errno 0 acknowledges.
+    fn answer(sequence: u32, errno: i32, words: Option<&str>) -> Vec<u8> {
+        let mut body = (-errno).to_ne_bytes().to_vec();
+        body.extend([0; HEADER]);
+        if let Some(words) = words {
+            body.extend(u16::try_from(words.len() + 5).unwrap().to_ne_bytes());
+            body.extend(1_u16.to_ne_bytes());
+            body.extend(words.as_bytes());
+            body.push(0);
+            body.resize(body.len().next_multiple_of(4), 0);
+        }
+        let mut message = u32::try_from(HEADER + body.len()).unwrap().to_ne_bytes().to_vec();
+        message.extend(NLMSG_ERROR.to_ne_bytes());
+        message.extend([0; 2]);
+        message.extend(sequence.to_ne_bytes());
+        message.extend([0; 4]);
+        message.extend(body);
+        message
+    }
+
+    fn answers() -> Answers {
+        Answers::new(u32::MAX, ["begin", "rule \"tproxy\" of chain x", "set y", "end"].map(str::to_owned).into())
+    }
+
+    #[test]
+    fn the_first_refusal_is_told_with_its_object_and_what_is_likely_to_be_missing() {
+        let mut all = answers();
+        let refusals = [answer(0, libc::ENOENT, None), answer(1, libc::EEXIST, None), answer(1, 0, None)];
+        all.read(&refusals.concat());
+        let error = all.outcome().unwrap_err().to_string();
+        assert!(error.contains("rule \"tproxy\" of chain x") && error.contains("nft_tproxy"), "{error}");
+    }
+
+    #[test]
+    fn the_kernels_own_words_come_before_a_guess() {
+        let mut all = answers();
+        all.read(&answer(0, libc::ENOENT, Some("no such thing")));
+        assert_eq!(all.outcome().unwrap_err().detail.as_deref(), Some("no such thing"));
+    }
+
+    #[test]
+    fn silence_is_no_success() {
+        assert!(answers().outcome().is_err());
+        let mut acknowledged = answers();
+        acknowledged.read(&answer(1, 0, None));
+        assert!(acknowledged.outcome().is_ok());
+    }
+
+    #[test]
+    fn an_answer_cut_short_or_made_of_nonsense_does_no_harm() {
+        let whole = answer(0, libc::ENOENT, Some("no such thing"));
+        for length in 0..whole.len() {
+            let mut all = answers();
+            all.read(&whole[..length]);
+            assert!(all.outcome().is_err());
+        }
+        let mut all = answers();
+        all.read(&[0; 64]);
+        all.read(&[0xff; 64]);
+        assert!(all.outcome().is_err());
+    }
+}

@@ -7,7 +7,7 @@ use super::message::{
 };
 use crate::firewall::{Chain, Datum, Element, Field, Hook, Rule, Ruleset, Set, SetKind};
 
-/// A list attribute is at most 64 KiB long; the largest element that we make has 110 bytes.
+/// A list attribute is at most 64 KiB long; the largest element that we make has some 130 bytes.
 const ELEMENTS_A_MESSAGE: usize = 400;
 
 /// The messages that put a ruleset in the place of whatever table of its name exists.

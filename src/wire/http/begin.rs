@@ -109,7 +109,7 @@ impl Beginning {
         let line = line.strip_suffix(b"\r").unwrap_or(line);
         let mut words = line.split(|octet| is_space(*octet)).filter(|word| !word.is_empty());
         let (method, target, third) = (words.next(), words.next(), words.next());
-        let last = words.last().or(third).or(target).unwrap_or_default();
+        let last = words.next_back().or(third).or(target).unwrap_or_default();
         if last.get(..5).is_some_and(|start| start.eq_ignore_ascii_case(b"HTTP/")) {
             let is_preface = line == b"PRI * HTTP/2.0" && self.line == 0;
             return if is_preface { Begin::Http2 } else { Begin::Http1 };
@@ -143,3 +143,35 @@ const COUSINS: &[(&[u8], &[u8])] = &[
     (b"icap://", b"ICAP/"),
     (b"icaps://", b"ICAP/"),
 ];
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn begin(text: &str) -> Begin {
+        Beginning::default().look(text.as_bytes())
+    }
+
+    #[test]
+    fn a_line_is_told_as_soon_as_its_octets_allow() {
+        for open in
+            ["", "\r\n", " ", "G", "GET", "GET ", "FOO a:", "FOO http:/", "NICK someone", "CONNECT", "{\"a\": 1"]
+        {
+            assert_eq!(begin(open), Begin::Open, "{open:?}");
+        }
+        for request in ["GET /", "x /a", "FOO http://", "CONNECT a", "PRI * ", "\r\nGET  /", "GET\t/"] {
+            assert_eq!(begin(request), Begin::Request, "{request:?}");
+        }
+        for other in ["\x01", "GE\x01", "G\u{e9}", "GET key\r\n", "PING\r\n", "EHLO a.example\n", "SSH-2.0-x\r\n"] {
+            assert_eq!(begin(other), Begin::Other, "{other:?}");
+        }
+        for http in ["GET / HTTP/1.1\r\n", "a b c HTTP/9\n", "GET http/1.0\r\n", "\r\nPRI * HTTP/2.0\r\n"] {
+            assert_eq!(begin(http), Begin::Http1, "{http:?}");
+        }
+        assert_eq!(begin("PRI * HTTP/2.0\r\n"), Begin::Http2);
+        assert_eq!(begin("GET /x\r\nmore"), Begin::Simple(8));
+        for malformed in ["POST /x\r\n", "GET / FOO\r\n", "GET /\0", "FOO http://a b c\r\n"] {
+            assert_eq!(begin(malformed), Begin::Malformed, "{malformed:?}");
+        }
+    }
+}

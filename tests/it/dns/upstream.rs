@@ -1,0 +1,118 @@
+//! `upstream`: the cache, and who waits for whom.
+
+use std::net::{IpAddr, SocketAddr};
+use std::thread;
+
+use hickory_proto::op::{Message, ResponseCode};
+use hickory_proto::rr::RecordType;
+use tidegate::mode::demo::lab::{Lab, Site};
+use tidegate::sys::rtnl::Family;
+
+use super::resolver::*;
+use super::start;
+use crate::gateway::{Gateway, at};
+use crate::inside::in_lab;
+
+fn start_with(lab: &Lab, upstream: &[SocketAddr]) -> Gateway {
+    let list: Vec<String> = upstream.iter().map(|at| format!("\"{at}\"")).collect();
+    start(lab, &format!("upstream = [{}]", list.join(", ")))
+}
+
+fn upstream(family: Family) -> SocketAddr {
+    at(Site::A, family, 99, 5353)
+}
+
+/// What the client asks, where nobody listens.
+fn asked() -> SocketAddr {
+    at(Site::A, Family::V4, 53, 53)
+}
+
+#[test]
+fn many_clients_that_ask_the_same_cost_one_question_and_later_ones_none() {
+    in_lab(|lab| {
+        let slow = |query: &[u8]| {
+            thread::sleep(A_MOMENT);
+            honest(query)
+        };
+        let resolver = Resolver::start(lab, upstream(Family::V6), slow);
+        let _gateway = start_with(lab, &[resolver.at]);
+        let stubs: Vec<_> = (0..100).map(|n| stub(lab, n % 20, asked())).collect();
+        for stub in &stubs {
+            stub.send(&question("www.example.", RecordType::A)).unwrap();
+        }
+        for stub in &stubs {
+            let mut buffer = [0; 512];
+            let length = stub.recv(&mut buffer).unwrap();
+            assert_eq!(addresses(&Message::from_vec(&buffer[..length]).unwrap()).len(), 1);
+        }
+        assert_eq!(resolver.asked().len(), 1);
+        let again = ask(lab, asked(), &question("WWW.example.", RecordType::A));
+        assert!(again.answers[0].ttl <= 60);
+        let mut stream = connect_tcp(lab, asked());
+        write_frame(&mut stream, &question("www.example.", RecordType::A));
+        assert_eq!(addresses(&Message::from_vec(&read_frame(&mut stream).unwrap()).unwrap()).len(), 1);
+        assert_eq!(resolver.asked().len(), 1);
+    });
+}
+
+#[test]
+fn cookies_stop_here_and_the_answer_still_serves_all() {
+    in_lab(|lab| {
+        let resolver = Resolver::start(lab, upstream(Family::V4), honest);
+        let _gateway = start_with(lab, &[resolver.at]);
+        for n in 0..3 {
+            let mut query = question("www.example.", RecordType::A);
+            query[11] = 1;
+            query.extend([0, 0, 41, 4, 208, 0, 0, 0, 0, 0, 12, 0, 10, 0, 8, n, 2, 3, 4, 5, 6, 7, 8]);
+            assert_eq!(addresses(&ask(lab, asked(), &query)).len(), 1);
+        }
+        let heard = resolver.asked();
+        assert_eq!(heard.len(), 1);
+        assert!(heard[0].1.ends_with(&[0, 0, 41, 4, 208, 0, 0, 0, 0, 0, 0]));
+    });
+}
+
+#[test]
+fn a_dead_upstream_is_followed_by_the_next_and_by_servfail_in_the_end() {
+    in_lab(|lab| {
+        let dead = Resolver::start(lab, at(Site::A, Family::V4, 98, 53), |_| Vec::new());
+        let alive = Resolver::start(lab, upstream(Family::V4), honest);
+        let gateway = start_with(lab, &[dead.at, alive.at]);
+        assert_eq!(addresses(&ask(lab, asked(), &question("a.example.", RecordType::A))).len(), 1);
+        assert_eq!((dead.asked().len(), alive.asked().len()), (1, 1));
+        gateway.stop();
+        let _gateway = start_with(lab, &[dead.at]);
+        let answer = ask(lab, asked(), &question("a.example.", RecordType::A));
+        assert_eq!(answer.metadata.response_code, ResponseCode::ServFail);
+    });
+}
+
+/// Another address each time, good for a second.
+fn rotating(query: &[u8]) -> Vec<Vec<u8>> {
+    use std::sync::atomic::{AtomicU8, Ordering};
+    static NEXT: AtomicU8 = AtomicU8::new(1);
+    let next = NEXT.fetch_add(1, Ordering::Relaxed);
+    vec![answered(query, 1, &format!("192.0.2.{next}"), &format!("2001:db8::{next}"))]
+}
+
+#[test]
+fn a_ttl_of_one_second_is_kept_to() {
+    in_lab(|lab| {
+        let resolver = Resolver::start(lab, upstream(Family::V4), rotating);
+        let _gateway = start_with(lab, &[resolver.at]);
+        let seen = |message: Message| addresses(&message)[0];
+        let first: IpAddr = seen(ask(lab, asked(), &question("a.example.", RecordType::A)));
+        let begun = std::time::Instant::now();
+        // Until the address turns, which it must about when the TTL ends.
+        loop {
+            let now = seen(ask(lab, asked(), &question("a.example.", RecordType::A)));
+            let age = begun.elapsed().as_millis();
+            if now != first {
+                assert!(age >= 800, "{age} ms");
+                break;
+            }
+            assert!(age < 1_500, "{age} ms");
+            thread::sleep(std::time::Duration::from_millis(20));
+        }
+    });
+}
