@@ -135,26 +135,6 @@ fn a_refused_datagram_is_an_error_at_the_socket_that_sent_it() {
     });
 }
 
-#[test]
-fn a_discarded_udp_flow_reaches_nobody() {
-    in_lab(|lab| {
-        let _listeners = listeners(lab, 65_536);
-        let tap = Tap::at_server(lab).unwrap();
-        let mut ender = ender(lab);
-        for family in Family::BOTH {
-            let remote = SocketAddr::new(Site::B.address(family, 9), 4433);
-            let client = lab.client.run(|| UdpSocket::bind((client_address(family, 0), 0))).unwrap().unwrap();
-            client.send_to(b"before", remote).unwrap();
-            let flow = FlowKey { transport: Transport::Udp, client: client.local_addr().unwrap(), remote };
-            ender.discard_flow(&flow, None).unwrap();
-            for _ in 0..3 {
-                client.send_to(b"after", remote).unwrap();
-            }
-            assert_eq!(tap.count(lab, remote).unwrap(), 1);
-        }
-    });
-}
-
 fn listeners(lab: &Lab, discarded: u32) -> [(Family, TcpListener); 2] {
     let (v4, v6) = install_with_listeners(lab, |listener| Capture { discarded, ..Capture::tcp(listener) });
     [(Family::V4, v4), (Family::V6, v6)]
