@@ -10,10 +10,10 @@ use std::os::fd::OwnedFd;
 
 use socket2::{Domain, Socket, Type};
 
-use tidegate::firewall::{Capture, FlowKey};
+use tidegate::firewall::Capture;
 use tidegate::mode::demo::lab::{Lab, Site, client_address, gateway_address};
 use tidegate::mode::demo::tap::{Kind, Packet, Tap};
-use tidegate::policy::{DropAction, Transport};
+use tidegate::policy::DropAction;
 use tidegate::sys::ending::{Ended, Ender};
 use tidegate::sys::rtnl::Family;
 
