@@ -20,6 +20,7 @@ use tidegate::mode::demo::lab::{Lab, Site, client_address};
 use tidegate::mode::demo::tap::Tap;
 use tidegate::sys::rtnl::Family;
 
+use crate::gateway::{Gateway, NAMES, configuration};
 use crate::inside::in_lab;
 use crate::nat;
 
@@ -224,6 +225,97 @@ fn what_looks_like_quic_and_cannot_be_read_is_blocked() {
     });
 }
 
+#[test]
+fn prefer_ip_lets_the_address_decide_over_quic_too() {
+    in_lab(|lab| every_cell_holds(lab, "prefer-ip"));
+}
+
+#[test]
+fn prefer_domain_lets_the_name_decide_over_quic_too() {
+    in_lab(|lab| every_cell_holds(lab, "prefer-domain"));
+}
+
+#[test]
+fn prefer_both_blocks_what_either_blocks_over_quic_too() {
+    in_lab(|lab| every_cell_holds(lab, "prefer-both"));
+}
+
+#[test]
+fn explicit_lets_a_listed_name_decide_over_quic_too() {
+    in_lab(|lab| every_cell_holds(lab, "explicit"));
+}
+
+/// client -- gateway -- server: tests/data/verdicts.toml, with a quinn client for each cell.
+fn every_cell_holds(lab: &Lab, inspection: &str) {
+    let table: toml::Table = include_str!("../data/verdicts.toml").parse().unwrap();
+    let tap = &mut Tap::at_server(lab).unwrap();
+    let addresses = each_site().map(|(family, site)| site.address(family, 44).to_string());
+    let origin = Origin::with_names(lab, NAMES.map(str::to_owned).into_iter().chain(addresses).collect());
+    let gateway = Gateway::start(lab, &configuration("icmp-unreachable", &format!("type = \"{inspection}\"")));
+    for (family, site) in each_site() {
+        let cells = &table[inspection];
+        let row = if site == Site::A { "allow" } else { "block" };
+        let named = NAMES.into_iter().enumerate().map(|(column, name)| (Some(name), &cells[row][column]));
+        let nameless = (None, &cells["no_name"][usize::from(site == Site::B)]);
+        for ((name, cell), host) in named.chain([nameless]).zip(41..) {
+            let server = SocketAddr::new(site.address(family, host), 443);
+            let client = Client::new(lab, &origin, family);
+            let shown = name.map_or_else(|| server.ip().to_string(), str::to_owned);
+            let passes = cell.as_str() == Some("A");
+            let connecting = client.begin(server, &shown);
+            let record = gateway.verdict_on(client.endpoint.local_addr().unwrap());
+            let expected = [
+                ("kind", Some(if name.is_some() { "domain" } else { "ip" })),
+                ("protocol", Some("udp")),
+                ("type", Some("QUIC")),
+                ("domain", name),
+                ("ip_verdict", Some(row)),
+                ("inspection", Some(inspection)),
+                ("verdict", Some(if passes { "allow" } else { "block" })),
+                ("action", (!passes).then_some("icmp-unreachable")),
+            ];
+            for (field, value) in expected {
+                assert_eq!(record[field].as_str(), value, "{field} of {record:#}");
+            }
+            if passes {
+                let connection = client.runtime.block_on(connecting).unwrap().expect("a connection");
+                client.echo(&connection, 1000);
+            } else {
+                assert_eq!(tap.count(lab, server).unwrap(), 0, "{record:#}");
+            }
+        }
+    }
+}
+
+fn each_site() -> impl Iterator<Item = (Family, Site)> {
+    Family::BOTH.into_iter().flat_map(|family| Site::BOTH.map(|site| (family, site)))
+}
+
+/// client -- gateway -- server: a hello that Chrome scattered over three datagrams, the last one first.
+#[test]
+fn a_hello_over_three_datagrams_passes_on_in_the_order_it_came() {
+    in_lab(|lab| {
+        let tap = &mut Tap::at_server(lab).unwrap();
+        let gateway = gateway(lab, "discard", "timeout = \"30s\"");
+        let [first, second, third] = flights("www.google.com", 3).try_into().unwrap();
+        for family in Family::BOTH {
+            let server = SocketAddr::new(Site::A.address(family, 15), 443);
+            let listener = lab.server.run(|| listen(family)).unwrap();
+            let client = lab.client.run(|| client_socket(family, server)).unwrap();
+            client.send(&third).unwrap();
+            client.send(&second).unwrap();
+            assert_eq!(tap.count(lab, server).unwrap(), 0);
+            client.send(&first).unwrap();
+            let mut buffer = [0; 2000];
+            for sent in [&third, &second, &first] {
+                let length = listener.recv(&mut buffer).unwrap();
+                assert!(buffer[..length] == **sent);
+            }
+        }
+        drop(gateway);
+    });
+}
+
 /// client -- gateway (masquerades) -- server
 #[test]
 fn what_is_sent_on_and_what_is_forwarded_are_both_masqueraded() {
@@ -235,6 +327,8 @@ fn what_is_sent_on_and_what_is_forwarded_are_both_masqueraded() {
             let server = SocketAddr::new(Site::A.address(family, 14), 443);
             let client = Client::new(lab, &origin, family);
             let connection = client.connect(server, "good.example").unwrap();
+            // Once that is answered the handshake, with its long headers, is over.
+            client.echo(&connection, 1);
             kill_process(gateway.pid(), Signal::STOP).unwrap();
             client.echo(&connection, 100_000);
             kill_process(gateway.pid(), Signal::CONT).unwrap();
@@ -329,11 +423,15 @@ fn unlimited_icmp() {
 
 /// The first flight of a captured client, of one datagram, with this name.
 fn flight(name: &str) -> Vec<u8> {
+    flights(name, 1).remove(0)
+}
+
+fn flights(name: &str, datagrams: usize) -> Vec<Vec<u8>> {
     let flights = include_str!("../data/quic-flights.txt");
-    let of_name = |line: &&str| line.split(' ').next() == Some(name) && line.split(' ').count() == 4;
-    let line = flights.lines().find(of_name).unwrap();
-    let hex = line.rsplit(' ').next().unwrap();
-    (0..hex.len()).step_by(2).map(|at| u8::from_str_radix(&hex[at..at + 2], 16).unwrap()).collect()
+    let fits = |line: &&str| line.split(' ').next() == Some(name) && line.split(' ').count() == 3 + datagrams;
+    let line = flights.lines().find(fits).unwrap();
+    let octet = |pair: &[u8]| u8::from_str_radix(str::from_utf8(pair).unwrap(), 16).unwrap();
+    line.split(' ').skip(3).map(|hex| hex.as_bytes().chunks(2).map(octet).collect()).collect()
 }
 
 /// A datagram that looks like a packet with a short header, and can be told from every other.
@@ -376,7 +474,10 @@ struct Origin {
 
 impl Origin {
     fn start(lab: &Lab) -> Self {
-        let names = ["good.example", "also.good.example", "bad.example"].map(str::to_owned);
+        Self::with_names(lab, ["good.example", "also.good.example", "bad.example"].map(str::to_owned).into())
+    }
+
+    fn with_names(lab: &Lab, names: Vec<String>) -> Self {
         let identity = rcgen::generate_simple_self_signed(names).unwrap();
         let certificate = identity.cert.der().clone();
         let key = PrivatePkcs8KeyDer::from(identity.signing_key.serialize_der());
