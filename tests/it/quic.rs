@@ -11,8 +11,9 @@ use std::path::PathBuf;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
+use nix::sys::socket::{setsockopt, sockopt};
 use quinn::crypto::rustls::{QuicClientConfig, QuicServerConfig};
-use quinn::{ClientConfig, Connection, Endpoint, ServerConfig};
+use quinn::{ClientConfig, Connection, Endpoint, ServerConfig, TransportConfig};
 use rustix::process::{Signal, kill_process};
 use rustls::pki_types::{CertificateDer, PrivatePkcs8KeyDer};
 use tidegate::mode::demo::enforcer::Enforcer;
@@ -316,6 +317,53 @@ fn a_hello_over_three_datagrams_passes_on_in_the_order_it_came() {
     });
 }
 
+/// client -- gateway -- server: over veth the kernel carries several datagrams as one packet until somebody cuts it.
+#[test]
+fn a_hello_behind_a_short_header_in_one_segmented_packet_does_not_slip_through() {
+    in_lab(|lab| {
+        let gateway = gateway(lab, "discard", "");
+        let hello = flight("www.youtube.com");
+        let both = [numbered(7), vec![0; hello.len() - numbered(7).len()], hello.clone()].concat();
+        for family in Family::BOTH {
+            let server = SocketAddr::new(Site::A.address(family, 16), 443);
+            let listener = lab.server.run(|| listen(family)).unwrap();
+            let client = lab.client.run(|| client_socket(family, server)).unwrap();
+            let opening = flight("www.google.com");
+            client.send(&opening).unwrap();
+            let mut buffer = [0; 2000];
+            assert_eq!(listener.recv(&mut buffer).unwrap(), opening.len());
+            client.send(&numbered(1)).unwrap();
+            listener.recv(&mut buffer).unwrap();
+            setsockopt(&client, sockopt::UdpGsoSegment, &(hello.len() as i32)).unwrap();
+            client.send(&both).unwrap();
+            let blocked =
+                |r: &serde_json::Value| r["domain"] == "www.youtube.com" && r["destination"] == server.ip().to_string();
+            let blocked = gateway.record(blocked, DEADLINE).expect("a verdict on the second hello");
+            assert_eq!(blocked["verdict"], "block");
+            setsockopt(&client, sockopt::UdpGsoSegment, &0).unwrap();
+            client.send(&numbered(8)).unwrap();
+            let length = listener.recv(&mut buffer).unwrap();
+            assert_eq!((length, buffer[4]), (hello.len(), 7), "the first of the two passes");
+            let length = listener.recv(&mut buffer).unwrap();
+            assert_eq!((length, buffer[4]), (numbered(8).len(), 8), "the second does not");
+        }
+    });
+}
+
+/// client -- gateway -- server
+#[test]
+fn segmented_packets_of_an_allowed_flow_arrive_whole() {
+    in_lab(|lab| {
+        let _gateway = gateway(lab, "discard", "");
+        let origin = Origin::start(lab);
+        for family in Family::BOTH {
+            let client = Client::sending(lab, &origin, family, true);
+            let connection = client.connect(SocketAddr::new(Site::A.address(family, 17), 443), "good.example").unwrap();
+            client.echo(&connection, 2_000_000);
+        }
+    });
+}
+
 /// client -- gateway (masquerades) -- server
 #[test]
 fn what_is_sent_on_and_what_is_forwarded_are_both_masqueraded() {
@@ -532,6 +580,11 @@ struct Client {
 
 impl Client {
     fn new(lab: &Lab, origin: &Origin, family: Family) -> Self {
+        Self::sending(lab, origin, family, false)
+    }
+
+    /// `segmented`: datagrams of one length leave as one packet, which over veth stays one up to the gateway and beyond.
+    fn sending(lab: &Lab, origin: &Origin, family: Family, segmented: bool) -> Self {
         let mut roots = rustls::RootCertStore::empty();
         roots.add(origin.certificate.clone()).unwrap();
         let tls = rustls::ClientConfig::builder_with_provider(Arc::new(rustls::crypto::ring::default_provider()))
@@ -543,7 +596,11 @@ impl Client {
         let at = SocketAddr::new(client_address(family, 0), 0);
         let endpoint = lab.client.run(|| runtime.block_on(async { Endpoint::client(at) }));
         let mut endpoint = endpoint.unwrap().unwrap();
-        endpoint.set_default_client_config(ClientConfig::new(Arc::new(QuicClientConfig::try_from(tls).unwrap())));
+        let mut config = ClientConfig::new(Arc::new(QuicClientConfig::try_from(tls).unwrap()));
+        let mut transport = TransportConfig::default();
+        transport.enable_segmentation_offload(segmented);
+        config.transport_config(Arc::new(transport));
+        endpoint.set_default_client_config(config);
         Self { runtime, endpoint }
     }
 
