@@ -182,7 +182,7 @@ impl Seat {
         let dns = Rc::new(crate::dns::Service {
             settings: self.settings.dns.clone(),
             snapshot: self.snapshot.clone(),
-            bindings: self.bindings,
+            bindings: self.bindings.clone(),
             cache: self.answers,
             telemetry: self.telemetry.clone(),
             ender: ender.clone(),
@@ -193,6 +193,7 @@ impl Seat {
             self.telemetry.clone(),
             relay.clone(),
             self.census.clone(),
+            self.bindings,
             ender,
         ));
         tokio::task::spawn_local(relay.clone().run());
