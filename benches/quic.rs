@@ -20,8 +20,8 @@ fn main() {
     println!("{:48} {:>9} {:>8}", "", "datagrams", "ns");
     row("one Initial, name", &one, false);
     row("one Initial, name and fingerprints", &one, true);
-    row("a large hello scrambled by Chrome, name", &three, false);
-    row("a large hello scrambled by Chrome, all of it", &three, true);
+    row("three Initials of Chrome coalesced, name", &three, false);
+    row("three Initials of Chrome coalesced, all of it", &three, true);
     row("no QUIC", &[vec![0x16; 200]], false);
     row("a short header", &[vec![0x59; 1200]], false);
     let mut broken = one.clone();
