@@ -174,6 +174,7 @@ fn settings(limits: &Limits) -> io::Result<gateway::Settings> {
         worker: worker::Settings {
             flows: limits.flows.min(possible),
             peek: peek::tcp::Limits { held: limits.held_bytes, fingerprints: true },
+            dial_from: worker::DialFrom::Client,
         },
         relay: relay::Settings { idle: limits.idle, connect: CONNECT },
         dns: crate::dns::Settings::default(),

@@ -27,6 +27,7 @@
 //! extension headers the kernel cannot walk has no `l4proto` that a rule could name.
 
 mod capture;
+mod enclosure;
 #[cfg(test)]
 mod fixture;
 mod flows;
@@ -35,6 +36,7 @@ mod selection;
 mod text;
 
 pub use capture::render;
+pub use enclosure::enclose;
 pub use flows::{FlowKey, FlowSet};
 pub use ruleset::{
     Base, Chain, Datum, Element, Expression, Family, Field, Hook, Key, Rule, Ruleset, Set, SetKind, Verdict,

@@ -1,14 +1,20 @@
 //! The Linux edge, and the only place with `unsafe`: sockets, netlink, namespaces, privileges.
 
 pub mod capture;
+pub mod channel;
 pub mod child;
 pub mod ending;
 pub mod epoll;
+pub mod fork;
 pub mod limits;
+pub mod list_store;
+pub mod mapped;
 pub mod netns;
 pub mod nft;
 pub mod pipe;
+pub mod progress;
 pub mod readable;
 pub mod rtnl;
+pub mod seccomp;
 pub mod tcp;
 pub mod udp;

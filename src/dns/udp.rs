@@ -223,7 +223,8 @@ impl Desk {
         let upstream = exchange.upstream();
         let is_own = upstream.is_empty() && self.own.contains(exchange.resolver.ip());
         // A resolver on this host would send its answer past us.
-        let source = if upstream.is_empty() && !is_own { Some(exchange.client.0) } else { None };
+        let as_client = self.service.settings.from_client && upstream.is_empty() && !is_own;
+        let source = as_client.then_some(exchange.client.0);
         pending.asked = upstream.get(attempt % upstream.len().max(1)).copied().unwrap_or(exchange.resolver.0);
         let mut sent = pending.sent.to_vec();
         // What cannot be sent is as what is not answered: the next attempt or SERVFAIL follows.

@@ -48,14 +48,15 @@ pub struct Listeners {
     pub tcp: Listener,
     pub dns: dns::Listeners,
     pub udp: Listener,
-    workers: Vec<Sockets>,
+    pub(super) workers: Vec<Sockets>,
 }
 
-/// The listeners of one worker, but for those of DNS.
-#[derive(Debug, Default)]
-struct Sockets {
-    tcp: Vec<OwnedFd>,
-    udp: Vec<UdpSocket>,
+/// What one worker listens and answers with, but for DNS.
+#[derive(Debug)]
+pub(super) struct Sockets {
+    pub(super) tcp: Vec<OwnedFd>,
+    pub(super) udp: Vec<(UdpSocket, proxy::udp::Way)>,
+    pub(super) ender: Ender,
 }
 
 /// The running workers.
@@ -72,8 +73,9 @@ impl Listeners {
     pub fn open(workers: usize) -> io::Result<Self> {
         let dns = dns::Listeners::open(workers)?;
         let none = Listener { v4: None, v6: None };
-        let mut all = Self { tcp: none, udp: none, dns, workers: Vec::new() };
-        all.workers.resize_with(workers, Sockets::default);
+        let sockets = || Ok::<_, io::Error>(Sockets { tcp: Vec::new(), udp: Vec::new(), ender: Ender::open()? });
+        let open = (0..workers).map(|_| sockets()).collect::<Result<_, _>>()?;
+        let mut all = Self { tcp: none, udp: none, dns, workers: open };
         all.tcp.v4 = all.add_tcp(Ipv4Addr::LOCALHOST.into())?;
         all.tcp.v6 = all.add_tcp(Ipv6Addr::LOCALHOST.into())?;
         all.udp.v4 = all.add_udp(Ipv4Addr::LOCALHOST.into())?;
@@ -103,7 +105,7 @@ impl Listeners {
                 result => result?,
             };
             port = socket.local_addr()?.port();
-            worker.udp.push(socket);
+            worker.udp.push((socket, proxy::udp::Way::Kernel));
         }
         Ok(Some(port))
     }
@@ -136,7 +138,6 @@ impl Gateway {
                 snapshot: snapshot.clone(),
                 telemetry: telemetry.clone(),
                 census: census.clone(),
-                ender: Ender::open()?,
                 stopped: stopped.clone(),
             };
             threads.push(std::thread::Builder::new().name(format!("worker-{number}")).spawn(move || seat.work())?);
@@ -166,7 +167,6 @@ struct Seat {
     snapshot: Arc<ArcSwap<Snapshot>>,
     telemetry: Telemetry,
     census: Arc<Census>,
-    ender: Ender,
     stopped: watch::Receiver<Option<Instant>>,
 }
 
@@ -179,7 +179,7 @@ impl Seat {
     }
 
     async fn serve(mut self) -> io::Result<()> {
-        let ender = Rc::new(RefCell::new(self.ender));
+        let ender = Rc::new(RefCell::new(self.sockets.ender));
         let relay = Relay::new(
             self.settings.relay.clone(),
             self.telemetry.clone(),
@@ -208,8 +208,8 @@ impl Seat {
         let udp = self.sockets.udp.into_iter();
         let mut accepting: Vec<_> = tcp
             .map(|socket| tokio::task::spawn_local(proxy::tcp::serve(worker.clone(), socket)))
-            .chain(udp.map(|socket| {
-                tokio::task::spawn_local(proxy::udp::serve(worker.clone(), socket, self.settings.udp.clone()))
+            .chain(udp.map(|(socket, way)| {
+                tokio::task::spawn_local(proxy::udp::serve(worker.clone(), socket, self.settings.udp.clone(), way))
             }))
             .collect();
         accepting.extend(self.dns.serve(&dns)?);

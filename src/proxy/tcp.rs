@@ -15,7 +15,7 @@ use super::inspect::{Gone, Inspected, inspect};
 use super::prove::prove;
 use super::relay::watched::Watched;
 use super::relay::{Handover, Refuse};
-use super::worker::{Place, Worker};
+use super::worker::{DialFrom, Place, Worker};
 use crate::peek::watch::{HttpRequestsJudged, Watch};
 use crate::policy::network::HttpRequests;
 use crate::policy::{ClientAddr, DropAction, OrigDst, Transport};
@@ -100,11 +100,12 @@ fn intercept(worker: &Worker, own: SocketAddr, socket: &OwnedFd, client: ClientA
     ))
 }
 
-/// Dials the original destination from the client's own address and leaves the rest to the relay.
+/// Dials the original destination and leaves the rest to the relay.
 fn pass(worker: &Worker, flow: Flow, record: Box<Record>, passing: Passing) {
     let Passing { client, held, inspected, place } = passing;
     let opened = flow.opened;
-    let server = match tcp::dial(Some(flow.client.ip()), flow.orig_dst.0) {
+    let from = (worker.settings.dial_from == DialFrom::Client).then(|| flow.client.ip());
+    let server = match tcp::dial(from, flow.orig_dst.0) {
         Ok(server) => server,
         Err(_) => {
             worker.relay.end_undialled(*record, opened);

@@ -22,6 +22,16 @@ pub struct Settings {
     pub flows: usize,
     /// How much of a flow is held while its name is looked for, and what is told of it.
     pub peek: Limits,
+    pub dial_from: DialFrom,
+}
+
+/// From which address servers are dialled.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum DialFrom {
+    /// The client's own, so that servers see who asks. Needs CAP_NET_ADMIN or CAP_NET_RAW.
+    Client,
+    /// This host's.
+    Host,
 }
 
 /// One worker: a thread with a runtime, listeners and a relay of its own.

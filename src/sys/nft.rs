@@ -12,6 +12,7 @@ mod message;
 
 use std::fmt;
 use std::io;
+use std::os::fd::{FromRawFd, IntoRawFd, OwnedFd};
 use std::time::Duration;
 
 use netlink_sys::protocols::NETLINK_NETFILTER;
@@ -81,6 +82,22 @@ impl NftSocket {
         match open() {
             Ok(socket) => Ok(Self { socket, sequence: 0, send_buffer: 0 }),
             Err(source) => Err(NftError { object: "a netlink socket".to_owned(), source, detail: None }),
+        }
+    }
+
+    /// One that was opened elsewhere, by [`Self::into_socket`] of another process. It stays with its namespace.
+    pub fn from_socket(socket: OwnedFd) -> Self {
+        // SAFETY: the descriptor is owned, and goes over to the socket that will close it.
+        #[allow(unsafe_code)]
+        let socket = unsafe { Socket::from_raw_fd(socket.into_raw_fd()) };
+        Self { socket, sequence: 0, send_buffer: 0 }
+    }
+
+    pub fn into_socket(self) -> OwnedFd {
+        // SAFETY: the socket gives up its descriptor, which nobody else owns.
+        #[allow(unsafe_code)]
+        unsafe {
+            OwnedFd::from_raw_fd(self.socket.into_raw_fd())
         }
     }
 

@@ -24,9 +24,9 @@ pub struct Listeners {
 /// One worker's.
 #[derive(Debug)]
 pub struct Sockets {
-    udp: Vec<UdpSocket>,
-    tcp: Vec<OwnedFd>,
-    outbox: Outbox,
+    pub(in crate::mode) udp: Vec<UdpSocket>,
+    pub(in crate::mode) tcp: Vec<OwnedFd>,
+    pub(in crate::mode) outbox: Outbox,
 }
 
 impl Listeners {

@@ -99,20 +99,22 @@ impl Association {
     /// Nobody inspects its port any more: judged by its address.
     fn without_inspection(&mut self, payload: &[u8], now: Instant, hands: &mut Hands) {
         if self.state == State::Undecided {
-            match self.flow.judge(None, &hands.worker.telemetry).ending {
-                Some(action) => return self.block(action, payload, now, hands),
-                None => self.state = State::Passed(now - OFFER_AGAIN),
+            let judgement = self.flow.judge(None, &hands.worker.telemetry);
+            if let Some(action) = judgement.ending {
+                return self.block(action, payload, now, hands);
             }
+            hands.begin(&self.key, judgement.record);
+            self.state = State::Passed(now);
         }
         self.pass(payload, now, hands);
     }
 
     fn judge(&mut self, subject: Subject, discovery: &Discovery, payload: &[u8], now: Instant, hands: &mut Hands) {
-        let ending = self.flow.judge(Some(discovery), &hands.worker.telemetry).ending;
-        self.peek.settle(subject, ending.is_none());
-        match (ending, self.state) {
+        let judgement = self.flow.judge(Some(discovery), &hands.worker.telemetry);
+        self.peek.settle(subject, judgement.ending.is_none());
+        match (judgement.ending, self.state) {
             (None, State::Undecided) => {
-                hands.forward(&self.key);
+                hands.begin(&self.key, judgement.record);
                 self.state = State::Passed(now);
             }
             (None, _) => {}
