@@ -308,8 +308,7 @@ mod tests {
             "-" if flight.bytes.starts_with(b"GET /Hello Arkime ") => "unreadable".into(),
             // One gnutella client folds its fields.
             _ if flight.bytes.windows(3).any(|octets| octets == b"\r\n\t") => "unreadable".into(),
-            // A wildcard is not a host name.
-            _ if flight.is_malformed || host.starts_with('*') => "unreadable".into(),
+            _ if flight.is_malformed => "unreadable".into(),
             _ if host.parse::<std::net::IpAddr>().is_ok() => "-".into(),
             _ => host.to_ascii_lowercase(),
         }
