@@ -5,6 +5,7 @@
 pub mod check;
 pub mod demo;
 pub mod explain;
+pub mod list;
 pub mod run;
 
 use std::path::PathBuf;
@@ -38,7 +39,7 @@ enum Command {
     /// Creates, edits, duplicates, deletes, lists and shows Networks
     Network(NotBuilt),
     /// Shows and checks lists
-    List(NotBuilt),
+    List(list::ListArgs),
     /// Turns a vendor's page into lists and a policy
     Import(NotBuilt),
     /// Prints the live address set
@@ -76,7 +77,7 @@ pub fn main() -> ExitCode {
         Command::Demo(args) => demo::demo(&args),
         Command::Exec(_) => not_built("exec"),
         Command::Network(_) => not_built("network"),
-        Command::List(_) => not_built("list"),
+        Command::List(args) => list::list(&args),
         Command::Import(_) => not_built("import"),
         Command::Export(_) => not_built("export"),
         Command::Learn(_) => not_built("learn"),

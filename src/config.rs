@@ -31,6 +31,7 @@ use crate::policy::snapshot::Snapshot;
 
 use document::Document;
 use limits::{GatewaySettings, Limits};
+pub use list::ListSource;
 use list::Slot;
 pub use mistake::{Mistake, Mistakes, Severity};
 use mistake::{Report, Source};
@@ -50,6 +51,8 @@ pub struct Loaded {
     /// Every policy and list of the files that can be used, named by a Network or not.
     pub policies: Vec<Arc<Policy>>,
     pub lists: Vec<Arc<List>>,
+    /// Where the entries of each list come from.
+    pub list_sources: Vec<ListSource>,
     pub gateway: GatewaySettings,
     pub limits: Limits,
     pub warnings: Mistakes,
@@ -89,13 +92,16 @@ fn read(path: &Path, report: &Report) -> Option<Loaded> {
     let mut files: Vec<PathBuf> = std::iter::once(&source).chain(&included).map(|file| file.path.clone()).collect();
     let mut tops = vec![top];
     tops.extend(included.iter().zip(&documents).map(|(source, document)| included_top(report, source, document)));
-    let objects = Objects::read(&mut tops, report, &mut files);
+    let mut list_sources = Vec::new();
+    let objects = Objects::read(&mut tops, report, &mut list_sources);
+    files.extend(list_sources.iter().filter_map(|source| source.file.clone()));
     tie::check(&objects.networks, report);
     let networks = objects.networks_of(&enforcer, report);
     let policies = objects.policies.iter().cloned().collect();
     let lists = objects.lists.iter().filter_map(Slot::ready).cloned().collect();
     let warnings = Mistakes::default();
-    Some(Loaded { enforcer: enforcer.value.into(), networks, policies, lists, gateway, limits, warnings, files })
+    let enforcer = enforcer.value.into();
+    Some(Loaded { enforcer, networks, policies, lists, list_sources, gateway, limits, warnings, files })
 }
 
 /// An included file defines objects alone.
@@ -130,8 +136,8 @@ struct Objects {
 
 impl Objects {
     /// Kind by kind over all files, so that the order of files and tables does not matter.
-    fn read(tops: &mut [Table<'_>], report: &Report, files: &mut Vec<PathBuf>) -> Self {
-        let lists = define("list", tops, report, |table, name| list::read(table, name, report, files));
+    fn read(tops: &mut [Table<'_>], report: &Report, sources: &mut Vec<ListSource>) -> Self {
+        let lists = define("list", tops, report, |table, name| list::read(table, name, report, sources));
         let policies = define("policy", tops, report, |table, name| policy::read(table, name, &lists, report));
         let ports = define("port", tops, report, |table, name| port::read(table, name, report));
         let known = Known { policies: &policies, ports: &ports };

@@ -2,9 +2,15 @@
 //!
 //! Fails safe: a source that cannot be read in full never becomes a list (SPEC V4).
 
+pub mod compile;
 pub mod domains;
+pub mod entry;
+pub mod file;
+pub mod format;
 pub mod prefixes;
-
+pub mod reader;
+pub mod refresh;
+mod table;
 pub use domains::DomainSet;
 pub use prefixes::PrefixSet;
 

@@ -2,8 +2,9 @@
 //!
 //! Fails closed: whatever is not a host name by these rules is [`NotAName`], never a name that matches nothing.
 
+use std::borrow::Cow;
 use std::fmt;
-use std::net::{Ipv4Addr, Ipv6Addr};
+use std::net::Ipv6Addr;
 use std::sync::Arc;
 
 /// A host name in the one form that is compared: lower case, IDNA A-labels, no trailing dot.
@@ -22,47 +23,68 @@ pub enum NotAName {
     IpLiteral,
     /// An octet that no host name holds, or an invalid internationalised label (RFC 5891, section 5).
     Character,
-    /// An empty label, or one of over 63 octets (RFC 1035, section 2.3.4).
+    /// An empty label, one of over 63 octets (RFC 1035, section 2.3.4), or a last label that is a number where the
+    /// whole is no address (RFC 1123, section 2.1).
     Label,
     /// More than 253 octets (RFC 1035, section 2.3.4).
     TooLong,
 }
 
+/// The octets of a [`DomainName`], borrowed where they are written that way already.
+///
+/// What is ASCII is compared as ASCII, letter case apart, just as servers compare it: an `xn--` label that decodes
+/// to nothing valid stays the label it is. Other text is mapped to A-labels (UTS 46, non-transitional), which also
+/// turns the full-width and ideographic dots into dots.
+pub fn normalise(octets: &[u8]) -> Result<Cow<'_, str>, NotAName> {
+    if octets.len() > MAX_SPELLING {
+        return Err(NotAName::TooLong);
+    }
+    let text = str::from_utf8(octets).map_err(|_| NotAName::Character)?;
+    if text.is_ascii() {
+        let name = text.strip_suffix('.').unwrap_or(text);
+        check(name)?;
+        return Ok(lower(name));
+    }
+    let mapped = idna::domain_to_ascii_cow(octets, idna::AsciiDenyList::EMPTY).map_err(|_| NotAName::Character)?;
+    let name = mapped.strip_suffix('.').unwrap_or(&mapped);
+    check(name)?;
+    Ok(Cow::Owned(name.to_ascii_lowercase()))
+}
+
+/// Whether ASCII `name`, without its trailing dot, is a host name.
+fn check(name: &str) -> Result<(), NotAName> {
+    if name.is_empty() {
+        return Err(NotAName::Empty);
+    }
+    let last = name.rsplit('.').next().unwrap_or(name);
+    let is_plain = |b: u8| b.is_ascii_alphanumeric() || matches!(b, b'-' | b'_' | b'.');
+    if is_number(last) || !name.bytes().all(is_plain) {
+        return Err(if is_ip_literal(name) { NotAName::IpLiteral } else { why_not(name, is_plain) });
+    }
+    if name.len() > MAX_NAME {
+        return Err(NotAName::TooLong);
+    }
+    match name.split('.').any(|label| label.is_empty() || label.len() > MAX_LABEL) {
+        true => Err(NotAName::Label),
+        false => Ok(()),
+    }
+}
+
+fn why_not(name: &str, is_plain: impl Fn(u8) -> bool) -> NotAName {
+    if name.bytes().all(is_plain) { NotAName::Label } else { NotAName::Character }
+}
+
+fn lower(name: &str) -> Cow<'_, str> {
+    match name.bytes().any(|b| b.is_ascii_uppercase()) {
+        true => Cow::Owned(name.to_ascii_lowercase()),
+        false => Cow::Borrowed(name),
+    }
+}
+
 impl DomainName {
     /// The name that `octets` spell, in whatever case, with or without one trailing dot.
     pub fn parse(octets: &[u8]) -> Result<Self, NotAName> {
-        let octets = octets.strip_suffix(b".").unwrap_or(octets);
-        if octets.is_empty() {
-            return Err(NotAName::Empty);
-        }
-        let text = str::from_utf8(octets).map_err(|_| NotAName::Character)?;
-        if is_ip_literal(text) {
-            return Err(NotAName::IpLiteral);
-        }
-        if text.is_ascii() && !text.split('.').any(is_a_label) {
-            return Self::from_ascii(text);
-        }
-        let ascii = idna::domain_to_ascii_cow(octets, idna::AsciiDenyList::EMPTY).map_err(|_| NotAName::Character)?;
-        if is_ip_literal(&ascii) {
-            return Err(NotAName::IpLiteral);
-        }
-        Self::from_ascii(&ascii)
-    }
-
-    fn from_ascii(text: &str) -> Result<Self, NotAName> {
-        if text.len() > MAX_NAME {
-            return Err(NotAName::TooLong);
-        }
-        if text.split('.').any(|label| label.is_empty() || label.len() > MAX_LABEL) {
-            return Err(NotAName::Label);
-        }
-        if !text.bytes().all(|b| b.is_ascii_alphanumeric() || matches!(b, b'-' | b'_' | b'.')) {
-            return Err(NotAName::Character);
-        }
-        if text.bytes().any(|b| b.is_ascii_uppercase()) {
-            return Ok(Self(text.to_ascii_lowercase().into()));
-        }
-        Ok(Self(text.into()))
+        normalise(octets).map(|name| Self(name.into()))
     }
 
     pub fn as_str(&self) -> &str {
@@ -71,32 +93,34 @@ impl DomainName {
 
     /// This name and every name above it, longest first: `a.b.c`, `b.c`, `c`.
     pub fn suffixes(&self) -> impl Iterator<Item = &str> {
-        let mut rest = Some(self.as_str());
-        std::iter::from_fn(move || {
-            let name = rest?;
-            rest = name.split_once('.').map(|(_, above)| above);
-            Some(name)
-        })
+        suffixes(self.as_str())
     }
 }
 
-fn is_a_label(label: &str) -> bool {
-    label.len() >= 4 && label.as_bytes().first_chunk::<4>().is_some_and(|start| start.eq_ignore_ascii_case(b"xn--"))
+/// The same for a name that was normalised and not kept.
+pub fn suffixes(name: &str) -> impl Iterator<Item = &str> {
+    let mut rest = Some(name);
+    std::iter::from_fn(move || {
+        let name = rest?;
+        rest = name.split_once('.').map(|(_, above)| above);
+        Some(name)
+    })
 }
 
+/// An address in any of the spellings that clients take: dotted, bracketed with or without a zone (RFC 6874), and
+/// what `inet_aton` reads: one to four parts in decimal, octal or hexadecimal.
 fn is_ip_literal(text: &str) -> bool {
-    let inner = text.strip_prefix('[').and_then(|rest| rest.strip_suffix(']')).unwrap_or(text);
-    let inner = inner.split('%').next().unwrap_or(inner);
-    inner.parse::<Ipv4Addr>().is_ok() || inner.parse::<Ipv6Addr>().is_ok() || is_number(inner)
+    match text.strip_prefix('[').and_then(|rest| rest.strip_suffix(']')) {
+        Some(inner) => inner.split('%').next().is_some_and(|address| address.parse::<Ipv6Addr>().is_ok()),
+        None => text.parse::<Ipv6Addr>().is_ok() || (text.split('.').count() <= 4 && text.split('.').all(is_number)),
+    }
 }
 
-/// What `inet_aton` would take for an address: a last label of digits, or `0x` and hexadecimal digits.
-fn is_number(text: &str) -> bool {
-    let last = text.rsplit('.').next().unwrap_or(text);
-    let hex = last.strip_prefix("0x").or_else(|| last.strip_prefix("0X"));
-    match hex {
+/// Digits, or `0x` and hexadecimal digits, as `inet_aton` takes them.
+fn is_number(part: &str) -> bool {
+    match part.strip_prefix("0x").or_else(|| part.strip_prefix("0X")) {
         Some(digits) => digits.bytes().all(|b| b.is_ascii_hexdigit()),
-        None => !last.is_empty() && last.bytes().all(|b| b.is_ascii_digit()),
+        None => !part.is_empty() && part.bytes().all(|b| b.is_ascii_digit()),
     }
 }
 
@@ -118,7 +142,7 @@ impl fmt::Display for NotAName {
             Self::Empty => "it is empty",
             Self::IpLiteral => "it is an IP address",
             Self::Character => "it holds a character that no host name may hold",
-            Self::Label => "a label is empty or longer than 63 octets",
+            Self::Label => "a label is empty, longer than 63 octets, or a number where a name must end in letters",
             Self::TooLong => "it is longer than 253 octets",
         })
     }
@@ -174,3 +198,177 @@ impl fmt::Display for Pattern {
 
 const MAX_NAME: usize = 253;
 const MAX_LABEL: usize = 63;
+/// No name of 253 octets is written in more than this, four octets of UTF-8 for each of its own.
+const MAX_SPELLING: usize = 4 * (MAX_NAME + 1);
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn parsed(octets: impl AsRef<[u8]>) -> Result<String, NotAName> {
+        DomainName::parse(octets.as_ref()).map(|name| name.to_string())
+    }
+
+    #[test]
+    fn one_name_has_one_form_however_it_is_written() {
+        for (written, name) in [
+            ("example.com", "example.com"),
+            ("EXAMPLE.Com", "example.com"),
+            ("example.com.", "example.com"),
+            ("localhost", "localhost"),
+            ("_dmarc.example.com", "_dmarc.example.com"),
+            ("-a.example.com", "-a.example.com"),
+            ("1.2.3.4.example", "1.2.3.4.example"),
+            ("3com.com", "3com.com"),
+            ("0x.de", "0x.de"),
+            ("b\u{fc}cher.example", "xn--bcher-kva.example"),
+            ("B\u{dc}CHER.example", "xn--bcher-kva.example"),
+            ("bu\u{308}cher.example", "xn--bcher-kva.example"),
+            ("XN--BCHER-KVA.example", "xn--bcher-kva.example"),
+            ("fa\u{df}.de", "xn--fa-hia.de"),
+            ("\u{6d4b}\u{8bd5}.\u{4e2d}\u{56fd}", "xn--0zwm56d.xn--fiqs8s"),
+            // Full-width letters and the three other dots of UTS 46.
+            ("\u{ff45}vil.com", "evil.com"),
+            ("www\u{3002}evil\u{ff0e}com\u{ff61}", "www.evil.com"),
+            // The Kelvin sign is a k, a soft hyphen is nothing.
+            ("\u{212a}elvin.com", "kelvin.com"),
+            ("ev\u{ad}il.com", "evil.com"),
+        ] {
+            assert_eq!(parsed(written), Ok(name.to_owned()), "{written}");
+        }
+    }
+
+    #[test]
+    fn a_label_that_only_looks_internationalised_is_the_label_it_is() {
+        // A server compares these octets, so the name below a blocked one must stay below it.
+        for name in ["xn--a.evil.com", "xn--.evil.com", "xn--zzzzzzzzz99999.evil.com", "xn--foo-.evil.com"] {
+            assert_eq!(parsed(name), Ok(name.to_owned()), "{name}");
+        }
+    }
+
+    #[test]
+    fn what_is_not_a_name_is_refused_with_its_reason() {
+        let long_label = format!("{}.com", "a".repeat(64));
+        let long_name = format!("{}com", "a.".repeat(126));
+        let megabyte = "a.".repeat(500_000);
+        for (written, why) in [
+            ("", NotAName::Empty),
+            (".", NotAName::Empty),
+            ("..", NotAName::Label),
+            ("example.com..", NotAName::Label),
+            ("example.com\u{3002}.", NotAName::Label),
+            ("a..example.com", NotAName::Label),
+            (".example.com", NotAName::Label),
+            ("192.0.2.1", NotAName::IpLiteral),
+            ("192.0.2.1.", NotAName::IpLiteral),
+            ("192.0.2.1..", NotAName::Label),
+            ("0xc0.0.2.1", NotAName::IpLiteral),
+            ("0300.0.2.1", NotAName::IpLiteral),
+            ("3221225985", NotAName::IpLiteral),
+            ("0xC0000201", NotAName::IpLiteral),
+            ("192.513", NotAName::IpLiteral),
+            ("\u{ff11}92.0.2.1", NotAName::IpLiteral),
+            ("192\u{3002}0\u{3002}2\u{3002}1", NotAName::IpLiteral),
+            ("2001:db8::1", NotAName::IpLiteral),
+            ("::ffff:192.0.2.1", NotAName::IpLiteral),
+            ("[2001:db8::1]", NotAName::IpLiteral),
+            ("[fe80::1%eth0.100]", NotAName::IpLiteral),
+            // Dressed up as an address, these would slip past a blocked name as if they had none.
+            ("1.2.3.4%.evil.com", NotAName::Character),
+            ("fe80::1%.evil.com", NotAName::Character),
+            ("[192.0.2.1].evil.com", NotAName::Character),
+            ("evil.com.1", NotAName::Label),
+            ("1.2.3.4.5", NotAName::Label),
+            ("evil.com:443", NotAName::Character),
+            ("evil.com\0.good.com", NotAName::Character),
+            ("good.com/evil.com", NotAName::Character),
+            ("ev il.com", NotAName::Character),
+            ("*.example.com", NotAName::Character),
+            ("a\u{2100}b.com", NotAName::Character),
+            ("\u{200d}x.com", NotAName::Character),
+            (&long_label, NotAName::Label),
+            (&long_name, NotAName::TooLong),
+            (&megabyte, NotAName::TooLong),
+        ] {
+            assert_eq!(parsed(written), Err(why), "{}", written.chars().take(40).collect::<String>());
+        }
+        assert_eq!(parsed(b"ev\xffil.com"), Err(NotAName::Character));
+    }
+
+    #[test]
+    fn the_longest_lawful_name_and_label_are_names() {
+        let name = format!("{}co", "a.".repeat(125)) + "m";
+        assert_eq!(name.len(), 253);
+        assert_eq!(parsed(format!("{name}.")), Ok(name));
+        assert!(parsed(format!("{}.com", "a".repeat(63))).is_ok());
+    }
+
+    #[test]
+    fn a_pattern_reaches_what_its_spelling_says() {
+        let name = |text: &str| DomainName::parse(text.as_bytes()).unwrap();
+        for (pattern, own, below, beside) in [
+            ("Example.com", true, false, false),
+            ("*.Example.com", false, true, false),
+            (".Example.com", true, true, false),
+        ] {
+            let pattern = Pattern::parse(pattern).unwrap();
+            assert_eq!(pattern.matches(&name("example.com")), own, "{pattern}");
+            assert_eq!(pattern.matches(&name("a.example.com")), below, "{pattern}");
+            assert_eq!(pattern.matches(&name("b.a.example.com")), below, "{pattern}");
+            assert_eq!(pattern.matches(&name("notexample.com")), beside, "{pattern}");
+            assert_eq!(pattern.matches(&name("com")), beside, "{pattern}");
+        }
+        for refused in ["*", "*.", ".", "..example.com", "*.*.com", "a.*.com", "*example.com", ".192.0.2.1"] {
+            assert!(Pattern::parse(refused).is_err(), "{refused}");
+        }
+    }
+
+    #[test]
+    fn suffixes_run_from_the_name_to_its_top() {
+        let name = DomainName::parse(b"a.b.c").unwrap();
+        assert_eq!(name.suffixes().collect::<Vec<_>>(), ["a.b.c", "b.c", "c"]);
+    }
+
+    proptest! {
+        #[test]
+        fn no_octets_make_it_panic_and_what_it_gives_is_already_normal(octets in prop::collection::vec(any::<u8>(), 0..300)) {
+            if let Ok(name) = DomainName::parse(&octets) {
+                prop_assert_eq!(DomainName::parse(name.as_str().as_bytes()), Ok(name));
+            }
+        }
+
+        #[test]
+        fn no_text_makes_it_panic_and_what_it_gives_is_already_normal(text in "\\PC{0,80}") {
+            if let Ok(name) = DomainName::parse(text.as_bytes()) {
+                prop_assert!(name.as_str().bytes().all(|b| !b.is_ascii_uppercase() && b.is_ascii()));
+                prop_assert_eq!(DomainName::parse(name.as_str().as_bytes()), Ok(name));
+            }
+        }
+
+        #[test]
+        fn letter_case_and_a_trailing_dot_change_nothing(text in "[a-zA-Z0-9_-]{1,20}(\\.[a-zA-Z0-9-]{1,20}){0,5}", upper in any::<u64>()) {
+            let other: String = text
+                .chars()
+                .enumerate()
+                .map(|(i, c)| if upper >> (i % 64) & 1 == 1 { c.to_ascii_uppercase() } else { c.to_ascii_lowercase() })
+                .collect();
+            prop_assert_eq!(DomainName::parse(text.as_bytes()), DomainName::parse(format!("{other}.").as_bytes()));
+        }
+
+        #[test]
+        fn a_u_label_and_its_a_label_are_one_name(label in "[\u{e0}-\u{f6}\u{3b1}-\u{3c9}\u{430}-\u{44f}\u{4e00}-\u{4fff}]{1,10}") {
+            let unicode = format!("{label}.example");
+            let Ok(ascii) = idna::domain_to_ascii(&unicode) else { return Ok(()) };
+            prop_assert_eq!(DomainName::parse(unicode.as_bytes()), DomainName::parse(ascii.to_uppercase().as_bytes()));
+        }
+
+        #[test]
+        fn a_pattern_reads_what_it_writes(text in "(\\*\\.|\\.)?[a-zA-Z0-9_-]{1,10}(\\.[a-zA-Z]{1,10}){0,3}") {
+            if let Ok(pattern) = Pattern::parse(&text) {
+                prop_assert_eq!(Pattern::parse(&pattern.to_string()), Ok(pattern));
+            }
+        }
+    }
+}

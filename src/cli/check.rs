@@ -24,22 +24,21 @@ pub(super) fn print(mistakes: &Mistakes) {
 }
 
 fn summary(path: &str, loaded: &Loaded) -> String {
-    let (names, prefixes) = loaded
-        .lists
-        .iter()
-        .fold((0, 0), |(names, prefixes), list| (names + list.domains.len(), prefixes + list.prefixes.len()));
+    let (names, prefixes) = loaded.lists.iter().fold((0_u64, 0_u64), |(names, prefixes), list| {
+        (names + list.domains.len(), prefixes + list.prefixes.len() as u64)
+    });
     format!(
         "{path}: good: enforcer `{}`, {}, {}, {} ({}, {})",
         loaded.enforcer,
-        count(loaded.networks.len(), "network"),
-        count(loaded.policies.len(), "policy"),
-        count(loaded.lists.len(), "list"),
+        count(loaded.networks.len() as u64, "network"),
+        count(loaded.policies.len() as u64, "policy"),
+        count(loaded.lists.len() as u64, "list"),
         count(names, "name"),
         count(prefixes, "prefix"),
     )
 }
 
-fn count(number: usize, what: &str) -> String {
+fn count(number: u64, what: &str) -> String {
     match (number, what.strip_suffix('y'), what.ends_with('x')) {
         (1, ..) => format!("1 {what}"),
         (_, Some(stem), _) => format!("{number} {stem}ies"),

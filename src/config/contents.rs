@@ -1,157 +1,158 @@
-//! What a list holds: entries written in place, and the lines of a plain file.
+//! What a list holds: entries written in place, and a file.
 //!
-//! A bad entry in place is an error. A bad line of a file is a warning and is skipped (SPEC V4), but a file without one good
-//! line is an error.
+//! A bad entry in place is an error. A bad line of a file is a warning and is skipped (SPEC V4), but a file that is no list
+//! is an error.
 
 use std::net::IpAddr;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use ipnet::IpNet;
 
 use super::mistake::{Place, Report, Source};
 use super::value::Located;
-use crate::list::{DomainSet, List, ListVerdict, PrefixSet};
-use crate::name::{NotAName, Pattern};
+use crate::list::compile::Builder;
+use crate::list::entry::{Bad, Entry, What};
+use crate::list::prefixes::Exceptions;
+use crate::list::reader::{BadLine, Limits, Options, Refused};
+use crate::list::{List, ListVerdict};
+use crate::sys::list_store::{Opened, Store, Summary};
+use crate::sys::progress;
 
 /// Bad lines of a list file that are shown one by one; of more only the number is.
 const MAX_BAD_LINES: usize = 20;
 
-#[derive(Default)]
+#[derive(Debug)]
 pub(super) struct Contents {
-    domains: DomainSet,
-    prefixes: PrefixSet,
+    inline: Builder,
+    file: Option<Opened>,
     subdomains: bool,
 }
 
+/// How the file of a list is read. `subdomains`: plain names stand for themselves and every name below.
+pub(super) fn options(format: Option<crate::list::format::Format>, subdomains: bool) -> Options {
+    Options { format, subdomains, limits: Limits { reported: MAX_BAD_LINES, ..Limits::default() } }
+}
+
 impl Contents {
-    /// `subdomains`: plain names stand for themselves and every name below.
     pub(super) fn new(subdomains: bool) -> Self {
-        Self { subdomains, ..Self::default() }
+        Self { inline: Builder::new(Exceptions::Always), file: None, subdomains }
     }
 
     pub(super) fn take_inline(&mut self, entry: &Located<String>, report: &Report) {
-        match Entry::parse(&entry.value) {
-            Ok(parsed) => self.insert(parsed),
+        match parse(&entry.value) {
+            Ok(parsed) => self.inline.add(&if self.subdomains { parsed.widened() } else { parsed }),
             Err(wrong) => report.error(&entry.place, format!("`{}`: {}", entry.value, wrong.what()), wrong.mend()),
         }
     }
 
     /// `named`: where the configuration names the file.
-    pub(super) fn take_file(&mut self, path: &Path, named: &Place, report: &Report) {
-        let text = match read_text(path) {
-            Ok(text) => text,
-            Err(why) => {
+    pub(super) fn take_file(&mut self, path: &Path, options: &Options, named: &Place, report: &Report) {
+        match Store::from_environment().load(path, options, |file| progress::of(file, path)) {
+            Ok(opened) => {
+                if let Some(summary) = &opened.read {
+                    warn_of_lines(path, summary, named, report);
+                }
+                self.file = Some(opened);
+            }
+            Err(Refused::Io(why)) => {
                 let what = format!("cannot read the list {}: {why}", path.display());
-                return report.error(named, what, "name a file that can be read, or write `enabled = false`");
+                report.error(named, what, "name a file that can be read, or write `enabled = false`");
+            }
+            Err(why @ Refused::Nothing { .. }) => {
+                let mend = "write one address, prefix or name a line, or say which `format` it is";
+                report.error(named, format!("the list {} cannot be used: {why}", path.display()), mend);
+            }
+            Err(why) => {
+                let what = format!("the list {} cannot be used: {why}", path.display());
+                report.error(named, what, "mend the file, or write `enabled = false`");
+            }
+        }
+    }
+
+    /// The compiled file that holds it, if one does.
+    pub(super) fn compiled(&self) -> Option<PathBuf> {
+        self.file.as_ref().and_then(|file| file.compiled.clone())
+    }
+
+    /// `None`: it is larger than can be held, which is reported.
+    pub(super) fn into_list(self, name: &str, verdict: ListVerdict, named: &Place, report: &Report) -> Option<List> {
+        let (domains, prefixes) = match self.inline.finish().into_sets() {
+            Ok(sets) => sets,
+            Err(why) => {
+                report.error(named, format!("the list `{name}` cannot be held: {why}"), "split it");
+                return None;
             }
         };
-        let (taken, skipped) = self.take_lines(path, &text, report);
-        if skipped > MAX_BAD_LINES {
-            let what = format!("{} more lines of {} are skipped", skipped - MAX_BAD_LINES, path.display());
-            report.warning(named, what, "mend the file");
-        }
-        if taken == 0 {
-            let what = format!("the list {} holds no entry", path.display());
-            report.error(named, what, "write one address, prefix or name a line; comments begin with #");
-        }
-    }
-
-    /// How many lines were taken, and how many skipped.
-    fn take_lines(&mut self, path: &Path, text: &str, report: &Report) -> (usize, usize) {
-        let (mut taken, mut skipped) = (0, 0);
-        for (index, line) in text.trim_start_matches('\u{feff}').lines().enumerate() {
-            let written = line.split('#').next().unwrap_or_default().trim();
-            match Entry::parse(written) {
-                _ if written.is_empty() => continue,
-                Ok(parsed) => self.insert(parsed),
-                Err(Wrong::HostBits(net)) => self.insert(Entry::Prefix(net.trunc())),
-                Err(wrong) => {
-                    skipped += 1;
-                    if skipped <= MAX_BAD_LINES {
-                        warn_of_line(path, index + 1, line, &wrong, report);
-                    }
-                    continue;
-                }
+        let name = name.into();
+        Some(match self.file {
+            Some(file) => {
+                List { name, verdict, domains: domains.union(file.domains), prefixes: prefixes.union(file.prefixes) }
             }
-            taken += 1;
-        }
-        (taken, skipped)
-    }
-
-    fn insert(&mut self, entry: Entry) {
-        match entry {
-            Entry::Prefix(prefix) => self.prefixes.insert(prefix, None),
-            Entry::Name(Pattern::Exact(name)) if self.subdomains => self.domains.insert(Pattern::Tree(name), None),
-            Entry::Name(pattern) => self.domains.insert(pattern, None),
-        }
-    }
-
-    pub(super) fn hold_every_address(&self) -> bool {
-        self.prefixes.iter().any(|(prefix, _)| prefix.prefix_len() == 0)
-    }
-
-    pub(super) fn into_list(self, name: &str, verdict: ListVerdict) -> List {
-        List { name: name.into(), verdict, domains: self.domains, prefixes: self.prefixes }
+            None => List { name, verdict, domains, prefixes },
+        })
     }
 }
 
-fn read_text(path: &Path) -> Result<String, String> {
-    let about = std::fs::metadata(path).map_err(|error| error.to_string())?;
-    if !about.is_file() {
-        return Err("it is not a regular file".to_owned());
+fn warn_of_lines(path: &Path, summary: &Summary, named: &Place, report: &Report) {
+    for line in &summary.report.first_bad {
+        warn_of_line(path, line, report);
     }
-    let octets = std::fs::read(path).map_err(|error| error.to_string())?;
-    Ok(String::from_utf8_lossy(&octets).into_owned())
+    let more = summary.report.bad.saturating_sub(summary.report.first_bad.len() as u64);
+    if more > 0 {
+        report.warning(named, format!("{more} more lines of {} are skipped", path.display()), "mend the file");
+    }
+    if let Some(why) = &summary.not_kept {
+        let what = format!("the list {} is not kept compiled: {why}", path.display());
+        report.warning(named, what, "it is read again at every start: let the cache folder be written to");
+    }
 }
 
-fn warn_of_line(path: &Path, number: usize, line: &str, wrong: &Wrong, report: &Report) {
-    let source = Source::part(path.to_owned(), line.chars().take(200).collect(), number);
-    let place = Place::start_of(&source);
-    report.warning(&place, format!("the line is skipped: {}", wrong.what()), wrong.mend());
+fn warn_of_line(path: &Path, line: &BadLine, report: &Report) {
+    let first_line = usize::try_from(line.number).unwrap_or(usize::MAX);
+    let source = Source::part(path.to_owned(), line.text.clone(), first_line);
+    let mend = Wrong::Bad(line.why).mend();
+    report.warning(&Place::start_of(&source), format!("the line is skipped: {}", line.why), mend);
 }
 
-enum Entry {
-    Prefix(IpNet),
-    Name(Pattern),
-}
-
+/// What is wrong with an entry in place, where less is forgiven than in a file that somebody else writes.
 enum Wrong {
-    Prefix,
     HostBits(IpNet),
     Mapped(IpAddr),
-    Name(NotAName),
+    Bad(Bad),
 }
 
-impl Entry {
-    fn parse(text: &str) -> Result<Self, Wrong> {
-        if let Ok(address) = text.parse::<IpAddr>() {
-            let own = address.to_canonical();
-            return if own == address { Ok(Self::Prefix(address.into())) } else { Err(Wrong::Mapped(own)) };
+fn parse(text: &str) -> Result<Entry<'_>, Wrong> {
+    let entry = Entry::parse(text).map_err(Wrong::Bad)?;
+    if let What::Prefix(_) = entry.what {
+        if let Some(own) = text.parse().ok().filter(|address: &IpAddr| address.to_canonical() != *address) {
+            return Err(Wrong::Mapped(own.to_canonical()));
         }
-        if text.contains('/') {
-            let net: IpNet = text.parse().map_err(|_| Wrong::Prefix)?;
-            return if net == net.trunc() { Ok(Self::Prefix(net)) } else { Err(Wrong::HostBits(net)) };
+        if let Some(net) = text.parse().ok().filter(|net: &IpNet| net.trunc() != *net) {
+            return Err(Wrong::HostBits(net));
         }
-        Pattern::parse(text).map(Self::Name).map_err(Wrong::Name)
     }
+    Ok(entry)
 }
 
 impl Wrong {
     fn what(&self) -> String {
         match self {
-            Self::Prefix => "not an address prefix".to_owned(),
             Self::HostBits(net) => format!("bits are set beyond /{}", net.prefix_len()),
             Self::Mapped(_) => "an IPv4 address in IPv6 clothes matches no packet".to_owned(),
-            Self::Name(why) => format!("not a host name: {why}"),
+            Self::Bad(why) => why.to_string(),
         }
     }
 
     fn mend(&self) -> String {
         match self {
-            Self::Prefix => "write 198.51.100.0/24 or 2001:db8::/32".to_owned(),
             Self::HostBits(net) => format!("write {} or {}", net.trunc(), net.addr()),
             Self::Mapped(own) => format!("write {own}"),
-            Self::Name(_) => "write an address, a prefix, name.example, *.name.example or .name.example".to_owned(),
+            Self::Bad(Bad::Prefix) => "write 198.51.100.0/24 or 2001:db8::/32".to_owned(),
+            Self::Bad(Bad::Name(_)) => {
+                "write an address, a prefix, name.example, *.name.example or .name.example".to_owned()
+            }
+            Self::Bad(Bad::Unsupported(_)) => "take it out, or leave it".to_owned(),
+            Self::Bad(_) => "mend the line, or say which `format` the file is".to_owned(),
         }
     }
 }

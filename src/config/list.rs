@@ -5,11 +5,13 @@
 use std::path::PathBuf;
 use std::sync::Arc;
 
-use super::contents::Contents;
+use super::contents::{self, Contents};
 use super::document::beside;
 use super::mistake::Report;
 use super::named::check_name;
 use super::table::Table;
+use crate::list::format::Format;
+use crate::list::reader::Options;
 use crate::list::{List, ListVerdict};
 
 /// What a policy gets for a list's name.
@@ -29,42 +31,76 @@ impl Slot {
     }
 }
 
-/// `files`: takes the list file, if it has one.
-pub(super) fn read(mut table: Table<'_>, name: &str, report: &Report, files: &mut Vec<PathBuf>) -> Option<Slot> {
+/// Where the entries of a list come from, for whoever asks which line says so.
+#[derive(Clone, Debug)]
+pub struct ListSource {
+    /// The name of the list.
+    pub list: Arc<str>,
+    /// Entries in place, each with its `FILE:LINE`.
+    pub entries: Vec<(String, String)>,
+    pub file: Option<PathBuf>,
+    pub options: Options,
+    /// The compiled form of the file, where it is kept.
+    pub compiled: Option<PathBuf>,
+}
+
+/// `sources`: takes where its entries come from.
+pub(super) fn read(mut table: Table<'_>, name: &str, report: &Report, sources: &mut Vec<ListSource>) -> Option<Slot> {
     let verdict = verdict(&mut table, report);
-    table.word("format", &[("auto", ()), ("plain", ())], ());
+    let format = table.word("format", FORMATS, None);
     table.take("url");
     table.take("refresh");
     if !["entries", "file", "url"].iter().any(|source| table.has(source)) {
         let what = format!("the list `{name}` has no source");
         report.error(&table.place, what, "add `entries = [..]` or `file = \"..\"`");
     }
-    let mut contents = Contents::new(table.flag("subdomains", false));
+    let options = contents::options(format, table.flag("subdomains", false));
+    let mut contents = Contents::new(options.subdomains);
     let enabled = table.flag("enabled", true);
-    read_entries(&mut table, &mut contents, name, report);
-    if let Some(file) = table.text("file").filter(|_| enabled) {
+    let entries = read_entries(&mut table, &mut contents, name, report);
+    let file = table.text("file").filter(|_| enabled).map(|file| {
         let path = beside(&file.place, &file.value);
-        contents.take_file(&path, &file.place, report);
-        files.push(path);
-    }
-    if verdict == Some(ListVerdict::Allow) && contents.hold_every_address() {
+        contents.take_file(&path, &options, &file.place, report);
+        path
+    });
+    sources.push(ListSource { list: name.into(), entries, file, options, compiled: contents.compiled() });
+    let list = contents.into_list(name, verdict?, &table.place, report)?;
+    let holds_every_address = list.prefixes.iter().any(|(prefix, _)| prefix.prefix_len() == 0);
+    if list.verdict == ListVerdict::Allow && holds_every_address {
         let what = format!("the allow list `{name}` holds every address of a family");
         report.warning(&table.place, what, "no block list counts for them: take the prefix of length 0 out");
     }
-    let list = contents.into_list(name, verdict?);
     Some(if enabled { Slot::Ready(Arc::new(list)) } else { Slot::Disabled })
 }
 
-fn read_entries(table: &mut Table<'_>, contents: &mut Contents, name: &str, report: &Report) {
-    let Some(written) = table.take("entries") else { return };
+/// `auto` is none.
+const FORMATS: &[(&str, Option<Format>)] = &[
+    ("auto", None),
+    ("plain", Some(Format::Plain)),
+    ("hosts", Some(Format::Hosts)),
+    ("adblock", Some(Format::Adblock)),
+    ("dnsmasq", Some(Format::Dnsmasq)),
+    ("rpz", Some(Format::Rpz)),
+    ("cidr", Some(Format::Cidr)),
+    ("csv", Some(Format::Csv)),
+    ("json", Some(Format::Json)),
+];
+
+/// Each entry, with its place.
+fn read_entries(table: &mut Table<'_>, contents: &mut Contents, name: &str, report: &Report) -> Vec<(String, String)> {
+    let Some(written) = table.take("entries") else { return Vec::new() };
     let place = written.place.clone();
-    let Some(entries) = written.items() else { return };
-    for entry in entries.iter().filter_map(|entry| entry.text()) {
+    let Some(entries) = written.items() else { return Vec::new() };
+    let read = entries.iter().filter_map(|entry| entry.text()).map(|entry| {
         contents.take_inline(&entry, report);
-    }
+        let line = entry.place.line();
+        (entry.value, line)
+    });
+    let read: Vec<_> = read.collect();
     if entries.is_empty() && !table.has("file") {
         report.warning(&place, format!("the list `{name}` is empty"), "it matches nothing");
     }
+    read
 }
 
 #[derive(Clone, Copy, PartialEq)]

@@ -23,13 +23,6 @@ const ROWS: &[(&str, Refused, &str)] = &[
     ("gateway.recheck", As("true"), "ending live flows that a new configuration forbids"),
     ("list.url", Always, "fetching lists"),
     ("list.refresh", Always, "fetching lists"),
-    ("list.format", As("hosts"), "reading hosts files"),
-    ("list.format", As("adblock"), "reading adblock lists"),
-    ("list.format", As("dnsmasq"), "reading dnsmasq lists"),
-    ("list.format", As("rpz"), "reading RPZ zones"),
-    ("list.format", As("cidr"), "reading comma-joined CIDR lists"),
-    ("list.format", As("csv"), "reading CSV lists with expiry dates"),
-    ("list.format", As("json"), "reading JSON lists"),
     ("policy.countries", Filled, "country rules"),
     ("policy.asns", Filled, "ASN rules"),
     ("policy.fingerprints.alert", Always, "recording a fingerprint without acting on it"),
@@ -39,13 +32,6 @@ const ROWS: &[(&str, Refused, &str)] = &[
     ("network.inspection.bind", As("log"), "comparing names with the addresses that DNS gave"),
     ("network.inspection.bind", As("enforce"), "comparing names with the addresses that DNS gave"),
     ("network.inspection.use_bindings", As("true"), "names from DNS on ports that are not inspected"),
-    ("network.dns.authorized_resolvers", Filled, "intercepting DNS"),
-    ("network.dns.answer_ips", Filled, "intercepting DNS"),
-    ("network.dns.unlisted", As("block"), "intercepting DNS"),
-    ("network.dns.upstream", Filled, "intercepting DNS"),
-    ("network.dns.strip_ech", As("true"), "rewriting DNS answers"),
-    ("network.dns.filter_answers", As("true"), "rewriting DNS answers"),
-    ("network.dns.rebind_protection", As("true"), "rewriting DNS answers"),
 ];
 
 /// What no key can be refused for, and everybody must know. It goes when the kernel judges by address.

@@ -294,18 +294,12 @@ mod tests {
     use std::time::Duration;
 
     fn policy(block: &[&str], addresses: &[&str]) -> Policy {
-        let mut list = List {
+        let list = List {
             name: "b".into(),
             verdict: ListVerdict::Block,
-            domains: Default::default(),
-            prefixes: Default::default(),
+            domains: block.iter().map(|name| (Pattern::parse(name).unwrap(), None)).collect(),
+            prefixes: addresses.iter().map(|prefix| (prefix.parse().unwrap(), None)).collect(),
         };
-        for name in block {
-            list.domains.insert(Pattern::parse(name).unwrap(), None);
-        }
-        for prefix in addresses {
-            list.prefixes.insert(prefix.parse().unwrap(), None);
-        }
         Policy {
             name: "p".into(),
             default: IpVerdict::Allow,

@@ -28,7 +28,10 @@ const INSPECTED: &str = "inspected";
 const QUESTIONS: &str = "questions";
 const SERVICE: [Key; 2] = [Key::Protocol, Key::DestinationPort];
 const INSPECTED_UDP: &str = "inspected_udp";
+/// What all of them capture.
+const GUARDED: &str = "guarded";
 const GUARD: &str = "guard";
+const UDP_CHAIN: &str = "udp";
 const LOOPBACK: &str = "loopback";
 const IPV4_LOOPBACK: IpNet = IpNet::V4(Ipv4Net::new_assert(Ipv4Addr::new(127, 0, 0, 0), 8));
 const IPV6_LOOPBACK: IpNet = IpNet::V6(Ipv6Net::new_assert(Ipv6Addr::LOCALHOST, 128));
@@ -36,7 +39,7 @@ const IPV6_LOOPBACK: IpNet = IpNet::V6(Ipv6Net::new_assert(Ipv6Addr::LOCALHOST, 
 /// The rules for a policy and the listeners that serve it.
 pub fn render(snapshot: &Snapshot, capture: &Capture) -> Ruleset {
     let mut sets = flow_sets(capture);
-    sets.extend([Stage::CaptureUdp, Stage::Capture].map(|stage| inspected_set(stage, snapshot, capture)));
+    sets.extend([Stage::CaptureUdp, Stage::Capture, Stage::Guard].map(|stage| inspected_set(stage, snapshot, capture)));
     sets.push(questions_set(capture));
     sets.extend(port_sets(snapshot));
     let mut chains = vec![loopback_chain(capture)];
@@ -57,21 +60,25 @@ pub fn render(snapshot: &Snapshot, capture: &Capture) -> Ruleset {
             }
         }
     }
-    chains.push(Chain::new(GUARD, selections(Stage::Guard, capture)));
-    chains.push(prerouting_udp(capture));
+    chains.extend([guard(capture), udp_chain(capture), prerouting_udp()]);
     chains.push(prerouting(capture));
     chains.push(forward(capture));
     Ruleset { table: TABLE, sets, chains }
 }
 
-fn prerouting_udp(capture: &Capture) -> Chain {
-    let mut rules = vec![Rule(vec![of_interest(INSPECTED_UDP, true), accept()])];
-    rules.extend(Family::BOTH.into_iter().flat_map(udp_flow_rules));
+/// UDP on ports that are inspected for QUIC.
+fn udp_chain(capture: &Capture) -> Chain {
+    let mut rules: Vec<Rule> = Family::BOTH.into_iter().flat_map(udp_flow_rules).collect();
     // The next hook tells why these are left alone here.
     rules.extend([IPV4_LOOPBACK, IPV6_LOOPBACK].map(|own| Rule(vec![Expression::DestinationIn(own), accept()])));
     rules.push(Rule(vec![Expression::DestinationIsLocal, accept()]));
     rules.extend(selections(Stage::CaptureUdp, capture));
-    Chain::at(Hook::Prerouting, RAW, "prerouting_udp", rules)
+    Chain::new(UDP_CHAIN, rules)
+}
+
+fn prerouting_udp() -> Chain {
+    let inspected = vec![Expression::Protocol(UDP), of_interest(INSPECTED_UDP, false), goto(UDP_CHAIN)];
+    Chain::at(Hook::Prerouting, RAW, "prerouting_udp", vec![Rule(inspected)])
 }
 
 fn prerouting(capture: &Capture) -> Chain {
@@ -93,8 +100,8 @@ fn prerouting(capture: &Capture) -> Chain {
         ]));
     }
     rules.extend(Family::BOTH.map(jump_to_discarded));
-    rules.extend(to_the_gateway(capture));
     rules.push(Rule(vec![of_interest(INSPECTED, true), accept()]));
+    rules.extend(to_the_gateway(capture));
     rules.extend(selections(Stage::Capture, capture));
     Chain::at(Hook::Prerouting, MANGLE, "prerouting", rules)
 }
@@ -105,15 +112,19 @@ fn forward(capture: &Capture) -> Chain {
     let mut rules = Vec::new();
     if capture.on_failure == OnFailure::Closed {
         rules.push(Rule(vec![Expression::MarkIs(MARK), Expression::Counter, drop()]));
-        rules.push(Rule(vec![of_interest(INSPECTED, false), goto(GUARD)]));
-        rules.push(Rule(vec![of_interest(INSPECTED_UDP, true), accept()]));
-        rules.extend(Family::BOTH.map(|family| {
-            let forwarded = in_flows(FlowSet::Forwarded, family);
-            Rule(vec![Expression::Family(family), forwarded, Expression::NoLongHeader, accept()])
-        }));
-        rules.push(Rule(vec![goto(GUARD)]));
+        rules.push(Rule(vec![of_interest(GUARDED, false), goto(GUARD)]));
     }
     Chain::at(Hook::Forward, FILTER, "forward", rules)
+}
+
+fn guard(capture: &Capture) -> Chain {
+    let forwarded = |family| {
+        let known = in_flows(FlowSet::Forwarded, family);
+        Rule(vec![Expression::Protocol(UDP), Expression::Family(family), known, Expression::NoLongHeader, accept()])
+    };
+    let mut rules: Vec<Rule> = Family::BOTH.map(forwarded).into();
+    rules.extend(selections(Stage::Guard, capture));
+    Chain::new(GUARD, rules)
 }
 
 /// What is sent to the gateway itself passes, but not the questions of others to a resolver on it.
@@ -244,10 +255,14 @@ fn inspected_set(stage: Stage, snapshot: &Snapshot, capture: &Capture) -> Set {
         .directions
         .iter()
         .flat_map(|direction| snapshot.networks().iter().flat_map(|network| captured(*direction, network, capture)))
-        .filter(|(service, _)| service.stage == stage)
+        .filter(|(service, _)| stage == Stage::Guard || service.stage == stage)
         .map(|(service, port)| (service.protocol, port))
         .collect();
-    let name = if stage == Stage::CaptureUdp { INSPECTED_UDP } else { INSPECTED };
+    let name = match stage {
+        Stage::CaptureUdp => INSPECTED_UDP,
+        Stage::Capture => INSPECTED,
+        Stage::Guard => GUARDED,
+    };
     let element = |(protocol, port)| Element::exactly(vec![Datum::Protocol(protocol), Datum::Service(port)]);
     Set::new(name, vec![Field::Protocol, Field::Service], SetKind::Hash, pairs.into_iter().map(element).collect())
 }

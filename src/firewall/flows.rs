@@ -118,6 +118,7 @@ pub(super) fn discarded_chain(family: Family) -> Chain {
 
 pub(super) fn jump_to_discarded(family: Family) -> Rule {
     Rule(vec![
+        Expression::Protocol(TCP),
         Expression::Family(family),
         Expression::InSet {
             key: key_of_packet(family),

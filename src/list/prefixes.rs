@@ -1,34 +1,303 @@
 //! A set of address prefixes, asked by address.
+//!
+//! Nested and doubled prefixes are flattened into ranges that do not overlap: 8 octets for a v4 range (16 where
+//! entries expire), 32 for a v6 one, and a look-up is one binary search.
 
+mod ranges;
+
+use std::io;
 use std::net::IpAddr;
-use std::time::SystemTime;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use ipnet::IpNet;
+use ipnet::{IpNet, Ipv4Subnets, Ipv6Subnets};
+
+use super::entry::{Sense, canonical};
+pub(super) use ranges::Shape;
+use ranges::{NEVER, Ranges, Span};
 
 /// Prefixes with the time, if any, at which each ends.
 #[derive(Debug, Default)]
 pub struct PrefixSet {
-    entries: Vec<(IpNet, Option<SystemTime>)>,
+    v4: Ranges<u32>,
+    v6: Ranges<u128>,
+}
+
+/// Which of an entry and an exception counts where both cover an address or a name.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Exceptions {
+    /// The exception (adblock lists).
+    #[default]
+    Always,
+    /// The more specific of the two (RPZ, dnsmasq).
+    MostSpecific,
+}
+
+/// Gathers prefixes for a [`PrefixSet`].
+#[derive(Debug, Default)]
+pub struct PrefixBuilder {
+    v4: Vec<Span<u32>>,
+    v6: Vec<Span<u128>>,
+    exceptions: Exceptions,
 }
 
 impl PrefixSet {
-    pub fn insert(&mut self, prefix: IpNet, expires: Option<SystemTime>) {
-        self.entries.push((prefix.trunc(), expires));
-    }
-
     pub fn holds(&self, address: IpAddr, now: SystemTime) -> bool {
-        self.entries.iter().any(|(prefix, expires)| prefix.contains(&address) && expires.is_none_or(|end| now < end))
+        let expires = match address.to_canonical() {
+            IpAddr::V4(address) => self.v4.expiry_of(address.to_bits()),
+            IpAddr::V6(address) => self.v6.expiry_of(address.to_bits()),
+        };
+        expires.is_some_and(|expires| expires == NEVER || seconds(now) < expires)
     }
 
+    /// The fewest prefixes that cover the same addresses, with the time at which each ends: what a kernel set wants.
     pub fn iter(&self) -> impl Iterator<Item = (IpNet, Option<SystemTime>)> {
-        self.entries.iter().copied()
+        let v4 = self.v4.iter().flat_map(|(start, end, expires)| {
+            Ipv4Subnets::new(start.into(), end.into(), 0).map(move |prefix| (IpNet::V4(prefix), time(expires)))
+        });
+        let v6 = self.v6.iter().flat_map(|(start, end, expires)| {
+            Ipv6Subnets::new(start.into(), end.into(), 0).map(move |prefix| (IpNet::V6(prefix), time(expires)))
+        });
+        v4.chain(v6)
     }
 
+    /// How many ranges it takes, at most the number of prefixes put in and exceptions.
     pub fn len(&self) -> usize {
-        self.entries.len()
+        self.v4.len() + self.v6.len()
     }
 
     pub fn is_empty(&self) -> bool {
-        self.entries.is_empty()
+        self.len() == 0
+    }
+
+    /// Octets of memory.
+    pub fn footprint(&self) -> usize {
+        self.v4.footprint() + self.v6.footprint()
+    }
+
+    /// How the ranges of both families are written.
+    pub(super) fn shapes(&self) -> [Shape; 2] {
+        [self.v4.shape(), self.v6.shape()]
+    }
+
+    /// Octets that such ranges take; `None`: more than any file has.
+    pub(super) fn octets_of([v4, v6]: &[Shape; 2]) -> Option<usize> {
+        v4.octets::<u32>()?.checked_add(v6.octets::<u128>()?)
+    }
+
+    pub(super) fn write(&self, out: &mut impl io::Write) -> io::Result<()> {
+        self.v4.write(out)?;
+        self.v6.write(out)
+    }
+
+    /// What [`Self::write`] wrote; `None` if the octets do not suffice.
+    pub(super) fn read([v4, v6]: &[Shape; 2], octets: &[u8]) -> Option<Self> {
+        let (first, rest) = octets.split_at_checked(v4.octets::<u32>()?)?;
+        Some(Self { v4: Ranges::read(*v4, first)?, v6: Ranges::read(*v6, rest.get(..v6.octets::<u128>()?)?)? })
+    }
+
+    /// What either holds.
+    pub fn union(self, other: Self) -> Self {
+        match (self.is_empty(), other.is_empty()) {
+            (true, _) => other,
+            (_, true) => self,
+            _ => Self { v4: self.v4.union(&other.v4), v6: self.v6.union(&other.v6) },
+        }
+    }
+}
+
+impl PrefixBuilder {
+    pub fn new(exceptions: Exceptions) -> Self {
+        Self { exceptions, ..Self::default() }
+    }
+
+    pub(super) fn set_exceptions(&mut self, exceptions: Exceptions) {
+        self.exceptions = exceptions;
+    }
+
+    pub fn add(&mut self, prefix: IpNet, sense: Sense, expires: Option<SystemTime>) {
+        let holds_until = match sense {
+            Sense::Holds => Some(expires.map_or(NEVER, seconds)),
+            Sense::Exception => None,
+        };
+        match canonical(prefix) {
+            IpNet::V4(net) => {
+                let (start, end) = (net.network().to_bits(), net.broadcast().to_bits());
+                self.v4.push(Span { start, end, holds_until });
+            }
+            IpNet::V6(net) => {
+                let (start, end) = (net.network().to_bits(), net.broadcast().to_bits());
+                self.v6.push(Span { start, end, holds_until });
+            }
+        }
+    }
+
+    /// The set, and how many of what was added was there already.
+    pub fn finish(self) -> (PrefixSet, u64) {
+        let (v4, doubled_v4) = Ranges::flatten(self.v4, self.exceptions);
+        let (v6, doubled_v6) = Ranges::flatten(self.v6, self.exceptions);
+        (PrefixSet { v4, v6 }, doubled_v4 + doubled_v6)
+    }
+}
+
+impl FromIterator<(IpNet, Option<SystemTime>)> for PrefixSet {
+    fn from_iter<I: IntoIterator<Item = (IpNet, Option<SystemTime>)>>(entries: I) -> Self {
+        let mut builder = PrefixBuilder::default();
+        entries.into_iter().for_each(|(prefix, expires)| builder.add(prefix, Sense::Holds, expires));
+        builder.finish().0
+    }
+}
+
+/// Whole seconds since 1970; what lies before is 0.
+pub(super) fn seconds(time: SystemTime) -> u64 {
+    time.duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs())
+}
+
+fn time(expires: u64) -> Option<SystemTime> {
+    if expires == NEVER { None } else { UNIX_EPOCH.checked_add(Duration::from_secs(expires)) }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn at(seconds: u64) -> SystemTime {
+        UNIX_EPOCH + Duration::from_secs(seconds)
+    }
+
+    fn set(entries: &[(&str, Option<u64>)]) -> PrefixSet {
+        entries.iter().map(|(prefix, expires)| (prefix.parse().unwrap(), expires.map(at))).collect()
+    }
+
+    fn holds(set: &PrefixSet, address: &str, now: u64) -> bool {
+        set.holds(address.parse().unwrap(), at(now))
+    }
+
+    #[test]
+    fn both_families_are_held_to_their_last_address() {
+        let set = set(&[("198.51.100.0/24", None), ("2001:db8::/32", None), ("203.0.113.7/32", None)]);
+        for (address, held) in [
+            ("198.51.99.255", false),
+            ("198.51.100.0", true),
+            ("198.51.100.255", true),
+            ("198.51.101.0", false),
+            ("::ffff:198.51.100.9", true),
+            ("203.0.113.6", false),
+            ("203.0.113.7", true),
+            ("203.0.113.8", false),
+            ("2001:db7:ffff:ffff:ffff:ffff:ffff:ffff", false),
+            ("2001:db8::", true),
+            ("2001:db8:ffff:ffff:ffff:ffff:ffff:ffff", true),
+            ("2001:db9::", false),
+        ] {
+            assert_eq!(holds(&set, address, 0), held, "{address}");
+        }
+    }
+
+    #[test]
+    fn a_v4_prefix_in_v6_clothes_is_the_v4_prefix() {
+        let set = set(&[("::ffff:198.51.100.0/120", None)]);
+        assert!(holds(&set, "198.51.100.9", 0) && !holds(&set, "198.51.101.9", 0));
+    }
+
+    #[test]
+    fn everything_is_held_by_the_zero_prefixes_and_nothing_by_none() {
+        let all = set(&[("0.0.0.0/0", None), ("::/0", None), ("10.0.0.0/8", None)]);
+        for address in ["0.0.0.0", "255.255.255.255", "::", "ffff:ffff:ffff:ffff:ffff:ffff:ffff:ffff"] {
+            assert!(holds(&all, address, 0) && !holds(&PrefixSet::default(), address, 0), "{address}");
+        }
+        assert_eq!(all.iter().count(), 2);
+    }
+
+    #[test]
+    fn an_entry_ends_at_its_second_and_a_longer_lived_one_around_it_goes_on() {
+        let set = set(&[("10.0.0.0/8", Some(200)), ("10.1.0.0/16", Some(100)), ("10.2.0.0/16", None)]);
+        for (address, now, held) in [
+            ("10.1.0.1", 199, true),
+            ("10.1.0.1", 200, false),
+            ("10.2.0.1", 1_000_000, true),
+            ("10.3.0.1", 199, true),
+            ("10.3.0.1", 200, false),
+        ] {
+            assert_eq!(holds(&set, address, now), held, "{address} at {now}");
+        }
+    }
+
+    #[test]
+    fn an_exception_cuts_a_hole_by_its_formats_rule() {
+        for (rule, inner_block_held) in [(Exceptions::Always, false), (Exceptions::MostSpecific, true)] {
+            let mut builder = PrefixBuilder::new(rule);
+            builder.add("10.0.0.0/8".parse().unwrap(), Sense::Holds, None);
+            builder.add("10.1.0.0/16".parse().unwrap(), Sense::Exception, None);
+            builder.add("10.1.1.0/24".parse().unwrap(), Sense::Holds, None);
+            builder.add("10.9.0.0/16".parse().unwrap(), Sense::Holds, None);
+            builder.add("10.9.0.0/16".parse().unwrap(), Sense::Exception, None);
+            let (set, _) = builder.finish();
+            assert!(holds(&set, "10.0.0.1", 0) && holds(&set, "10.2.0.1", 0), "{rule:?}");
+            assert!(!holds(&set, "10.1.0.1", 0) && !holds(&set, "10.9.0.1", 0), "{rule:?}");
+            assert_eq!(holds(&set, "10.1.1.1", 0), inner_block_held, "{rule:?}");
+        }
+    }
+
+    #[test]
+    fn what_a_kernel_set_gets_is_the_fewest_prefixes_with_their_ends() {
+        let set =
+            set(&[("10.0.0.0/25", None), ("10.0.0.128/25", None), ("10.0.0.7/32", None), ("10.0.1.0/24", Some(9))]);
+        let own: Vec<_> = set.iter().map(|(prefix, expires)| (prefix.to_string(), expires)).collect();
+        assert_eq!(own, [("10.0.0.0/24".to_owned(), None), ("10.0.1.0/24".to_owned(), Some(at(9)))]);
+    }
+
+    #[test]
+    fn doubles_are_counted_and_a_union_holds_what_either_does() {
+        let mut builder = PrefixBuilder::default();
+        for prefix in ["10.0.0.0/8", "10.0.0.0/8", "10.1.0.0/16", "2001:db8::/32", "2001:db8::/32"] {
+            builder.add(prefix.parse().unwrap(), Sense::Holds, None);
+        }
+        let (own, doubled) = builder.finish();
+        assert_eq!(doubled, 2);
+        let both = own.union(set(&[("192.0.2.0/24", Some(5)), ("10.1.0.0/16", Some(5))]));
+        assert!(holds(&both, "10.1.0.1", 9) && holds(&both, "192.0.2.1", 4) && holds(&both, "2001:db8::1", 9));
+        assert!(!holds(&both, "192.0.2.1", 5));
+    }
+
+    fn few_bits() -> impl Strategy<Value = (u16, u8, bool, Option<u64>)> {
+        (any::<u16>(), 0u8..=32, any::<bool>(), prop::option::of(1u64..4))
+    }
+
+    fn net((bits, length, six, _): (u16, u8, bool, Option<u64>)) -> IpNet {
+        let v4 = std::net::Ipv4Addr::from(u32::from(bits & 0xf0f) << 20 | u32::from(bits & 0xf3));
+        let text = if six { format!("2001:db8::{v4}/{}", 96 + length) } else { format!("{v4}/{length}") };
+        text.parse::<IpNet>().unwrap().trunc()
+    }
+
+    proptest! {
+        #[test]
+        fn it_answers_as_a_scan_of_every_prefix_does(
+            entries in prop::collection::vec(few_bits(), 0..40), exceptions in prop::collection::vec(few_bits(), 0..6),
+            most_specific in any::<bool>(), probes in prop::collection::vec(few_bits(), 1..40), now in 0u64..5,
+        ) {
+            let rule = if most_specific { Exceptions::MostSpecific } else { Exceptions::Always };
+            let mut builder = PrefixBuilder::new(rule);
+            entries.iter().for_each(|e| builder.add(net(*e), Sense::Holds, e.3.map(at)));
+            exceptions.iter().for_each(|e| builder.add(net(*e), Sense::Exception, None));
+            let (set, _) = builder.finish();
+            let shown: Vec<_> = set.iter().collect();
+            for probe in probes {
+                let address = net(probe).addr();
+                let excepted = exceptions.iter().filter(|e| net(**e).contains(&address)).map(|e| e.1).max();
+                let held = entries.iter().any(|e| {
+                    let beats = match (rule, excepted) {
+                        (_, None) => true,
+                        (Exceptions::Always, Some(_)) => false,
+                        (Exceptions::MostSpecific, Some(length)) => e.1 > length,
+                    };
+                    beats && net(*e).contains(&address) && e.3.is_none_or(|end| now < end)
+                });
+                prop_assert_eq!(set.holds(address, at(now)), held, "{}", address);
+                let in_shown = shown.iter().any(|(p, end)| p.contains(&address) && end.is_none_or(|end| at(now) < end));
+                prop_assert_eq!(in_shown, held, "shown {}", address);
+            }
+        }
     }
 }

@@ -598,6 +598,14 @@ mod tests {
     }
 
     #[test]
+    fn another_message_is_spliced_whatever_stands_behind_it() {
+        let mut relay = relayed(&records(&hello(b"a.example"), 1000));
+        relay.client(&[record(22, &[0xab; 300]), vec![0xab; 300]].concat());
+        assert!(relay.is_spliced());
+        assert_eq!(relay.judged, ["a.example"]);
+    }
+
+    #[test]
     fn records_that_no_handshake_has_are_unreadable() {
         let mut relay = relayed(&records(&hello(b"a.example"), 1000));
         relay.client(&record(24, &[1; 50]));

@@ -85,8 +85,8 @@ impl Ender {
         self.icmp.send(&Refused::datagram(client, remote, payload))
     }
 
-    /// From now on the packets of the flow vanish, until it has been quiet for `silence` (`None`: five minutes; later
-    /// packets count five minutes in any case).
+    /// From now on the packets of a TCP flow vanish (those of UDP: [`FlowSet::Silenced`]), until it has been quiet for
+    /// `silence` (`None`: five minutes; later packets count five minutes in any case).
     pub fn discard_flow(&mut self, flow: &FlowKey, silence: Option<Duration>) -> io::Result<()> {
         Ok(self.nft.add_flow(FlowSet::Discarded, flow, silence)?)
     }

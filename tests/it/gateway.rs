@@ -111,6 +111,11 @@ impl Gateway {
         })
     }
 
+    /// Writes another configuration, which a reload will find.
+    pub(crate) fn rewrite(&self, configuration: &str) {
+        std::fs::write(self.folder.path().join("tidegate.toml"), configuration).unwrap();
+    }
+
     pub(crate) fn stop(self) -> Ended {
         let ended = self.enforcer.stop().unwrap();
         drop(self.folder);

@@ -14,5 +14,7 @@ mod gateway;
 mod inside;
 mod matrix;
 mod namespaces;
+mod nat;
 mod quic;
+mod running;
 mod tcp;

@@ -8,8 +8,7 @@ use std::collections::BTreeSet;
 use std::io::ErrorKind;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket};
 use std::path::PathBuf;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use quinn::crypto::rustls::{QuicClientConfig, QuicServerConfig};
@@ -22,6 +21,7 @@ use tidegate::mode::demo::tap::Tap;
 use tidegate::sys::rtnl::Family;
 
 use crate::inside::in_lab;
+use crate::nat;
 
 const DEADLINE: Duration = Duration::from_secs(20);
 
@@ -224,6 +224,31 @@ fn what_looks_like_quic_and_cannot_be_read_is_blocked() {
     });
 }
 
+/// client -- gateway (masquerades) -- server
+#[test]
+fn what_is_sent_on_and_what_is_forwarded_are_both_masqueraded() {
+    in_lab(|lab| {
+        lab.gateway.run(nat::masquerade).unwrap();
+        let gateway = gateway(lab, "discard", "");
+        let origin = Origin::start(lab);
+        for family in Family::BOTH {
+            let server = SocketAddr::new(Site::A.address(family, 14), 443);
+            let client = Client::new(lab, &origin, family);
+            let connection = client.connect(server, "good.example").unwrap();
+            kill_process(gateway.pid(), Signal::STOP).unwrap();
+            client.echo(&connection, 100_000);
+            kill_process(gateway.pid(), Signal::CONT).unwrap();
+        }
+        let sources = origin.sources();
+        assert_eq!(sources.len(), 2);
+        for source in sources {
+            let masked = source.ip().to_canonical();
+            let own = Family::BOTH.map(|family| client_address(family, 0));
+            assert!(!own.contains(&masked), "{masked} is the client's own");
+        }
+    });
+}
+
 /// client -- gateway -- server: hellos from very many ports and addresses, beside a client that is real.
 #[test]
 fn a_flood_of_flows_keeps_no_other_flow_out() {
@@ -344,8 +369,8 @@ fn client_socket(family: Family, server: SocketAddr) -> UdpSocket {
 /// A QUIC server at every address of the lab's server, which echoes every stream.
 struct Origin {
     _runtime: tokio::runtime::Runtime,
-    /// Attempts that reached it.
-    connections: Arc<AtomicUsize>,
+    /// Where the attempts that reached it came from.
+    sources: Arc<Mutex<Vec<SocketAddr>>>,
     certificate: CertificateDer<'static>,
 }
 
@@ -368,19 +393,23 @@ impl Origin {
             std::fs::write("/proc/sys/net/ipv6/ip_nonlocal_bind", "1").unwrap();
             runtime.block_on(async { Endpoint::server(config, any(Family::V6, 443)) })
         });
-        let connections = Arc::new(AtomicUsize::new(0));
-        runtime.spawn(accept(endpoint.unwrap().unwrap(), connections.clone()));
-        Self { _runtime: runtime, connections, certificate }
+        let sources = Arc::default();
+        runtime.spawn(accept(endpoint.unwrap().unwrap(), Arc::clone(&sources)));
+        Self { _runtime: runtime, sources, certificate }
+    }
+
+    fn sources(&self) -> Vec<SocketAddr> {
+        self.sources.lock().unwrap().clone()
     }
 
     fn connections(&self) -> usize {
-        self.connections.load(Ordering::SeqCst)
+        self.sources().len()
     }
 }
 
-async fn accept(endpoint: Endpoint, connections: Arc<AtomicUsize>) {
+async fn accept(endpoint: Endpoint, sources: Arc<Mutex<Vec<SocketAddr>>>) {
     while let Some(incoming) = endpoint.accept().await {
-        connections.fetch_add(1, Ordering::SeqCst);
+        sources.lock().unwrap().push(incoming.remote_address());
         tokio::spawn(async move {
             let Ok(connection) = incoming.await else { return };
             while let Ok((mut out, mut coming)) = connection.accept_bi().await {

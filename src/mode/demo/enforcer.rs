@@ -93,6 +93,11 @@ impl Enforcer {
         self.messages.wait_for(fits, deadline)
     }
 
+    /// The same among the messages after the first `passed`.
+    pub fn message_after(&self, passed: usize, fits: impl Fn(&str) -> bool, deadline: Duration) -> Option<String> {
+        self.messages.wait_after(passed, fits, deadline)
+    }
+
     /// Asks it to end (SIGTERM) and waits until it has; then every record is there.
     pub fn stop(mut self) -> io::Result<Ended> {
         kill_process(self.pid(), Signal::TERM)?;
@@ -179,9 +184,13 @@ impl Lines {
     }
 
     fn wait_for(&self, fits: impl Fn(&str) -> bool, patience: Duration) -> Option<String> {
+        self.wait_after(0, fits, patience)
+    }
+
+    fn wait_after(&self, passed: usize, fits: impl Fn(&str) -> bool, patience: Duration) -> Option<String> {
         let deadline = Instant::now() + patience;
         let mut said = self.said();
-        let mut looked_at = 0;
+        let mut looked_at = passed;
         loop {
             let new = said.lines.get(looked_at..).unwrap_or_default();
             if let Some(line) = new.iter().find(|line| fits(line)) {

@@ -81,10 +81,12 @@ impl SecondHello {
         if self.records.next_record(held).is_some_and(|kind| !TLS_TYPES.contains(&kind)) {
             return Ok(Next::Splice);
         }
-        let followed = self.records.follow(held)?;
+        let followed = self.records.follow(held);
+        // Whatever stands behind another message, it is no hello.
         if !self.records.may_be_hello() {
             return Ok(Next::Splice);
         }
+        let followed = followed?;
         let settled = self.records.settled().min(held.len());
         if settled > 0 {
             self.records.let_go(settled);

@@ -8,6 +8,7 @@ use std::time::Duration;
 use hickory_proto::op::{Message, Query};
 use hickory_proto::rr::rdata::{A, AAAA};
 use hickory_proto::rr::{Name, RData, Record, RecordType};
+use socket2::{Domain, Socket, Type};
 use tidegate::mode::demo::lab::{Lab, client_address};
 
 use crate::gateway::{DEADLINE, family_of};
@@ -23,7 +24,14 @@ pub(crate) struct Resolver {
 
 impl Resolver {
     pub(crate) fn start(lab: &Lab, at: SocketAddr, answerer: Answerer) -> Self {
-        let (udp, tcp) = lab.server.run(|| (UdpSocket::bind(at).unwrap(), TcpListener::bind(at).unwrap())).unwrap();
+        let (udp, tcp) = lab
+            .server
+            .run(|| {
+                let tcp: TcpListener = bind(at, Type::STREAM).into();
+                socket2::SockRef::from(&tcp).listen(64).unwrap();
+                (UdpSocket::from(bind(at, Type::DGRAM)), tcp)
+            })
+            .unwrap();
         let asked: Arc<Mutex<Vec<_>>> = Arc::default();
         let heard = asked.clone();
         std::thread::spawn(move || {
@@ -49,6 +57,16 @@ impl Resolver {
     pub(crate) fn asked(&self) -> Vec<(SocketAddr, Vec<u8>)> {
         self.asked.lock().unwrap().clone()
     }
+}
+
+/// A socket at one of the server's many addresses, which IPv6 gives only to those who ask for any.
+pub(crate) fn bind(at: SocketAddr, kind: Type) -> Socket {
+    let socket = Socket::new(Domain::for_address(at), kind, None).unwrap();
+    if at.is_ipv6() {
+        socket.set_freebind_v6(true).unwrap();
+    }
+    socket.bind(&at.into()).unwrap();
+    socket
 }
 
 fn serve_stream(

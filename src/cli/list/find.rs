@@ -1,0 +1,205 @@
+//! `tidegate list find`: who holds a name or an address, and by which line.
+
+use std::fmt::Write;
+use std::fs::File;
+use std::net::IpAddr;
+use std::time::SystemTime;
+
+use clap::Args;
+
+use super::verdict;
+use crate::cli::ConfigArg;
+use crate::config::{ListSource, Loaded};
+use crate::list::entry::{Entry, Reach, Sense, What};
+use crate::list::{List, reader};
+use crate::name::DomainName;
+use crate::policy::rules::Policy;
+use crate::sys::progress;
+
+#[derive(Debug, Args)]
+pub(super) struct FindArgs {
+    /// A name or an address
+    #[arg(value_name = "NAME-OR-ADDRESS", value_parser = wanted)]
+    pub(super) wanted: Wanted,
+    #[command(flatten)]
+    pub(super) config: ConfigArg,
+}
+
+#[derive(Clone, Debug)]
+pub(super) enum Wanted {
+    Name(DomainName),
+    Address(IpAddr),
+}
+
+fn wanted(text: &str) -> Result<Wanted, String> {
+    match text.parse::<IpAddr>() {
+        Ok(address) => Ok(Wanted::Address(address.to_canonical())),
+        Err(_) => DomainName::parse(text.as_bytes()).map(Wanted::Name).map_err(|why| why.to_string()),
+    }
+}
+
+pub(super) fn find(wanted: &Wanted, loaded: &Loaded) {
+    print!("{}", account(wanted, loaded, SystemTime::now()));
+}
+
+fn account(wanted: &Wanted, loaded: &Loaded, now: SystemTime) -> String {
+    let mut out = String::new();
+    let holders: Vec<_> = loaded.lists.iter().filter(|list| wanted.is_held(list, now)).collect();
+    for list in &holders {
+        // Writing to a string does not fail.
+        _ = writeln!(out, "list {}, {}", list.name, verdict(list));
+        for source in loaded.list_sources.iter().filter(|source| source.list == list.name) {
+            for line in lines(wanted, source, now) {
+                _ = writeln!(out, "  {line}");
+            }
+        }
+    }
+    if holders.is_empty() {
+        _ = writeln!(out, "no list holds it");
+    }
+    for policy in &loaded.policies {
+        if policy.lists.iter().any(|own| holders.iter().any(|list| list.name == own.name)) {
+            _ = writeln!(out, "policy {}: {}", policy.name, wanted.verdict(policy, now));
+        }
+    }
+    out
+}
+
+/// Where the source says so: `FILE:LINE: ENTRY`.
+fn lines(wanted: &Wanted, source: &ListSource, now: SystemTime) -> Vec<String> {
+    let mut found = Vec::new();
+    for (text, place) in &source.entries {
+        let entry = Entry::parse(text).map(|entry| if source.options.subdomains { entry.widened() } else { entry });
+        if let Ok(entry) = entry.as_ref().map(|entry| wanted.line(entry, now)) {
+            found.extend(entry.map(|line| format!("{place}: {line}")));
+        }
+    }
+    let Some(path) = &source.file else { return found };
+    let mut in_file = Vec::new();
+    let read = File::open(path).map_err(reader::Refused::Io).and_then(|file| {
+        reader::read(progress::of(file, path), &source.options, &mut |number, entry| {
+            if in_file.len() < MAX_LINES {
+                in_file.extend(wanted.line(&entry, now).map(|line| format!("{}:{number}: {line}", path.display())));
+            }
+        })
+    });
+    if let Err(why) = read {
+        in_file.push(format!("{}: {why}", path.display()));
+    }
+    found.extend(in_file);
+    found
+}
+
+impl Wanted {
+    fn is_held(&self, list: &List, now: SystemTime) -> bool {
+        match self {
+            Self::Name(name) => list.holds_name(name, now),
+            Self::Address(address) => list.holds_address(*address, now),
+        }
+    }
+
+    fn verdict(&self, policy: &Policy, now: SystemTime) -> String {
+        let (verdict, reason, list) = match self {
+            Self::Name(name) => {
+                let judged = policy.judge_name(name, now);
+                (judged.verdict.as_str(), judged.reason, judged.list)
+            }
+            Self::Address(address) => {
+                let judged = policy.judge_ip(*address, now);
+                (judged.verdict.as_str(), judged.reason, judged.list)
+            }
+        };
+        let list = list.map_or(String::new(), |list| format!(" by {list}"));
+        format!("{verdict} ({reason}){list}")
+    }
+
+    /// The entry, if it is about what is wanted.
+    fn line(&self, entry: &Entry<'_>, now: SystemTime) -> Option<String> {
+        let is_about = match (self, &entry.what) {
+            (Self::Name(name), What::Name(reach, own)) => reaches(*reach, own, name.as_str()),
+            (Self::Address(address), What::Prefix(prefix)) => prefix.contains(address),
+            _ => false,
+        };
+        let end = match entry.expires {
+            Some(end) if end <= now => format!(" (ended {})", humantime::format_rfc3339_seconds(end)),
+            Some(end) => format!(" (until {})", humantime::format_rfc3339_seconds(end)),
+            None => String::new(),
+        };
+        let excepted = if entry.sense == Sense::Exception { " (an exception)" } else { "" };
+        is_about.then(|| format!("{entry}{end}{excepted}"))
+    }
+}
+
+fn reaches(reach: Reach, own: &str, name: &str) -> bool {
+    let below = name.strip_suffix(own).is_some_and(|rest| rest.ends_with('.'));
+    match reach {
+        Reach::Exact => name == own,
+        Reach::Below => below,
+        Reach::Tree => below || name == own,
+    }
+}
+
+/// Lines of one file that are shown.
+const MAX_LINES: usize = 20;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_holds_a_name_or_an_address_is_told_by_file_and_line_with_the_policies_it_touches() {
+        let folder = tempfile::tempdir().unwrap();
+        let write = |name: &str, text: &str| {
+            let path = folder.path().join(name);
+            std::fs::write(&path, text).unwrap();
+            path
+        };
+        write("feed.txt", "# head\nother.example\n||evil.example^\n@@||good.evil.example^\n||198.51.100.0^\n");
+        let config = r#"
+            name = "e"
+            [[list]]
+            name = "feed"
+            verdict = "block"
+            file = "feed.txt"
+            [[list]]
+            name = "own"
+            verdict = "allow"
+            entries = ["fine.evil.example", "198.51.100.0/24"]
+            [[policy]]
+            name = "both"
+            default = "block"
+            lists = ["feed", "own"]
+            [[policy]]
+            name = "strict"
+            default = "block"
+            lists = ["feed"]
+            [[network]]
+            name = "n"
+            ips = [{ ip = "10.0.0.0", maskbits = 8 }]
+            outbound = { policy = "both" }
+        "#;
+        let path = write("tidegate.toml", config);
+        let loaded = crate::config::load(&path).unwrap();
+        let shown = |text: &str| {
+            let account = account(&wanted(text).unwrap(), &loaded, SystemTime::UNIX_EPOCH);
+            account.replace(&format!("{}/", folder.path().display()), "")
+        };
+        assert_eq!(
+            shown("WWW.evil.example"),
+            "list feed, block\n  feed.txt:3: .evil.example\npolicy both: block (BLOCK_LIST) by feed\n\
+             policy strict: block (BLOCK_LIST) by feed\n"
+        );
+        assert_eq!(
+            shown("fine.evil.example"),
+            "list feed, block\n  feed.txt:3: .evil.example\nlist own, allow\n  tidegate.toml:10: fine.evil.example\n\
+             policy both: allow (ALLOW_LIST) by own\npolicy strict: block (BLOCK_LIST) by feed\n"
+        );
+        assert_eq!(
+            shown("198.51.100.0"),
+            "list feed, block\n  feed.txt:5: 198.51.100.0/32\nlist own, allow\n  tidegate.toml:10: 198.51.100.0/24\n\
+             policy both: allow (ALLOW_LIST) by own\npolicy strict: block (BLOCK_LIST) by feed\n"
+        );
+        assert_eq!(shown("good.evil.example"), "no list holds it\n");
+        assert!(wanted("no name").is_err());
+    }
+}
