@@ -6,6 +6,7 @@ pub mod check;
 pub mod demo;
 pub mod explain;
 pub mod list;
+pub mod report;
 pub mod run;
 
 use std::path::PathBuf;
@@ -47,7 +48,7 @@ enum Command {
     /// Turns what a monitored Network did into a policy
     Learn(NotBuilt),
     /// Reports the resolvers in use
-    Report(NotBuilt),
+    Report(report::ReportArgs),
 }
 
 /// The configuration that a command works on.
@@ -81,7 +82,7 @@ pub fn main() -> ExitCode {
         Command::Import(_) => not_built("import"),
         Command::Export(_) => not_built("export"),
         Command::Learn(_) => not_built("learn"),
-        Command::Report(_) => not_built("report"),
+        Command::Report(args) => report::report(&args),
     }
 }
 

@@ -29,9 +29,6 @@ const ROWS: &[(&str, Refused, &str)] = &[
     ("network.directions", As("inbound"), "judging inbound flows"),
     ("network.directions", As("both"), "judging inbound flows"),
     ("network.inbound", Always, "judging inbound flows"),
-    ("network.inspection.bind", As("log"), "comparing names with the addresses that DNS gave"),
-    ("network.inspection.bind", As("enforce"), "comparing names with the addresses that DNS gave"),
-    ("network.inspection.use_bindings", As("true"), "names from DNS on ports that are not inspected"),
 ];
 
 /// What no key can be refused for, and everybody must know. It goes when the kernel judges by address.

@@ -136,6 +136,17 @@ impl Network {
     }
 }
 
+impl Dns {
+    /// The resolvers whose word counts for a fresh look-up; none: those of this host.
+    pub fn trusted_resolvers(&self) -> Vec<SocketAddr> {
+        if self.upstream.is_empty() {
+            self.authorized_resolvers.iter().map(|ip| SocketAddr::new(*ip, 53)).collect()
+        } else {
+            self.upstream.clone()
+        }
+    }
+}
+
 impl Port {
     /// `port` is the destination port; `None` for protocols without ports.
     pub fn covers(&self, protocol: u8, port: Option<u16>) -> bool {

@@ -1,14 +1,16 @@
 //! A flow: who opened it, where it goes, and which Networks judge it.
 
+use std::net::SocketAddr;
 use std::sync::Arc;
-use std::time::{Instant, SystemTime};
+use std::time::{Duration, Instant, SystemTime};
 
 use crate::name::DomainName;
-use crate::peek::{Discovery, Outcome, Unreadable};
+use crate::peek::{Discovery, Outcome, Unreadable, Via};
+use crate::policy::bindings::Bindings;
 use crate::policy::judge::{Binding, Facts, judge};
-use crate::policy::network::{Inspection, Mode, Network};
+use crate::policy::network::{Bind, Inspection, Mode, Network};
 use crate::policy::snapshot::Snapshot;
-use crate::policy::{ClientAddr, Direction, DropAction, IpVerdict, OrigDst, Reason, Transport, Verdict};
+use crate::policy::{ClientAddr, Direction, DomainVerdict, DropAction, IpVerdict, OrigDst, Reason, Transport, Verdict};
 use crate::telemetry::record::via_word;
 use crate::telemetry::{Kind, Record, Telemetry};
 
@@ -21,6 +23,7 @@ pub struct Flow {
     pub opened: Instant,
     /// The policy that the flow began with.
     pub snapshot: Arc<Snapshot>,
+    bindings: Arc<Bindings>,
     /// The source's Network judges outbound, then the destination's inbound; both must allow (SPEC N4).
     judges: [Option<Judge>; 2],
 }
@@ -41,7 +44,14 @@ pub struct Judgement {
 }
 
 impl Flow {
-    pub fn new(id: u64, transport: Transport, client: ClientAddr, orig_dst: OrigDst, snapshot: Arc<Snapshot>) -> Self {
+    pub fn new(
+        id: u64,
+        transport: Transport,
+        client: ClientAddr,
+        orig_dst: OrigDst,
+        snapshot: Arc<Snapshot>,
+        bindings: Arc<Bindings>,
+    ) -> Self {
         let protocol = protocol_number(transport);
         let judge = |direction, end| {
             let network = snapshot.network_of(end, protocol, Some(orig_dst.port()))?;
@@ -49,7 +59,7 @@ impl Flow {
             Some(Judge { network: network.clone(), direction })
         };
         let judges = [judge(Direction::Outbound, client.ip()), judge(Direction::Inbound, orig_dst.ip())];
-        Self { id, transport, client, orig_dst, opened: Instant::now(), snapshot, judges }
+        Self { id, transport, client, orig_dst, opened: Instant::now(), snapshot, bindings, judges }
     }
 
     /// The settings by which the flow's name is looked for; `None` if nobody inspects its port.
@@ -75,8 +85,11 @@ impl Flow {
         let mut last = None;
         for judge in self.judges() {
             let discovery = discovery.filter(|_| self.inspection_of(judge).is_some());
+            let bound = self.bound(judge, discovery);
+            let discovery = bound.as_ref().or(discovery);
             let verdict = self.verdict(judge, discovery, now);
-            let record = self.describe(self.judged(judge, kind_of(discovery), &verdict, now), discovery);
+            let mut record = self.describe(self.judged(judge, kind_of(discovery), &verdict, now), discovery);
+            record.binding = binding_word(self.binding(judge, discovery.and_then(name_of)));
             let ending = judge.ending(&verdict);
             last = Some(record.clone());
             telemetry.record(record);
@@ -106,7 +119,55 @@ impl Flow {
             Direction::Outbound => self.orig_dst.ip(),
             Direction::Inbound => self.client.ip(),
         };
-        judge(&by.network, by.direction, &Facts { remote, discovery, binding: Binding::Unknown, now })
+        let binding = self.binding(by, discovery.and_then(name_of));
+        judge(&by.network, by.direction, &Facts { remote, discovery, binding, now })
+    }
+
+    /// Whether DNS gave the destination's address for the peeked name (SPEC V11).
+    fn binding(&self, by: &Judge, name: Option<&DomainName>) -> Binding {
+        let asks = by.network.inspection.as_ref().is_some_and(|inspection| inspection.bind != Bind::Off);
+        match (name.filter(|_| asks), by.direction) {
+            (None, _) => Binding::Unknown,
+            (Some(name), Direction::Outbound) => {
+                self.bindings.state(self.client.ip(), self.orig_dst.ip(), name, Instant::now())
+            }
+            // The address is the protected host's own: nobody can have been sent elsewhere by it.
+            (Some(_), Direction::Inbound) => Binding::Match,
+        }
+    }
+
+    /// Where nobody peeks, or peeking found nothing, the name for which DNS gave this address (SPEC V12).
+    fn bound(&self, by: &Judge, discovery: Option<&Discovery>) -> Option<Discovery> {
+        let nothing = match discovery {
+            None => Discovery { outcome: Outcome::NoName, via: None, fingerprint: None, ech: false },
+            Some(discovery) if discovery.outcome == Outcome::NoName => discovery.clone(),
+            Some(_) => return None,
+        };
+        let inspection = by.network.inspection.as_ref().filter(|_| by.direction == Direction::Outbound)?;
+        if !inspection.use_bindings {
+            return None;
+        }
+        let name = self.bindings.name_for(self.client.ip(), self.orig_dst.ip(), Instant::now())?;
+        Some(Discovery { outcome: Outcome::Name(name), via: Some(Via::Dns), ..nothing })
+    }
+
+    /// The name that would earn the flow an Allow if only DNS had given its address for it, and the resolvers that its
+    /// Network trusts to say so.
+    pub fn unproven<'a>(&'a self, discovery: &'a Discovery) -> Option<(&'a DomainName, Vec<SocketAddr>)> {
+        let name = name_of(discovery)?;
+        let by = self.judges().find(|by| by.direction == Direction::Outbound)?;
+        if self.binding(by, Some(name)) != Binding::Mismatch {
+            return None;
+        }
+        let rule = by.network.rule(by.direction)?;
+        let allowed = rule.policy.judge_name(name, SystemTime::now()).verdict == DomainVerdict::Allow;
+        allowed.then(|| (name, by.network.dns.trusted_resolvers()))
+    }
+
+    /// A fresh look-up gave the flow's address for `name`.
+    pub fn prove(&self, name: &DomainName, ttl: Duration) {
+        let names = std::slice::from_ref(name);
+        self.bindings.bind(self.client.ip(), self.orig_dst.ip(), names, ttl, Instant::now());
     }
 
     fn judged(&self, by: &Judge, kind: Kind, verdict: &Verdict, now: SystemTime) -> Record {
@@ -169,6 +230,14 @@ fn name_of(discovery: &Discovery) -> Option<&DomainName> {
     match &discovery.outcome {
         Outcome::Name(name) => Some(name),
         Outcome::NoName | Outcome::Unreadable(_) => None,
+    }
+}
+
+fn binding_word(binding: Binding) -> Option<&'static str> {
+    match binding {
+        Binding::Unknown => None,
+        Binding::Match => Some("match"),
+        Binding::Mismatch => Some("mismatch"),
     }
 }
 

@@ -12,6 +12,7 @@ use std::time::Duration;
 
 use super::flow::Flow;
 use super::inspect::{Gone, Inspected, inspect};
+use super::prove::prove;
 use super::relay::watched::Watched;
 use super::relay::{Handover, Refuse};
 use super::worker::{DialFrom, Place, Worker};
@@ -67,6 +68,9 @@ async fn serve_flow(worker: &Worker, own: SocketAddr, client: OwnedFd, peer: Cli
         }
         None => None,
     };
+    if let Some(inspected) = &inspected {
+        prove(worker, &flow, &inspected.discovery).await;
+    }
     let judgement = flow.judge(inspected.as_ref().map(|i| &i.discovery), &worker.telemetry);
     match judgement.ending {
         None => pass(worker, flow, judgement.record, Passing { client, held, inspected, place }),
@@ -86,7 +90,14 @@ struct Passing {
 fn intercept(worker: &Worker, own: SocketAddr, socket: &OwnedFd, client: ClientAddr) -> Option<Flow> {
     let orig_dst = tcp::local_address(socket).ok().filter(|to| *to != own)?;
     let snapshot = worker.snapshot.load_full();
-    Some(Flow::new(worker.census.next_id(), Transport::Tcp, client, OrigDst(orig_dst), snapshot))
+    Some(Flow::new(
+        worker.census.next_id(),
+        Transport::Tcp,
+        client,
+        OrigDst(orig_dst),
+        snapshot,
+        worker.bindings.clone(),
+    ))
 }
 
 /// Dials the original destination and leaves the rest to the relay.

@@ -1,6 +1,7 @@
 //! What the flows of one worker thread share.
 
 use std::cell::RefCell;
+use std::net::SocketAddr;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
@@ -9,6 +10,7 @@ use arc_swap::ArcSwap;
 
 use super::relay::Relay;
 use crate::peek::tcp::Limits;
+use crate::policy::bindings::Bindings;
 use crate::policy::snapshot::Snapshot;
 use crate::sys::ending::Ender;
 use crate::telemetry::Telemetry;
@@ -41,6 +43,9 @@ pub struct Worker {
     pub relay: Rc<Relay>,
     pub census: Arc<Census>,
     pub ender: Rc<RefCell<Ender>>,
+    pub bindings: Arc<Bindings>,
+    /// This host's own resolvers, for Networks that name none.
+    pub resolvers: Vec<SocketAddr>,
     /// Where octets stand between the socket and the flow that holds them.
     pub scratch: RefCell<Box<[u8]>>,
 }
@@ -53,9 +58,11 @@ impl Worker {
         relay: Rc<Relay>,
         census: Arc<Census>,
         ender: Rc<RefCell<Ender>>,
+        bindings: Arc<Bindings>,
+        resolvers: Vec<SocketAddr>,
     ) -> Self {
         let scratch = RefCell::new(vec![0; settings.peek.held].into());
-        Self { settings, snapshot, telemetry, relay, census, ender, scratch }
+        Self { settings, snapshot, telemetry, relay, census, ender, bindings, resolvers, scratch }
     }
 }
 
