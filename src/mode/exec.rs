@@ -34,6 +34,7 @@ mod signals;
 pub mod tally;
 pub mod world;
 
+use std::cell::Cell;
 use std::ffi::OsString;
 use std::fmt;
 use std::fs::File;
@@ -62,6 +63,7 @@ use super::gateway::{self, Gateway};
 use crate::policy::snapshot::Snapshot;
 use crate::sys::channel::Channel;
 use crate::sys::fork::fork;
+use crate::sys::limits::raise_descriptors;
 use crate::sys::netns::Unavailable;
 use crate::telemetry::{Queue, Telemetry};
 
@@ -118,14 +120,20 @@ pub fn run(settings: Settings) -> Result<Outcome, Failure> {
     let exposed = ports::open_exposed(&settings.expose).map_err(step("listen on a port to expose"))?;
     let plan = plan(&settings, signals.mask)?;
     // The first process inside becomes a child of this one when the builder has ended.
-    rustix::process::set_child_subreaper(Some(rustix::process::getpid())).map_err(|error| step("adopt")(error.into()))?;
+    rustix::process::set_child_subreaper(Some(rustix::process::getpid()))
+        .map_err(|error| step("adopt")(error.into()))?;
     let (near, far) = lines().map_err(step("open a channel"))?;
+    let ours = Cell::new(Some((near, exposed)));
     let builder = fork(|| {
-        drop(near.control.as_fd());
+        // In the copy: tidegate's end of a line is closed when tidegate is gone, and its ports with it.
+        drop(ours.take());
         inside::build(&plan, &far)
     })
     .map_err(step("start a process"))?;
     drop(far);
+    let Some((near, exposed)) = ours.take() else { return Err(step("go on")(io::ErrorKind::BrokenPipe.into())) };
+    // The command has been given the limit that it is used to.
+    raise_descriptors().map_err(step("read the limit of descriptors"))?;
     let enclosed = admit(&near.control, builder)?;
     let running = Running::start(settings, enclosed, near, exposed)?;
     let outcome = running.finish(&signals);

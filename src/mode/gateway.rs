@@ -22,7 +22,7 @@ use crate::dns::cache::Cache;
 use crate::dns::lookup::resolvers_of_host;
 use crate::dns::service::Waiter;
 use crate::firewall::Listener;
-use crate::policy::bindings::Bindings;
+use crate::policy::bindings::{self, Bindings};
 use crate::policy::snapshot::Snapshot;
 use crate::proxy;
 use crate::proxy::relay::{self, ClosedBy, Relay};
@@ -40,6 +40,7 @@ pub struct Settings {
     pub relay: relay::Settings,
     pub dns: crate::dns::Settings,
     pub udp: proxy::udp::Settings,
+    pub bindings: bindings::Settings,
 }
 
 /// The listeners of every worker, and the ports that the kernel's rules must name.
@@ -122,7 +123,7 @@ impl Gateway {
         let (stop, stopped) = watch::channel(None);
         let census = Arc::new(Census::default());
         let mut threads = Vec::new();
-        let bindings = Arc::new(Bindings::default());
+        let bindings = Arc::new(Bindings::new(settings.bindings.clone()));
         // A host without the file has no resolvers.
         let resolvers = resolvers_of_host(&std::fs::read_to_string(RESOLV_CONF).unwrap_or_default());
         let answers = Arc::new(Cache::new(settings.dns.cache.clone()));

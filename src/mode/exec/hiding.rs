@@ -35,10 +35,11 @@ impl Hiding {
         find_sockets(Path::new(RUN), DEPTH, &mut sockets);
         sockets.retain(|path| !path.starts_with(RUN_USER) && !allowed.contains(path));
         let below = allowed.iter().filter(|path| path.starts_with(RUN_USER));
-        let open = |path: &PathBuf| Ok((path.clone(), rustix::fs::open(path, OFlags::PATH | OFlags::CLOEXEC, Mode::empty())?));
+        let open =
+            |path: &PathBuf| Ok((path.clone(), rustix::fs::open(path, OFlags::PATH | OFlags::CLOEXEC, Mode::empty())?));
         let kept = below.map(open).collect::<io::Result<_>>()?;
-        let runtime_folders =
-            fs::read_dir(RUN_USER).map_or_else(|_| Vec::new(), |all| all.flatten().map(|one| one.file_name()).collect());
+        let runtime_folders = fs::read_dir(RUN_USER)
+            .map_or_else(|_| Vec::new(), |all| all.flatten().map(|one| one.file_name()).collect());
         Ok(Self { sockets: sockets.into_iter().collect(), kept, runtime_folders })
     }
 
@@ -104,10 +105,15 @@ fn bind_below(path: &Path, place: &Path, file: &OwnedFd, written: &Path) -> io::
 }
 
 /// The environment that the command gets: no word of sockets that it cannot reach.
-pub(super) fn environment(all: impl Iterator<Item = (OsString, OsString)>, allowed: &[PathBuf]) -> Vec<(OsString, OsString)> {
+pub(super) fn environment(
+    all: impl Iterator<Item = (OsString, OsString)>,
+    allowed: &[PathBuf],
+) -> Vec<(OsString, OsString)> {
     let names_allowed = |value: &OsString| {
         let value = value.as_bytes();
-        allowed.iter().any(|path| value.windows(path.as_os_str().len().max(1)).any(|part| part == path.as_os_str().as_bytes()))
+        allowed
+            .iter()
+            .any(|path| value.windows(path.as_os_str().len().max(1)).any(|part| part == path.as_os_str().as_bytes()))
     };
     let display = allowed.iter().any(|path| path.starts_with("/tmp/.X11-unix"));
     all.filter(|(name, value)| {
@@ -148,8 +154,9 @@ fn is_reachable(path: &Path) -> bool {
 }
 
 fn bind(from: &Path, to: &Path) -> io::Result<()> {
-    mount(Some(from), to, NONE, MsFlags::MS_BIND, NONE)
-        .map_err(|error| io::Error::new(io::Error::from(error).kind(), format!("cannot cover {}: {error}", to.display())))
+    mount(Some(from), to, NONE, MsFlags::MS_BIND, NONE).map_err(|error| {
+        io::Error::new(io::Error::from(error).kind(), format!("cannot cover {}: {error}", to.display()))
+    })
 }
 
 fn mount_tmpfs(place: &Path) -> io::Result<()> {

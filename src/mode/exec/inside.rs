@@ -112,7 +112,8 @@ fn init(plan: &Plan, lines: &Lines) -> u8 {
 fn try_init(plan: &Plan, lines: &Lines) -> io::Result<()> {
     hiding::part_from_host()?;
     if let Err(error) = hiding::hide_processes() {
-        let note = format!("the host's processes stay visible, though out of reach: /proc is not to be mounted: {error}");
+        let note =
+            format!("the host's processes stay visible, though out of reach: /proc is not to be mounted: {error}");
         lines.control.send(&[&[NOTE], note.as_bytes()].concat(), &[])?;
     }
     plan.hiding.cover()?;
