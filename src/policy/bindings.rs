@@ -28,7 +28,7 @@ pub struct Settings {
 
 impl Default for Settings {
     fn default() -> Self {
-        Self { pairs: 262_144, names: 32, grace: Duration::from_secs(1) }
+        Self { pairs: 262_144, names: 32, grace: Duration::from_secs(1), of_each: true }
     }
 }
 
