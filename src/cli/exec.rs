@@ -21,7 +21,7 @@ use crate::mode::gateway;
 use crate::peek;
 use crate::policy::bindings;
 use crate::policy::network::{Network, ProtectedIp};
-use crate::proxy::{relay, udp, worker};
+use crate::proxy::{proof, relay, udp, worker};
 use written::Entry;
 
 #[derive(Clone, Debug, Args)]
@@ -178,6 +178,7 @@ fn gateway_settings(loaded: &Loaded, configured: bool) -> gateway::Settings {
             flows: limits.flows,
             peek: peek::tcp::Limits { held: limits.held_bytes, fingerprints: true },
             dial_from: worker::DialFrom::Host,
+            proof: proof::Settings::new(resolvers()),
         },
         relay: relay::Settings { idle: if configured { limits.idle } else { IDLE }, connect: CONNECT },
         dns: crate::dns::Settings { from_client: false, ..Default::default() },

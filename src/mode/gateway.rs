@@ -19,7 +19,6 @@ use tokio::task::LocalSet;
 use tokio::time::Instant;
 
 use crate::dns::cache::Cache;
-use crate::dns::lookup::resolvers_of_host;
 use crate::dns::service::Waiter;
 use crate::firewall::Listener;
 use crate::policy::bindings::{self, Bindings};
@@ -124,8 +123,6 @@ impl Gateway {
         let census = Arc::new(Census::default());
         let mut threads = Vec::new();
         let bindings = Arc::new(Bindings::new(settings.bindings.clone()));
-        // A host without the file has no resolvers.
-        let resolvers = resolvers_of_host(&std::fs::read_to_string(RESOLV_CONF).unwrap_or_default());
         let answers = Arc::new(Cache::new(settings.dns.cache.clone()));
         let sockets = listeners.workers.into_iter().zip(listeners.dns.workers);
         for (number, (sockets, dns)) in sockets.enumerate() {
@@ -133,7 +130,6 @@ impl Gateway {
                 sockets,
                 dns,
                 bindings: bindings.clone(),
-                resolvers: resolvers.clone(),
                 answers: answers.clone(),
                 settings: settings.clone(),
                 snapshot: snapshot.clone(),
@@ -161,8 +157,6 @@ struct Seat {
     sockets: Sockets,
     dns: dns::Sockets,
     bindings: Arc<Bindings>,
-    /// This host's own resolvers.
-    resolvers: Vec<SocketAddr>,
     answers: Arc<Cache<Waiter>>,
     settings: Settings,
     snapshot: Arc<ArcSwap<Snapshot>>,
@@ -200,9 +194,8 @@ impl Seat {
             self.telemetry.clone(),
             relay.clone(),
             self.census.clone(),
-            ender,
             self.bindings,
-            self.resolvers,
+            ender,
         ));
         tokio::task::spawn_local(relay.clone().run());
         let tcp = self.sockets.tcp.into_iter();
@@ -233,7 +226,6 @@ fn lacks_family(error: &io::Error) -> bool {
     matches!(error.raw_os_error(), Some(libc::EAFNOSUPPORT | libc::EADDRNOTAVAIL))
 }
 
-const RESOLV_CONF: &str = "/etc/resolv.conf";
 /// Flows that may wait to be accepted; the kernel caps it at `net.core.somaxconn`.
 const BACKLOG: i32 = 16_384;
 /// How often draining looks whether all flows have ended.
