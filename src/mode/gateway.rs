@@ -27,7 +27,7 @@ use crate::policy::snapshot::Snapshot;
 use crate::proxy;
 use crate::proxy::relay::{self, ClosedBy, Relay};
 use crate::proxy::tcp::refuser;
-use crate::proxy::worker::{self, Census, Worker};
+use crate::proxy::worker::{self, Census, Names, Worker};
 use crate::sys::ending::Ender;
 use crate::sys::{tcp, udp};
 use crate::telemetry::Telemetry;
@@ -122,17 +122,16 @@ impl Gateway {
         let (stop, stopped) = watch::channel(None);
         let census = Arc::new(Census::default());
         let mut threads = Vec::new();
-        let bindings = Arc::new(Bindings::default());
         // A host without the file has no resolvers.
         let resolvers = resolvers_of_host(&std::fs::read_to_string(RESOLV_CONF).unwrap_or_default());
+        let names = Names { bindings: Arc::new(Bindings::default()), resolvers };
         let answers = Arc::new(Cache::new(settings.dns.cache.clone()));
         let sockets = listeners.workers.into_iter().zip(listeners.dns.workers);
         for (number, (sockets, dns)) in sockets.enumerate() {
             let seat = Seat {
                 sockets,
                 dns,
-                bindings: bindings.clone(),
-                resolvers: resolvers.clone(),
+                names: names.clone(),
                 answers: answers.clone(),
                 settings: settings.clone(),
                 snapshot: snapshot.clone(),
@@ -159,9 +158,7 @@ impl Gateway {
 struct Seat {
     sockets: Sockets,
     dns: dns::Sockets,
-    bindings: Arc<Bindings>,
-    /// This host's own resolvers.
-    resolvers: Vec<SocketAddr>,
+    names: Names,
     answers: Arc<Cache<Waiter>>,
     settings: Settings,
     snapshot: Arc<ArcSwap<Snapshot>>,
@@ -188,7 +185,7 @@ impl Seat {
         let dns = Rc::new(crate::dns::Service {
             settings: self.settings.dns.clone(),
             snapshot: self.snapshot.clone(),
-            bindings: self.bindings.clone(),
+            bindings: self.names.bindings.clone(),
             cache: self.answers,
             telemetry: self.telemetry.clone(),
             ender: ender.clone(),
@@ -200,8 +197,7 @@ impl Seat {
             relay.clone(),
             self.census.clone(),
             ender,
-            self.bindings,
-            self.resolvers,
+            self.names,
         ));
         tokio::task::spawn_local(relay.clone().run());
         let tcp = self.sockets.tcp.into_iter();

@@ -12,7 +12,7 @@ use crate::peek::Discovery;
 /// Asks the first resolver that answers, and binds the flow's address to the name if it is among the answers.
 pub async fn prove(worker: &Worker, flow: &Flow, discovery: &Discovery) {
     let Some((name, trusted)) = flow.unproven(discovery) else { return };
-    let resolvers = if trusted.is_empty() { &worker.resolvers } else { &trusted };
+    let resolvers = if trusted.is_empty() { &worker.names.resolvers } else { &trusted };
     let remote = flow.orig_dst.ip().to_canonical();
     for resolver in resolvers.iter().take(TRIED) {
         if let Ok(addresses) = lookup::addresses(name, remote, *resolver, PATIENCE).await {

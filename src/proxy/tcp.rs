@@ -96,7 +96,7 @@ fn intercept(worker: &Worker, own: SocketAddr, socket: &OwnedFd, client: ClientA
         client,
         OrigDst(orig_dst),
         snapshot,
-        worker.bindings.clone(),
+        worker.names.bindings.clone(),
     ))
 }
 

@@ -43,11 +43,17 @@ pub struct Worker {
     pub relay: Rc<Relay>,
     pub census: Arc<Census>,
     pub ender: Rc<RefCell<Ender>>,
+    pub names: Names,
+    /// Where octets stand between the socket and the flow that holds them.
+    pub scratch: RefCell<Box<[u8]>>,
+}
+
+/// What DNS has said, and who may be asked again.
+#[derive(Clone, Debug)]
+pub struct Names {
     pub bindings: Arc<Bindings>,
     /// This host's own resolvers, for Networks that name none.
     pub resolvers: Vec<SocketAddr>,
-    /// Where octets stand between the socket and the flow that holds them.
-    pub scratch: RefCell<Box<[u8]>>,
 }
 
 impl Worker {
@@ -58,11 +64,10 @@ impl Worker {
         relay: Rc<Relay>,
         census: Arc<Census>,
         ender: Rc<RefCell<Ender>>,
-        bindings: Arc<Bindings>,
-        resolvers: Vec<SocketAddr>,
+        names: Names,
     ) -> Self {
         let scratch = RefCell::new(vec![0; settings.peek.held].into());
-        Self { settings, snapshot, telemetry, relay, census, ender, bindings, resolvers, scratch }
+        Self { settings, snapshot, telemetry, relay, census, ender, names, scratch }
     }
 }
 
