@@ -62,7 +62,9 @@ fn flight(name: &str) -> Vec<Vec<u8>> {
     let flights = include_str!("../tests/data/quic-flights.txt");
     let named = flights.lines().filter(|line| line.split(' ').next() == Some(name));
     let line = if name.starts_with("www") { named.clone().next() } else { named.max_by_key(|line| line.len()) };
-    let octet = |hex: &str, at: usize| u8::from_str_radix(&hex[at..at + 2], 16).unwrap();
-    let octets = |hex: &str| (0..hex.len()).step_by(2).map(|at| octet(hex, at)).collect();
-    line.unwrap().split(' ').skip(3).map(octets).collect()
+    line.unwrap().split(' ').skip(3).map(unhex).collect()
+}
+
+fn unhex(hex: &str) -> Vec<u8> {
+    (0..hex.len()).step_by(2).map(|at| u8::from_str_radix(&hex[at..at + 2], 16).unwrap()).collect()
 }

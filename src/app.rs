@@ -18,7 +18,7 @@ use crate::firewall::{self, Capture, Ruleset};
 use crate::mode::gateway::{self, Gateway, Listeners};
 use crate::peek;
 use crate::policy::snapshot::Snapshot;
-use crate::proxy::{relay, udp, worker};
+use crate::proxy::{proof, relay, udp, worker};
 use crate::sys::capture;
 use crate::sys::limits::raise_descriptors;
 use crate::telemetry::{Queue, Telemetry};
@@ -175,11 +175,18 @@ fn settings(limits: &Limits) -> io::Result<gateway::Settings> {
             flows: limits.flows.min(possible),
             peek: peek::tcp::Limits { held: limits.held_bytes, fingerprints: true },
             dial_from: worker::DialFrom::Client,
+            proof: proof::Settings::new(resolvers()),
         },
         relay: relay::Settings { idle: limits.idle, connect: CONNECT },
         dns: crate::dns::Settings::default(),
         udp: udp::Settings::default(),
     })
+}
+
+/// This host's own resolvers; without the file, none.
+fn resolvers() -> Vec<std::net::SocketAddr> {
+    let text = std::fs::read_to_string("/etc/resolv.conf").unwrap_or_default();
+    crate::dns::lookup::resolvers_of_host(&text)
 }
 
 /// A last line for the operator: what was counted, so that no limit is passed in silence.

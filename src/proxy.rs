@@ -5,7 +5,7 @@
 
 pub mod flow;
 pub mod inspect;
-pub mod prove;
+pub mod proof;
 pub mod relay;
 pub mod tcp;
 pub mod udp;

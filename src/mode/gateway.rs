@@ -19,7 +19,6 @@ use tokio::task::LocalSet;
 use tokio::time::Instant;
 
 use crate::dns::cache::Cache;
-use crate::dns::lookup::resolvers_of_host;
 use crate::dns::service::Waiter;
 use crate::firewall::Listener;
 use crate::policy::bindings::Bindings;
@@ -27,7 +26,7 @@ use crate::policy::snapshot::Snapshot;
 use crate::proxy;
 use crate::proxy::relay::{self, ClosedBy, Relay};
 use crate::proxy::tcp::refuser;
-use crate::proxy::worker::{self, Census, Names, Worker};
+use crate::proxy::worker::{self, Census, Worker};
 use crate::sys::ending::Ender;
 use crate::sys::{tcp, udp};
 use crate::telemetry::Telemetry;
@@ -122,16 +121,14 @@ impl Gateway {
         let (stop, stopped) = watch::channel(None);
         let census = Arc::new(Census::default());
         let mut threads = Vec::new();
-        // A host without the file has no resolvers.
-        let resolvers = resolvers_of_host(&std::fs::read_to_string(RESOLV_CONF).unwrap_or_default());
-        let names = Names { bindings: Arc::new(Bindings::default()), resolvers };
+        let bindings = Arc::new(Bindings::default());
         let answers = Arc::new(Cache::new(settings.dns.cache.clone()));
         let sockets = listeners.workers.into_iter().zip(listeners.dns.workers);
         for (number, (sockets, dns)) in sockets.enumerate() {
             let seat = Seat {
                 sockets,
                 dns,
-                names: names.clone(),
+                bindings: bindings.clone(),
                 answers: answers.clone(),
                 settings: settings.clone(),
                 snapshot: snapshot.clone(),
@@ -158,7 +155,7 @@ impl Gateway {
 struct Seat {
     sockets: Sockets,
     dns: dns::Sockets,
-    names: Names,
+    bindings: Arc<Bindings>,
     answers: Arc<Cache<Waiter>>,
     settings: Settings,
     snapshot: Arc<ArcSwap<Snapshot>>,
@@ -185,7 +182,7 @@ impl Seat {
         let dns = Rc::new(crate::dns::Service {
             settings: self.settings.dns.clone(),
             snapshot: self.snapshot.clone(),
-            bindings: self.names.bindings.clone(),
+            bindings: self.bindings.clone(),
             cache: self.answers,
             telemetry: self.telemetry.clone(),
             ender: ender.clone(),
@@ -196,8 +193,8 @@ impl Seat {
             self.telemetry.clone(),
             relay.clone(),
             self.census.clone(),
+            self.bindings,
             ender,
-            self.names,
         ));
         tokio::task::spawn_local(relay.clone().run());
         let tcp = self.sockets.tcp.into_iter();
@@ -228,7 +225,6 @@ fn lacks_family(error: &io::Error) -> bool {
     matches!(error.raw_os_error(), Some(libc::EAFNOSUPPORT | libc::EADDRNOTAVAIL))
 }
 
-const RESOLV_CONF: &str = "/etc/resolv.conf";
 /// Flows that may wait to be accepted; the kernel caps it at `net.core.somaxconn`.
 const BACKLOG: i32 = 16_384;
 /// How often draining looks whether all flows have ended.

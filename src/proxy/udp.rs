@@ -153,7 +153,7 @@ impl Service {
                 ClientAddr(key.client),
                 OrigDst(key.remote),
                 worker.snapshot.load_full(),
-                worker.names.bindings.clone(),
+                worker.bindings.clone(),
             );
             flow.record_hold(&worker.telemetry);
             Association::new(flow, key)

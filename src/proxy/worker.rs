@@ -1,13 +1,13 @@
 //! What the flows of one worker thread share.
 
 use std::cell::RefCell;
-use std::net::SocketAddr;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 
 use arc_swap::ArcSwap;
 
+use super::proof::{self, Proofs};
 use super::relay::Relay;
 use crate::peek::tcp::Limits;
 use crate::policy::bindings::Bindings;
@@ -23,6 +23,7 @@ pub struct Settings {
     /// How much of a flow is held while its name is looked for, and what is told of it.
     pub peek: Limits,
     pub dial_from: DialFrom,
+    pub proof: proof::Settings,
 }
 
 /// From which address servers are dialled.
@@ -42,18 +43,11 @@ pub struct Worker {
     pub telemetry: Telemetry,
     pub relay: Rc<Relay>,
     pub census: Arc<Census>,
+    pub bindings: Arc<Bindings>,
+    pub proofs: Proofs,
     pub ender: Rc<RefCell<Ender>>,
-    pub names: Names,
     /// Where octets stand between the socket and the flow that holds them.
     pub scratch: RefCell<Box<[u8]>>,
-}
-
-/// What DNS has said, and who may be asked again.
-#[derive(Clone, Debug)]
-pub struct Names {
-    pub bindings: Arc<Bindings>,
-    /// This host's own resolvers, for Networks that name none.
-    pub resolvers: Vec<SocketAddr>,
 }
 
 impl Worker {
@@ -63,11 +57,12 @@ impl Worker {
         telemetry: Telemetry,
         relay: Rc<Relay>,
         census: Arc<Census>,
+        bindings: Arc<Bindings>,
         ender: Rc<RefCell<Ender>>,
-        names: Names,
     ) -> Self {
+        let proofs = Proofs::new(settings.proof.clone());
         let scratch = RefCell::new(vec![0; settings.peek.held].into());
-        Self { settings, snapshot, telemetry, relay, census, ender, names, scratch }
+        Self { settings, snapshot, telemetry, relay, census, bindings, proofs, ender, scratch }
     }
 }
 

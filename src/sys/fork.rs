@@ -53,8 +53,7 @@ pub fn close_from(first: u32) -> io::Result<()> {
 pub fn close_from_on_exec(first: u32) -> io::Result<()> {
     // SAFETY: the system call sets flags of descriptors and touches no memory.
     #[allow(unsafe_code)]
-    let done =
-        unsafe { libc::syscall(libc::SYS_close_range, first, libc::c_uint::MAX, libc::CLOSE_RANGE_CLOEXEC) };
+    let done = unsafe { libc::syscall(libc::SYS_close_range, first, libc::c_uint::MAX, libc::CLOSE_RANGE_CLOEXEC) };
     if done == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
 }
 

@@ -41,14 +41,7 @@ struct Abi {
 
 #[cfg(target_arch = "x86_64")]
 const ABIS: &[Abi] = &[
-    Abi {
-        audit: 0xc000_003e,
-        socket: 41,
-        ioctl: 16,
-        io_uring_setup: 425,
-        beyond: Some(0x4000_0000),
-        socketcall: None,
-    },
+    Abi { audit: 0xc000_003e, socket: 41, ioctl: 16, io_uring_setup: 425, beyond: Some(0x4000_0000), socketcall: None },
     Abi { audit: 0x4000_0003, socket: 359, ioctl: 54, io_uring_setup: 425, beyond: None, socketcall: Some(102) },
 ];
 

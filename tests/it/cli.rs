@@ -171,3 +171,47 @@ fn list_stat_and_find_speak_of_the_lists_of_the_configuration() {
     assert_eq!((find.status.code(), &*find.stdout), (Some(0), &b"no list holds it\n"[..]));
     assert_eq!(tidegate(&["list", "find", "no name", "--config", &config]).status.code(), Some(2));
 }
+
+#[test]
+fn a_large_list_is_built_once_and_a_damaged_build_is_made_again() {
+    let folder = tempfile::tempdir().unwrap();
+    let (cache, config) = (folder.path().join("cache"), folder.path().join("tidegate.toml"));
+    let names: String = (0..300_000).map(|i| format!("name{i}.example{}.com\n", i % 9)).collect();
+    std::fs::write(folder.path().join("feed.txt"), names).unwrap();
+    let text = r#"
+        name = "e"
+        [[list]]
+        name = "feed"
+        verdict = "block"
+        file = "feed.txt"
+        [[policy]]
+        name = "out"
+        default = "allow"
+        lists = ["feed"]
+        [[network]]
+        name = "n"
+        ips = [{ ip = "10.0.0.0", maskbits = 8 }]
+        outbound = { policy = "out" }
+    "#;
+    std::fs::write(&config, text).unwrap();
+    let list = |args: &[&str]| {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_tidegate"));
+        command.arg("list").args(args).arg("--config").arg(&config).env("CACHE_DIRECTORY", &cache);
+        let output = command.output().unwrap();
+        assert!(output.status.success(), "{output:?}");
+        String::from_utf8(output.stdout).unwrap()
+    };
+    let kept = |said: &str| said.trim().rsplit_once(": compiled in ").unwrap().1.to_owned();
+    let path = kept(&list(&["build"]));
+    let made = |path: &str| std::os::unix::fs::MetadataExt::ino(&std::fs::metadata(path).unwrap());
+    let first = made(&path);
+    let found = list(&["find", "name123456.example3.com"]);
+    assert!(found.contains("feed.txt:123457: name123456.example3.com\n"), "{found}");
+    assert!(found.contains("policy out: block (BLOCK_LIST) by feed"), "{found}");
+    assert_eq!(made(&path), first, "what is as new as its source is only opened");
+    let mut octets = std::fs::read(&path).unwrap();
+    octets[1_000] ^= 0xff;
+    std::fs::write(&path, &octets).unwrap();
+    assert!(list(&["find", "name123456.example3.com"]).contains("list feed, block"));
+    assert_ne!(made(&path), first, "what is damaged is built again");
+}

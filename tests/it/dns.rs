@@ -4,7 +4,7 @@
 //! client (stubs) -- gateway (tidegate run) -- server (resolvers, honest and not)
 //! ```
 
-mod bindings;
+mod binding;
 mod forger;
 mod resolver;
 mod upstream;

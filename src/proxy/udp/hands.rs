@@ -8,10 +8,11 @@ use super::relay::Relay;
 use super::{Settings, Way};
 use crate::firewall::{FlowKey, FlowSet};
 use crate::policy::DropAction;
+use crate::proxy::flow::Closing;
 use crate::proxy::worker::Worker;
 use crate::sys::nft::NftSocket;
 use crate::sys::udp::Outbox;
-use crate::telemetry::{Record, Telemetry};
+use crate::telemetry::Telemetry;
 
 /// Collects what is to be done, and does it batch by batch: datagrams first, so that what the kernel forwards comes
 /// after what was held.
@@ -69,12 +70,12 @@ impl Hands {
         }
     }
 
-    /// The flow may pass from now on. `record` is the one with which it will end.
-    pub(super) fn begin(&mut self, flow: &FlowKey, record: Box<Record>) {
+    /// The flow may pass from now on. `closing` is what its `end` record will say.
+    pub(super) fn begin(&mut self, flow: &FlowKey, closing: Box<Closing>) {
         match &mut self.onward {
             Onward::Kernel(_) => self.forward(flow),
             Onward::Relay(relay) => {
-                if let Err(error) = relay.begin(flow, record) {
+                if let Err(error) = relay.begin(flow, closing) {
                     self.worker.telemetry.count(|c| &c.unreachable);
                     tracing::debug!(remote = %flow.remote, %error, "no socket for a UDP flow");
                 }

@@ -11,15 +11,15 @@
 use std::collections::HashMap;
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, UdpSocket};
-use std::time::Instant;
 
 use tokio::io::unix::AsyncFd;
 
 use crate::firewall::FlowKey;
+use crate::proxy::flow::Closing;
 use crate::sys::epoll::Epoll;
 use crate::sys::readable::{Raw, readable};
 use crate::sys::udp::{self, Inbox, Outbox};
-use crate::telemetry::{Record, Telemetry};
+use crate::telemetry::Telemetry;
 
 /// The flows of one listener that pass.
 pub(super) struct Relay {
@@ -40,9 +40,7 @@ struct Upstream {
     socket: UdpSocket,
     sent: u64,
     received: u64,
-    opened: Instant,
-    /// The `end` record, but for what is known only then.
-    record: Box<Record>,
+    closing: Box<Closing>,
 }
 
 impl std::fmt::Debug for Relay {
@@ -65,8 +63,8 @@ impl Relay {
         })
     }
 
-    /// Opens a flow that may pass; `record` is told its octets at its end.
-    pub(super) fn begin(&mut self, key: &FlowKey, record: Box<Record>) -> io::Result<()> {
+    /// Opens a flow that may pass; `closing` is told its octets at its end.
+    pub(super) fn begin(&mut self, key: &FlowKey, closing: Box<Closing>) -> io::Result<()> {
         if self.of.contains_key(key) {
             return Ok(());
         }
@@ -81,7 +79,7 @@ impl Relay {
             self.places.len() - 1
         });
         self.epoll.get_ref().0.watch_input(&socket, place as u64)?;
-        let upstream = Upstream { key: *key, socket, sent: 0, received: 0, opened: Instant::now(), record };
+        let upstream = Upstream { key: *key, socket, sent: 0, received: 0, closing };
         if let Some(slot) = self.places.get_mut(place) {
             *slot = Some(upstream);
         }
@@ -155,12 +153,7 @@ impl Drop for Relay {
 
 impl Upstream {
     fn record_end(self, telemetry: &Telemetry, closed_by: &'static str) {
-        let mut record = *self.record;
-        (record.bytes_out, record.bytes_in) = (Some(self.sent), Some(self.received));
-        record.duration_ms = u64::try_from(self.opened.elapsed().as_millis()).ok();
-        record.closed_by = Some(closed_by);
-        record.time = std::time::SystemTime::now();
-        telemetry.record(record);
+        telemetry.record(self.closing.record(self.sent, self.received, closed_by));
     }
 }
 
