@@ -6,7 +6,7 @@ use std::ffi::OsString;
 use std::fs::{File, OpenOptions};
 use std::io;
 use std::net::{IpAddr, SocketAddr};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::sync::Arc;
 use std::time::Duration;
@@ -63,7 +63,7 @@ pub fn exec(args: ExecArgs) -> ExitCode {
         Ok(loaded) => loaded,
         Err(status) => return status,
     };
-    let records = match args.records.as_ref().map(open_records).transpose() {
+    let records = match args.records.as_deref().map(open_records).transpose() {
         Ok(records) => records,
         Err(error) => return wrong(&format!("cannot write records: {error}")),
     };
@@ -188,9 +188,9 @@ fn gateway_settings(loaded: &Loaded, configured: bool) -> gateway::Settings {
     }
 }
 
-fn open_records(to: &PathBuf) -> io::Result<File> {
+fn open_records(to: &Path) -> io::Result<File> {
     let number = to.to_str().filter(|text| !text.is_empty() && text.bytes().all(|octet| octet.is_ascii_digit()));
-    let path = number.map_or_else(|| to.clone(), |number| format!("/proc/self/fd/{number}").into());
+    let path = number.map_or_else(|| to.to_owned(), |number| format!("/proc/self/fd/{number}").into());
     OpenOptions::new().append(true).create(number.is_none()).open(path)
 }
 
