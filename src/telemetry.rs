@@ -54,6 +54,12 @@ counters! {
     datagrams_unsent,
     /// UDP flows that the kernel did not take over, for a full set as a rule: they are served in user space.
     kernel_refused,
+    /// Lists that were replaced in force because a source of theirs changed.
+    lists_replaced,
+    /// Times that what a file of a list became was not taken.
+    lists_refused,
+    /// Fetches of lists that failed, or gave nothing that may replace the last good copy.
+    fetches_failed,
     /// Blocked flows that should have seen ICMP or nothing, and saw a reset since the kernel refused more.
     ended_by_reset,
 }

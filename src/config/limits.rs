@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use super::table::Table;
+use crate::sys::fetch;
 
 /// What a gateway does when tidegate is not there (SPEC R5).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -38,6 +39,18 @@ pub struct Limits {
     /// Records that wait to be written; more are dropped and counted: 1 to 16,777,216; default 65,536. Takes
     /// effect at start.
     pub records: usize,
+    /// Octets of a list that is fetched: 1 KiB to 16 GiB; default 1 GiB. A larger one is not taken. Takes effect at the
+    /// next reload.
+    pub fetch_size: usize,
+    /// How long fetching a list may take: 1 s to 1 day; default 15 min. Takes effect at the next reload.
+    pub fetch_time: Duration,
+}
+
+impl Limits {
+    /// What fetching one list may cost.
+    pub fn fetch(&self) -> fetch::Limits {
+        fetch::Limits { octets: self.fetch_size as u64, time: self.fetch_time }
+    }
 }
 
 impl Default for GatewaySettings {
@@ -48,7 +61,15 @@ impl Default for GatewaySettings {
 
 impl Default for Limits {
     fn default() -> Self {
-        Self { flows: 100_000, held_bytes: 64 << 10, idle: Duration::from_secs(300), workers: 0, records: 65_536 }
+        Self {
+            flows: 100_000,
+            held_bytes: 64 << 10,
+            idle: Duration::from_secs(300),
+            workers: 0,
+            records: 65_536,
+            fetch_size: 1 << 30,
+            fetch_time: Duration::from_secs(15 * 60),
+        }
     }
 }
 
@@ -67,8 +88,12 @@ pub(super) fn read_limits(mut table: Table<'_>) -> Limits {
     Limits {
         flows: table.count("flows", 1..=10_000_000, default.flows),
         held_bytes: table.size("held_bytes", (1 << 10)..=(1 << 20), default.held_bytes),
-        idle: table.duration("idle", Duration::from_secs(1)..=week, default.idle),
+        idle: table.duration("idle", SECOND..=week, default.idle),
         workers: table.count("workers", 0..=1024, default.workers),
         records: table.count("records", 1..=(1 << 24), default.records),
+        fetch_size: table.size("fetch_size", (1 << 10)..=(16 << 30), default.fetch_size),
+        fetch_time: table.duration("fetch_time", SECOND..=24 * 3600 * SECOND, default.fetch_time),
     }
 }
+
+const SECOND: Duration = Duration::from_secs(1);
