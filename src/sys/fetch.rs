@@ -125,17 +125,15 @@ fn ask(origin: &Origin, known: &Validators, limits: &Limits) -> Result<Response<
     request.call().map_err(|error| Failure::Other(said(&error)))
 }
 
-/// The octets that the body has; `None`: its end is told by its last chunk.
+/// The octets that the body has; `None`: its end is told by its last chunk (RFC 9112, section 6.3).
 fn announced(response: &Response<Body>) -> Result<Option<u64>, Failure> {
-    if let Some(length) = response.body().content_length() {
-        return Ok(Some(length));
-    }
-    let coding = response.headers().get(header::TRANSFER_ENCODING);
-    let chunked = coding.is_some_and(|coding| coding.as_bytes().to_ascii_lowercase().ends_with(b"chunked"));
-    if chunked {
+    let field = |name| response.headers().get(name).and_then(|value| value.to_str().ok()).map(str::trim);
+    if field(header::TRANSFER_ENCODING).is_some_and(|coding| coding.eq_ignore_ascii_case("chunked")) {
         return Ok(None);
     }
-    Err(Failure::Other("the server does not say where the file ends: were it cut short, nobody would know".into()))
+    let length = field(header::CONTENT_LENGTH).and_then(|length| length.parse().ok());
+    let unknown = "the server does not say where the file ends: were it cut short, nobody would know";
+    length.map(Some).ok_or_else(|| Failure::Other(unknown.to_owned()))
 }
 
 fn copy(
