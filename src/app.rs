@@ -17,6 +17,7 @@ use crate::config::{self, Loaded};
 use crate::firewall::{self, Capture, Ruleset};
 use crate::mode::gateway::{self, Gateway, Listeners};
 use crate::peek;
+use crate::policy::bindings;
 use crate::policy::snapshot::Snapshot;
 use crate::proxy::{proof, relay, udp, worker};
 use crate::sys::capture;
@@ -179,7 +180,9 @@ fn settings(limits: &Limits) -> io::Result<gateway::Settings> {
         },
         relay: relay::Settings { idle: limits.idle, connect: CONNECT },
         dns: crate::dns::Settings::default(),
-        udp: udp::Settings::default(),
+        // Each worker has a table for each family.
+        udp: udp::Settings { flows: (limits.flows / workers).max(1), ..udp::Settings::default() },
+        bindings: bindings::Settings::default(),
     })
 }
 

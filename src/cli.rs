@@ -4,6 +4,7 @@
 
 pub mod check;
 pub mod demo;
+pub mod exec;
 pub mod explain;
 pub mod list;
 pub mod report;
@@ -36,7 +37,7 @@ enum Command {
     /// Shows the verdict matrix live, between namespaces of its own
     Demo(demo::DemoArgs),
     /// Runs a command behind tidegate, as an ordinary user
-    Exec(NotBuilt),
+    Exec(exec::ExecArgs),
     /// Creates, edits, duplicates, deletes, lists and shows Networks
     Network(NotBuilt),
     /// Shows and checks lists
@@ -76,7 +77,7 @@ pub fn main() -> ExitCode {
         Command::Check(args) => check::check(&args),
         Command::Explain(args) => explain::explain(&args),
         Command::Demo(args) => demo::demo(&args),
-        Command::Exec(_) => not_built("exec"),
+        Command::Exec(args) => exec::exec(args),
         Command::Network(_) => not_built("network"),
         Command::List(args) => list::list(&args),
         Command::Import(_) => not_built("import"),

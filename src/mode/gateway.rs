@@ -21,7 +21,7 @@ use tokio::time::Instant;
 use crate::dns::cache::Cache;
 use crate::dns::service::Waiter;
 use crate::firewall::Listener;
-use crate::policy::bindings::Bindings;
+use crate::policy::bindings::{self, Bindings};
 use crate::policy::snapshot::Snapshot;
 use crate::proxy;
 use crate::proxy::relay::{self, ClosedBy, Relay};
@@ -39,6 +39,7 @@ pub struct Settings {
     pub relay: relay::Settings,
     pub dns: crate::dns::Settings,
     pub udp: proxy::udp::Settings,
+    pub bindings: bindings::Settings,
 }
 
 /// The listeners of every worker, and the ports that the kernel's rules must name.
@@ -121,7 +122,7 @@ impl Gateway {
         let (stop, stopped) = watch::channel(None);
         let census = Arc::new(Census::default());
         let mut threads = Vec::new();
-        let bindings = Arc::new(Bindings::default());
+        let bindings = Arc::new(Bindings::new(settings.bindings.clone()));
         let answers = Arc::new(Cache::new(settings.dns.cache.clone()));
         let sockets = listeners.workers.into_iter().zip(listeners.dns.workers);
         for (number, (sockets, dns)) in sockets.enumerate() {

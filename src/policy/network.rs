@@ -11,7 +11,7 @@ use super::rules::Policy;
 use super::{Direction, DropAction, InspectionType};
 
 /// Protected addresses and what is done with their flows (SPEC N1-N8).
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub struct Network {
     pub name: Arc<str>,
     pub description: String,

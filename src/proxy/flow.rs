@@ -99,7 +99,7 @@ impl Flow {
         let now = SystemTime::now();
         let mut closing = self.closing();
         for judge in self.judges() {
-            let discovery = discovery.and_then(|discovery| self.as_seen_by(judge, discovery));
+            let discovery = self.as_seen_by(judge, discovery);
             let discovery = discovery.as_deref();
             let verdict = self.verdict(judge, discovery, now);
             let ending = judge.ending(&verdict);
@@ -129,24 +129,26 @@ impl Flow {
         Binder { bindings: self.bindings.clone(), client: self.client.ip(), remote: self.orig_dst.ip() }
     }
 
-    /// What a Network takes the flow to say: nothing where it does not inspect the port, and the name that DNS gave
-    /// the client for the address where the flow shows none (SPEC V12).
-    fn as_seen_by<'a>(&self, by: &Judge, discovery: &'a Discovery) -> Option<Cow<'a, Discovery>> {
-        let inspection = self.inspection_of(by)?;
-        if by.direction == Direction::Outbound && inspection.use_bindings && discovery.outcome == Outcome::NoName {
-            let bound = self.bindings.name_for(self.client.ip(), self.orig_dst.ip(), Instant::now());
-            if let Some(name) = bound {
-                let named = Discovery { outcome: Outcome::Name(name), via: Some(Via::Dns), ..discovery.clone() };
-                return Some(Cow::Owned(named));
-            }
+    /// What a Network takes the flow to say: nothing where it does not inspect the port, but in both cases the name that
+    /// DNS gave the client for the address where the flow shows none (SPEC V12).
+    fn as_seen_by<'a>(&self, by: &Judge, discovery: Option<&'a Discovery>) -> Option<Cow<'a, Discovery>> {
+        let shown = discovery.filter(|_| self.inspection_of(by).is_some());
+        if shown.is_none_or(|shown| shown.outcome == Outcome::NoName)
+            && by.direction == Direction::Outbound
+            && by.network.inspection.as_ref().is_some_and(|inspection| inspection.use_bindings)
+            && let Some(name) = self.bindings.name_for(self.client.ip(), self.orig_dst.ip(), Instant::now())
+        {
+            let nothing = Discovery { outcome: Outcome::NoName, via: None, fingerprint: None, ech: false };
+            let outcome = Outcome::Name(name);
+            return Some(Cow::Owned(Discovery { outcome, via: Some(Via::Dns), ..shown.cloned().unwrap_or(nothing) }));
         }
-        Some(Cow::Borrowed(discovery))
+        shown.map(Cow::Borrowed)
     }
 
     /// Whether a Network asks for a binding. DNS that protected hosts ask tells of the addresses that they go to, and
     /// nothing of those who come to them.
     fn binds(&self, by: &Judge) -> bool {
-        let asks = self.inspection_of(by).is_some_and(|inspection| inspection.bind != Bind::Off);
+        let asks = by.network.inspection.as_ref().is_some_and(|inspection| inspection.bind != Bind::Off);
         asks && by.direction == Direction::Outbound
     }
 
