@@ -189,13 +189,12 @@ mod tests {
     use crate::policy::network::{Dns, ProtectedIp, Rule};
 
     fn policy(default: IpVerdict) -> Arc<Policy> {
-        let mut list = List {
+        let list = List {
             name: "ads".into(),
             verdict: ListVerdict::Block,
-            domains: Default::default(),
+            domains: [(Pattern::parse(".ads.example").unwrap(), None)].into_iter().collect(),
             prefixes: Default::default(),
         };
-        list.domains.insert(Pattern::parse(".ads.example").unwrap(), None);
         Arc::new(Policy {
             name: "p".into(),
             default,

@@ -206,7 +206,7 @@ impl Seat {
                 tokio::task::spawn_local(proxy::udp::serve(worker.clone(), socket, self.settings.udp.clone(), way))
             }))
             .collect();
-        accepting.extend(self.dns.serve(&dns));
+        accepting.extend(self.dns.serve(&dns)?);
         // Nobody left to say stop is a stop too.
         let until = self.stopped.wait_for(Option::is_some).await.ok().and_then(|until| *until);
         accepting.iter().for_each(tokio::task::JoinHandle::abort);
