@@ -180,7 +180,8 @@ fn settings(limits: &Limits) -> io::Result<gateway::Settings> {
         },
         relay: relay::Settings { idle: limits.idle, connect: CONNECT },
         dns: crate::dns::Settings::default(),
-        udp: udp::Settings::default(),
+        // Each worker has a table for each family.
+        udp: udp::Settings { flows: (limits.flows / workers).max(1), ..udp::Settings::default() },
         bindings: bindings::Settings::default(),
     })
 }

@@ -5,7 +5,7 @@ use std::net::{Ipv4Addr, Ipv6Addr};
 
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 
-use super::flows::{FlowSet, discarded_chain, flow_sets, in_flows, jump_to_discarded, udp_flow_rules};
+use super::flows::{FlowSet, begins_nothing, discarded_chain, flow_sets, in_flows, jump_to_discarded, udp_flow_rules};
 use super::ruleset::{
     Chain, Datum, Element, Expression, Family, Field, Hook, Key, Rule, Ruleset, Set, SetKind, Verdict,
 };
@@ -120,7 +120,10 @@ fn forward(capture: &Capture) -> Chain {
 fn guard(capture: &Capture) -> Chain {
     let forwarded = |family| {
         let known = in_flows(FlowSet::Forwarded, family);
-        Rule(vec![Expression::Protocol(UDP), Expression::Family(family), known, Expression::NoLongHeader, accept()])
+        let mut rule = vec![Expression::Protocol(UDP), Expression::Family(family), known];
+        rule.extend(begins_nothing());
+        rule.push(accept());
+        Rule(rule)
     };
     let mut rules: Vec<Rule> = Family::BOTH.map(forwarded).into();
     rules.extend(selections(Stage::Guard, capture));

@@ -67,8 +67,7 @@ impl Proofs {
     }
 
     fn resolver(&self, network: &Network) -> Option<SocketAddr> {
-        let authorized = || network.dns.authorized_resolvers.first().map(|ip| SocketAddr::new(*ip, DNS_PORT));
-        network.dns.upstream.first().copied().or_else(authorized).or_else(|| self.settings.resolvers.first().copied())
+        network.dns.trusted_resolvers().first().or(self.settings.resolvers.first()).copied()
     }
 }
 
@@ -77,5 +76,3 @@ impl Drop for Running {
         self.0.set(self.0.get().saturating_sub(1));
     }
 }
-
-const DNS_PORT: u16 = 53;

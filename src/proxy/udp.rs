@@ -6,6 +6,9 @@
 //!                                           -> block: ICMP or silence at once, and the kernel answers the rest
 //! ```
 //!
+//! Long headers are not all that keeps coming: so do packets in which the kernel carries several datagrams as one (UDP
+//! segmentation offload, over veth and virtio), since it sees no more than the first of them. The others are read here.
+//!
 //! No task, socket or timer belongs to a single flow: a listener's datagrams are read, judged and sent in batches.
 //!
 //! Fails closed: what finds no room, in the table, in memory or in time, is dropped and counted; nothing reaches the
