@@ -22,6 +22,7 @@ use crate::peek;
 use crate::policy::bindings;
 use crate::policy::network::{Network, ProtectedIp};
 use crate::proxy::{proof, relay, udp, worker};
+use crate::sys::fork::inherited;
 use written::Entry;
 
 #[derive(Clone, Debug, Args)]
@@ -167,7 +168,12 @@ fn nameservers(loaded: &Loaded) -> Vec<IpAddr> {
 }
 
 fn resolvers() -> Vec<SocketAddr> {
-    resolvers_of_host(&std::fs::read_to_string("/etc/resolv.conf").unwrap_or_default())
+    let mut own = resolvers_of_host(&std::fs::read_to_string("/etc/resolv.conf").unwrap_or_default());
+    if own.is_empty() {
+        // As the C library has it (resolv.conf(5)).
+        own.push(([127, 0, 0, 1], 53).into());
+    }
+    own
 }
 
 fn gateway_settings(loaded: &Loaded, configured: bool) -> gateway::Settings {
@@ -189,9 +195,10 @@ fn gateway_settings(loaded: &Loaded, configured: bool) -> gateway::Settings {
 }
 
 fn open_records(to: &PathBuf) -> io::Result<File> {
-    let number = to.to_str().filter(|text| !text.is_empty() && text.bytes().all(|octet| octet.is_ascii_digit()));
-    let path = number.map_or_else(|| to.clone(), |number| format!("/proc/self/fd/{number}").into());
-    OpenOptions::new().append(true).create(number.is_none()).open(path)
+    match to.to_str().and_then(|text| text.parse().ok()) {
+        Some(number) => Ok(inherited(number)?.into()),
+        None => OpenOptions::new().append(true).create(true).open(to),
+    }
 }
 
 fn wrong(what: &str) -> ExitCode {

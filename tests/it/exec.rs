@@ -212,7 +212,6 @@ fn every_way_out_that_is_not_the_network_is_shut() {
             "abstract_socket tidegate-test",
             &format!("path_socket {path}"),
             &format!("path_socket {deep}"),
-            "descriptors",
             "privileges",
             "ping_is_no_echo",
         ];
@@ -221,6 +220,31 @@ fn every_way_out_that_is_not_the_network_is_shut() {
 
         let done = host.exec(&["--quiet", "--allow-socket", path], &[&format!("path_socket {path}")]);
         assert_eq!(done.results, ["reached"], "what is allowed is reached: {done:?}");
+    });
+}
+
+#[test]
+fn the_command_gets_no_descriptor_beyond_its_streams() {
+    in_lab(|lab| {
+        let host = Host::new(lab);
+        let records = host.folder().join("records");
+        // As a careless shell leaves them: one open file, and one that is tidegate's own.
+        let shell = format!("exec 7</etc/passwd 9>{}; exec \"$@\"", records.display());
+        let done = host.exec_by(&shell, &["--quiet", "--records", "9"], &["descriptors", "tcp4 allowed.example 7000"]);
+        assert_eq!(done.results, ["refused", "heard"], "{done:?}");
+        assert!(std::fs::read_to_string(&records).unwrap().contains("allowed.example"));
+    });
+}
+
+#[test]
+fn an_enclosed_command_may_enclose_another() {
+    in_lab(|lab| {
+        let host = Host::new(lab);
+        let tidegate = env!("CARGO_BIN_EXE_tidegate");
+        let inner = ["--block", "other.example", "--quiet"];
+        let steps = ["tcp4 allowed.example 7000", "resolve other.example", "udp6 allowed.example 7000"];
+        let done = host.exec_by(&format!("exec {tidegate} exec --quiet -- \"$@\""), &inner, &steps);
+        assert_eq!(done.results, ["heard", "no such name", "heard"], "{done:?}");
     });
 }
 

@@ -192,3 +192,27 @@ const SOCKET_VARIABLES: &[&str] = &[
     "LISTEN_PID",
     "LISTEN_FDNAMES",
 ];
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn kept(name: &str, value: &str, allowed: &[&str]) -> bool {
+        let allowed: Vec<PathBuf> = allowed.iter().map(PathBuf::from).collect();
+        !environment([(name.into(), value.into())].into_iter(), &allowed).is_empty()
+    }
+
+    #[test]
+    fn variables_that_name_a_hidden_socket_are_not_passed_on() {
+        let agent = "/tmp/ssh-x/agent.1";
+        assert!(!kept("SSH_AUTH_SOCK", agent, &[]));
+        assert!(kept("SSH_AUTH_SOCK", agent, &[agent]));
+        assert!(!kept("SSH_AUTH_SOCK", agent, &["/tmp/ssh-y/agent.1"]));
+        let bus = "unix:path=/run/user/1000/bus";
+        assert!(!kept("DBUS_SESSION_BUS_ADDRESS", bus, &[]));
+        assert!(kept("DBUS_SESSION_BUS_ADDRESS", bus, &["/run/user/1000/bus"]));
+        assert!(!kept("DISPLAY", ":0", &[agent]));
+        assert!(kept("DISPLAY", ":0", &["/tmp/.X11-unix/X0"]));
+        assert!(kept("PATH", "/bin", &[]));
+    }
+}

@@ -78,6 +78,15 @@ impl<'a> Host<'a> {
         self.start(arguments, steps).finish()
     }
 
+    /// The same by way of a shell, which runs tidegate as `"$@"`.
+    pub(crate) fn exec_by(&self, shell: &str, arguments: &[&str], steps: &[&str]) -> Done {
+        let own = self.command(arguments, steps);
+        let mut command = Command::new("/bin/sh");
+        command.args(["-c", shell, "sh"]).arg(own.get_program()).args(own.get_args());
+        command.env(super::visitor::STEPS, steps.join("\n"));
+        Running::start(self.on_host(command)).finish()
+    }
+
     pub(crate) fn start(&self, arguments: &[&str], steps: &[&str]) -> Running {
         Running::start(self.command(arguments, steps))
     }
@@ -98,6 +107,10 @@ impl<'a> Host<'a> {
     fn enclosed(&self, arguments: &[&str], program: &[&str]) -> Command {
         let mut command = Command::new(env!("CARGO_BIN_EXE_tidegate"));
         command.arg("exec").args(arguments).arg("--").args(program);
+        self.on_host(command)
+    }
+
+    fn on_host(&self, mut command: Command) -> Command {
         command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
         self.lab.gateway.enter(&mut command).unwrap();
         command
