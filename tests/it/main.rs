@@ -9,6 +9,7 @@ mod config;
 mod dns;
 mod ender;
 mod endings;
+mod exec;
 mod failing;
 mod gateway;
 mod inside;
