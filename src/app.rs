@@ -12,11 +12,13 @@ use arc_swap::ArcSwap;
 use tokio::runtime::Runtime;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 
-use crate::config::limits::Limits;
+use crate::config::limits::{self, Limits};
 use crate::config::{self, Loaded};
-use crate::firewall::{self, Capture, Ruleset};
+use crate::firewall::{self, Capture, OnFailure, Ruleset};
+use crate::mode::gateway::kernel::Recorder;
 use crate::mode::gateway::{self, Gateway, Listeners};
 use crate::peek;
+use crate::policy::Direction;
 use crate::policy::snapshot::Snapshot;
 use crate::proxy::{relay, udp, worker};
 use crate::sys::capture;
@@ -74,11 +76,18 @@ fn serve(loaded: Loaded, path: &Path, ending: Ending, telemetry: &Telemetry) -> 
             udp: Some(listeners.udp),
             dns_udp: Some(listeners.dns.udp),
             dns_tcp: Some(listeners.dns.tcp),
+            directions: vec![Direction::Outbound, Direction::Inbound],
+            on_failure: match loaded.gateway.on_failure {
+                limits::OnFailure::Closed => OnFailure::Closed,
+                limits::OnFailure::Open => OnFailure::Open,
+            },
+            records_per_second: u32::try_from(loaded.limits.kernel_records).unwrap_or(u32::MAX),
             ..Capture::tcp(listeners.tcp)
         },
         rules: None,
         generation: 1,
     };
+    let recorder = Recorder::start(&app.snapshot, telemetry).map_err(because("listen to what the kernel judges"))?;
     app.apply(&loaded)?;
     for warning in capture::warnings() {
         tracing::warn!("{warning}");
@@ -91,7 +100,9 @@ fn serve(loaded: Loaded, path: &Path, ending: Ending, telemetry: &Telemetry) -> 
     let _ = sd_notify::notify(&[sd_notify::NotifyState::Stopping]);
     // Live flows need the rules that bring their packets here: they go last.
     gateway.stop(ending.drain);
-    if ending.keep_rules { Ok(()) } else { capture::remove().map_err(because("take the rules away")) }
+    let removed = if ending.keep_rules { Ok(()) } else { capture::remove() };
+    drop(recorder);
+    removed.map_err(because("take the rules away"))
 }
 
 /// The signals that `run` obeys, kept from the moment this is made.
@@ -121,13 +132,20 @@ impl App {
         let next = loaded.snapshot(self.generation);
         let ruleset = firewall::render(&next, &self.capture);
         // First who judges, then what is captured: nothing is captured that nobody would judge.
-        self.snapshot.store(Arc::new(next));
+        let before = self.snapshot.swap(Arc::new(next));
         self.generation += 1;
-        match &self.rules {
+        let done = match &self.rules {
             None => capture::install(&ruleset),
             Some(standing) => capture::update(standing, &ruleset),
+        };
+        if let Err(error) = done {
+            self.snapshot.store(before);
+            // Where the old rules stand still, this changes nothing.
+            if let Some(Err(error)) = self.rules.as_ref().map(capture::install) {
+                tracing::error!(%error, "the rules that were in force could not be put back");
+            }
+            return Err(because("put the rules in place")(error));
         }
-        .map_err(because("put the rules in place"))?;
         self.rules = Some(ruleset);
         Ok(())
     }

@@ -5,9 +5,11 @@ use std::net::{Ipv4Addr, Ipv6Addr};
 
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 
-use super::flows::{FlowSet, discarded_chain, flow_sets, in_flows, jump_to_discarded, udp_flow_rules};
+use super::flows::{FlowSet, answers_flows, discarded_chain, flow_sets, in_flows, jump_to_discarded, udp_flow_rules};
+use super::judge::{end_chains, network_chains};
+use super::lists::list_sets;
 use super::ruleset::{
-    Chain, Datum, Element, Expression, Family, Field, Hook, Key, Rule, Ruleset, Set, SetKind, Verdict,
+    Chain, Connection, Datum, Element, Expression, Family, Field, Hook, Key, Rule, Ruleset, Set, SetKind, Verdict,
 };
 use super::selection::{Stage, network_chain, port_sets, select, selection_chain};
 use super::{Capture, DNS_PORT, Listener, MARK, OnFailure, TABLE, TCP, UDP};
@@ -42,9 +44,15 @@ pub fn render(snapshot: &Snapshot, capture: &Capture) -> Ruleset {
     let mut chains = vec![loopback_chain(capture)];
     chains.extend(Family::BOTH.map(discarded_chain));
     chains.extend(services(capture).map(|service| service.chain(capture.on_failure)));
-    for stage in [Stage::CaptureUdp, Stage::Capture, Stage::Guard] {
+    let lists = list_sets(snapshot);
+    chains.extend(end_chains());
+    for stage in [Stage::CaptureUdp, Stage::Capture, Stage::Guard, Stage::Judge] {
         for direction in &capture.directions {
             for (index, network) in snapshot.networks().iter().enumerate() {
+                if stage == Stage::Judge {
+                    chains.extend(network_chains(snapshot, (index, network), *direction, &lists, capture));
+                    continue;
+                }
                 chains.push(Chain::new(
                     network_chain(stage, *direction, index, network),
                     network_rules(stage, *direction, network, capture),
@@ -61,7 +69,7 @@ pub fn render(snapshot: &Snapshot, capture: &Capture) -> Ruleset {
     chains.push(prerouting_udp(capture));
     chains.push(prerouting(capture));
     chains.push(forward(capture));
-    Ruleset { table: TABLE, sets, chains }
+    Ruleset { table: TABLE, sets, lists, chains }
 }
 
 fn prerouting_udp(capture: &Capture) -> Chain {
@@ -93,27 +101,43 @@ fn prerouting(capture: &Capture) -> Chain {
         ]));
     }
     rules.extend(Family::BOTH.map(jump_to_discarded));
+    rules.push(reply_passes());
     rules.extend(to_the_gateway(capture));
     rules.push(Rule(vec![of_interest(INSPECTED, true), accept()]));
     rules.extend(selections(Stage::Capture, capture));
     Chain::at(Hook::Prerouting, MANGLE, "prerouting", rules)
 }
 
-/// Nothing here should ever match: it stands for the case that the policy routes are gone, or that another table took
-/// the mark away or changed the destination between the two hooks.
 fn forward(capture: &Capture) -> Chain {
     let mut rules = Vec::new();
     if capture.on_failure == OnFailure::Closed {
         rules.push(Rule(vec![Expression::MarkIs(MARK), Expression::Counter, drop()]));
-        rules.push(Rule(vec![of_interest(INSPECTED, false), goto(GUARD)]));
-        rules.push(Rule(vec![of_interest(INSPECTED_UDP, true), accept()]));
-        rules.extend(Family::BOTH.map(|family| {
-            let forwarded = in_flows(FlowSet::Forwarded, family);
-            Rule(vec![Expression::Family(family), forwarded, Expression::NoLongHeader, accept()])
-        }));
-        rules.push(Rule(vec![goto(GUARD)]));
     }
+    rules.push(reply_passes());
+    rules.push(Rule(vec![of_interest(INSPECTED, false), jump(GUARD)]));
+    rules.extend(Family::BOTH.into_iter().flat_map(forwarded_passes));
+    rules.push(Rule(vec![of_interest(INSPECTED_UDP, false), jump(GUARD)]));
+    let of_a_flow = Expression::Connection(&[Connection::Established, Connection::Related]);
+    rules.push(Rule(vec![of_a_flow, accept()]));
+    rules.extend(selections(Stage::Judge, capture));
     Chain::at(Hook::Forward, FILTER, "forward", rules)
+}
+
+/// It was judged by who opened the flow (SPEC N5), and does not open one itself even if it goes to a port that is
+/// inspected.
+fn reply_passes() -> Rule {
+    let of_a_flow = Expression::Connection(&[Connection::Established, Connection::Related]);
+    Rule(vec![Expression::Reply, of_a_flow, accept()])
+}
+
+/// UDP flows that were judged in user space. Longer than connection tracking remembers them.
+fn forwarded_passes(family: Family) -> Vec<Rule> {
+    let only_udp = || vec![Expression::Protocol(UDP), Expression::Family(family)];
+    let mut from_client = only_udp();
+    from_client.extend([in_flows(FlowSet::Forwarded, family), Expression::NoLongHeader, accept()]);
+    let mut to_client = only_udp();
+    to_client.extend([answers_flows(FlowSet::Forwarded, family), accept()]);
+    vec![Rule(from_client), Rule(to_client)]
 }
 
 /// What is sent to the gateway itself passes, but not the questions of others to a resolver on it.
@@ -231,7 +255,11 @@ fn network_rules(stage: Stage, direction: Direction, network: &Network, capture:
         let mut rule = vec![Expression::Protocol(service.protocol), Expression::DestinationPort(port)];
         match stage {
             Stage::CaptureUdp | Stage::Capture => rule.push(goto(service.chain)),
-            Stage::Guard => rule.extend([Expression::Counter, drop()]),
+            // The case that the policy routes are gone, or that another table took the mark away or changed the
+            // destination between the two hooks.
+            Stage::Guard if capture.on_failure == OnFailure::Closed => rule.extend([Expression::Counter, drop()]),
+            Stage::Guard => rule.push(accept()),
+            Stage::Judge => {}
         }
         Rule(rule)
     };
@@ -264,6 +292,10 @@ fn of_interest(set: &str, negate: bool) -> Expression {
 
 fn goto(chain: &str) -> Expression {
     Expression::Verdict(Verdict::Goto(chain.to_owned()))
+}
+
+fn jump(chain: &str) -> Expression {
+    Expression::Verdict(Verdict::Jump(chain.to_owned()))
 }
 
 fn accept() -> Expression {

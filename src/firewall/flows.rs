@@ -133,9 +133,20 @@ pub(super) fn in_flows(set: FlowSet, family: Family) -> Expression {
     Expression::InSet { key: key_of_packet(family), set: set.name(family).to_owned(), negate: false }
 }
 
+/// `KEY @set` for the packets that a client is sent.
+pub(super) fn answers_flows(set: FlowSet, family: Family) -> Expression {
+    let key = vec![Key::Protocol, Key::Destination(family), Key::DestinationPort, Key::Source(family), Key::SourcePort];
+    Expression::InSet { key, set: set.name(family).to_owned(), negate: false }
+}
+
 /// What the kernel does by itself with the packets of UDP flows that were judged.
 pub(super) fn udp_flow_rules(family: Family) -> Vec<Rule> {
     vec![
+        Rule(vec![
+            Expression::Family(family),
+            answers_flows(FlowSet::Forwarded, family),
+            Expression::Verdict(Verdict::Accept),
+        ]),
         Rule(vec![
             Expression::Family(family),
             in_flows(FlowSet::Forwarded, family),

@@ -3,6 +3,7 @@
 //! Each worker is a thread with a runtime, listeners and a relay of its own; flows never move between workers.
 
 pub mod dns;
+pub mod kernel;
 
 use std::cell::RefCell;
 use std::io;

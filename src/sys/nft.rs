@@ -8,11 +8,12 @@
 mod answer;
 mod encode;
 mod expression;
+mod list;
 mod message;
 
 use std::fmt;
 use std::io;
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use netlink_sys::protocols::NETLINK_NETFILTER;
 use netlink_sys::{Socket, SocketAddr};
@@ -87,13 +88,13 @@ impl NftSocket {
     /// Puts the ruleset in the place of the table that is there, if any. Packets meet the old rules or the new ones,
     /// never none. Elements of dynamic sets are forgotten.
     pub fn replace(&mut self, ruleset: &Ruleset) -> Result<(), NftError> {
-        self.transact(encode::replace(ruleset))
+        self.transact(encode::replace(ruleset, SystemTime::now()))
     }
 
     /// Turns the ruleset that stands into another in one step. Unlike [`Self::replace`] it keeps what lies in dynamic
     /// sets; it is an error if something else stands.
     pub fn update(&mut self, standing: &Ruleset, next: &Ruleset) -> Result<(), NftError> {
-        self.transact(encode::update(standing, next))
+        self.transact(encode::update(standing, next, SystemTime::now()))
     }
 
     /// Takes our table away; nothing happens if there is none.

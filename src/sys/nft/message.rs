@@ -13,6 +13,7 @@ pub(super) const NEW_SET: u16 = 9;
 pub(super) const DELETE_SET: u16 = 11;
 pub(super) const NEW_ELEMENT: u16 = 12;
 pub(super) const DELETE_ELEMENT: u16 = 14;
+pub(super) const NEW_OBJECT: u16 = 18;
 
 pub(super) const REQUEST: u16 = 0x1;
 pub(super) const ACK: u16 = 0x4;

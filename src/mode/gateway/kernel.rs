@@ -1,0 +1,202 @@
+//! Records of what the kernel judged by itself.
+//!
+//! The rules copy the first packets of each flow to us, with a tag that says who judged and why. One thread reads them;
+//! it may fall behind, and then records are lost and counted, never packets delayed.
+
+use std::collections::HashSet;
+use std::io;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant, SystemTime};
+
+use arc_swap::ArcSwap;
+
+use crate::firewall::{LOG_GROUP, LogTag};
+use crate::policy::network::{Mode, Network};
+use crate::policy::snapshot::Snapshot;
+use crate::policy::{Direction, IpVerdict, Judged, Verdict};
+use crate::sys::nflog::{Logged, PacketLog};
+use crate::telemetry::{Kind, Record, Telemetry};
+use crate::wire::ip::Headers;
+
+/// The thread that records; it ends when this is dropped.
+#[derive(Debug)]
+pub struct Recorder {
+    thread: Option<JoinHandle<()>>,
+    stop: Arc<AtomicBool>,
+}
+
+impl Recorder {
+    /// Begins to listen before it returns, so that no judgement of rules that come later is missed.
+    pub fn start(snapshot: &Arc<ArcSwap<Snapshot>>, telemetry: &Telemetry) -> io::Result<Self> {
+        let log = PacketLog::open(LOG_GROUP, PATIENCE)?;
+        let stop = Arc::new(AtomicBool::new(false));
+        let work = Work {
+            log,
+            current: snapshot.clone(),
+            known: Vec::new(),
+            telemetry: telemetry.clone(),
+            recent: Recent::new(Instant::now()),
+            stop: stop.clone(),
+        };
+        let thread = std::thread::Builder::new().name("kernel-records".into()).spawn(move || work.run())?;
+        Ok(Self { thread: Some(thread), stop })
+    }
+}
+
+impl Drop for Recorder {
+    fn drop(&mut self) {
+        self.stop.store(true, Ordering::Relaxed);
+        if let Some(thread) = self.thread.take() {
+            // A reader that panicked has recorded what it could.
+            let _ = thread.join();
+        }
+    }
+}
+
+struct Work {
+    log: PacketLog,
+    current: Arc<ArcSwap<Snapshot>>,
+    /// The last snapshots, the newest last: a packet may have been judged just before a reload.
+    known: Vec<Arc<Snapshot>>,
+    telemetry: Telemetry,
+    recent: Recent,
+    stop: Arc<AtomicBool>,
+}
+
+impl Work {
+    fn run(mut self) {
+        // What was judged before the end is recorded before the end.
+        let mut last = false;
+        while !last {
+            last = self.stop.load(Ordering::Relaxed);
+            self.take_note();
+            let Self { log, known, telemetry, recent, .. } = &mut self;
+            let now = Instant::now();
+            let lost = log.read(|logged| record(&logged, known, telemetry, recent, now));
+            match lost {
+                Ok(0) => {}
+                Ok(lost) => telemetry.add(|c| &c.kernel_records_lost, lost.into()),
+                Err(error) => {
+                    tracing::error!(%error, "the kernel's judgements cannot be read for a moment");
+                    std::thread::sleep(PATIENCE);
+                }
+            }
+        }
+    }
+
+    fn take_note(&mut self) {
+        let current = self.current.load_full();
+        if self.known.last().is_none_or(|last| !Arc::ptr_eq(last, &current)) {
+            self.known.push(current);
+            let beyond = self.known.len().saturating_sub(KNOWN);
+            self.known.drain(..beyond);
+        }
+    }
+}
+
+fn record(logged: &Logged<'_>, known: &[Arc<Snapshot>], telemetry: &Telemetry, recent: &mut Recent, now: Instant) {
+    let found = || {
+        let tag: LogTag = logged.tag.parse().ok()?;
+        let headers = Headers::parse(logged.packet)?;
+        let snapshot = known.iter().rev().find(|snapshot| snapshot.generation == tag.generation)?;
+        let (network, judged) = tag.judged(snapshot)?;
+        Some((tag, headers, snapshot, network, judged))
+    };
+    // Of another program's rules, or from before a start.
+    let Some((tag, headers, snapshot, network, judged)) = found() else {
+        return telemetry.count(|c| &c.kernel_records_lost);
+    };
+    if !recent.is_new((headers, tag.direction), now) {
+        return;
+    }
+    telemetry.count(|c| &c.judged_by_kernel);
+    let base = Record::of_packet(Kind::Ip, SystemTime::now(), snapshot.enforcer.clone(), &headers);
+    telemetry.record(describe(base, network, tag.direction, judged));
+}
+
+fn describe(base: Record, network: &Network, direction: Direction, judged: Judged<IpVerdict>) -> Record {
+    let rule = network.rule(direction);
+    let verdict = Verdict {
+        pass: judged.verdict == IpVerdict::Allow,
+        reason: judged.reason,
+        ip: judged.verdict,
+        domain: None,
+        inspection: None,
+        list: judged.list,
+    };
+    let action = rule.filter(|_| network.mode == Mode::Enforce).map(|rule| rule.drop);
+    let policy = rule.map(|rule| rule.policy.name.clone());
+    base.judged_by(network.name.clone(), policy, direction).verdict(&verdict, action)
+}
+
+/// The flows recorded of late: the repeated SYN of a blocked one, and further packets of one that nobody answers, are
+/// no new flows.
+struct Recent {
+    current: HashSet<(Headers, Direction)>,
+    previous: HashSet<(Headers, Direction)>,
+    since: Instant,
+}
+
+impl Recent {
+    fn new(now: Instant) -> Self {
+        Self { current: HashSet::new(), previous: HashSet::new(), since: now }
+    }
+
+    fn is_new(&mut self, flow: (Headers, Direction), now: Instant) -> bool {
+        if now.duration_since(self.since) >= REMEMBERED || self.current.len() >= FLOWS_REMEMBERED {
+            self.previous = std::mem::take(&mut self.current);
+            self.since = now;
+        }
+        !self.previous.contains(&flow) && self.current.insert(flow)
+    }
+}
+
+/// How long the end of the program may wait for the reader.
+const PATIENCE: Duration = Duration::from_millis(200);
+const KNOWN: usize = 4;
+/// A flow is remembered for once to twice as long.
+const REMEMBERED: Duration = Duration::from_secs(60);
+/// Twice as many at most, of some 60 octets each.
+const FLOWS_REMEMBERED: usize = 32_768;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn flow(port: u16) -> (Headers, Direction) {
+        let headers = Headers {
+            source: [10, 1, 0, 2].into(),
+            destination: [203, 0, 113, 7].into(),
+            protocol: 6,
+            ports: Some((port, 25)),
+        };
+        (headers, Direction::Outbound)
+    }
+
+    #[test]
+    fn a_flow_is_new_once_and_again_when_it_was_forgotten() {
+        let start = Instant::now();
+        let mut recent = Recent::new(start);
+        assert!(recent.is_new(flow(1), start));
+        assert!(!recent.is_new(flow(1), start));
+        assert!(recent.is_new((flow(1).0, Direction::Inbound), start), "the other direction is judged apart");
+        assert!(!recent.is_new(flow(1), start + REMEMBERED), "it is of the time before");
+        assert!(recent.is_new(flow(1), start + 3 * REMEMBERED));
+    }
+
+    #[test]
+    fn what_is_remembered_is_bounded() {
+        let start = Instant::now();
+        let mut recent = Recent::new(start);
+        for round in 0..3 {
+            for port in 0..=u16::MAX {
+                let (mut headers, direction) = flow(port);
+                headers.protocol = round;
+                recent.is_new((headers, direction), start);
+                assert!(recent.current.len() + recent.previous.len() <= 2 * FLOWS_REMEMBERED);
+            }
+        }
+    }
+}
