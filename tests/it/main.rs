@@ -2,6 +2,7 @@
 
 #![allow(clippy::unwrap_used, clippy::panic)]
 
+mod agreement;
 mod architecture;
 mod capture;
 mod cli;
@@ -12,6 +13,7 @@ mod endings;
 mod failing;
 mod gateway;
 mod inside;
+mod kernel;
 mod matrix;
 mod namespaces;
 mod quic;
