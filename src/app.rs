@@ -21,7 +21,7 @@ use crate::peek;
 use crate::policy::Direction;
 use crate::policy::snapshot::Snapshot;
 use crate::proxy::{relay, udp, worker};
-use crate::sys::capture;
+use crate::sys::capture::{self, Watch};
 use crate::sys::limits::raise_descriptors;
 use crate::telemetry::{Queue, Telemetry};
 
@@ -46,6 +46,8 @@ struct App {
     capture: Capture,
     /// The rules in force.
     rules: Option<Ruleset>,
+    watch: Option<Watch>,
+    telemetry: Telemetry,
     generation: u64,
 }
 
@@ -85,6 +87,8 @@ fn serve(loaded: Loaded, path: &Path, ending: Ending, telemetry: &Telemetry) -> 
             ..Capture::tcp(listeners.tcp)
         },
         rules: None,
+        watch: None,
+        telemetry: telemetry.clone(),
         generation: 1,
     };
     let recorder = Recorder::start(&app.snapshot, telemetry).map_err(because("listen to what the kernel judges"))?;
@@ -100,6 +104,7 @@ fn serve(loaded: Loaded, path: &Path, ending: Ending, telemetry: &Telemetry) -> 
     let _ = sd_notify::notify(&[sd_notify::NotifyState::Stopping]);
     // Live flows need the rules that bring their packets here: they go last.
     gateway.stop(ending.drain);
+    app.mend();
     let removed = if ending.keep_rules { Ok(()) } else { capture::remove() };
     drop(recorder);
     removed.map_err(because("take the rules away"))
@@ -146,16 +151,48 @@ impl App {
             }
             return Err(because("put the rules in place")(error));
         }
-        self.rules = Some(ruleset);
+        self.look_after(ruleset);
         Ok(())
+    }
+
+    fn look_after(&mut self, ruleset: Ruleset) {
+        let watch = Watch::begin(&ruleset);
+        self.watch = watch.inspect_err(|error| tracing::error!(%error, "the rules are in place, unwatched")).ok();
+        self.rules = Some(ruleset);
+    }
+
+    /// Puts back what somebody else took out of the kernel or changed there.
+    fn mend(&mut self) {
+        let (Some(ruleset), Some(watch)) = (&self.rules, &mut self.watch) else { return };
+        match watch.is_intact(ruleset) {
+            Ok(true) => {
+                let unrecorded = watch.take_unrecorded().unwrap_or_default();
+                return self.telemetry.add(|c| &c.kernel_unrecorded, unrecorded);
+            }
+            Ok(false) => tracing::error!("somebody has changed our rules or routes"),
+            Err(error) => return tracing::error!(%error, "the rules in the kernel cannot be read"),
+        }
+        self.telemetry.count(|c| &c.rules_restored);
+        match capture::install(ruleset) {
+            Ok(()) => {
+                if let Some(ruleset) = self.rules.take() {
+                    self.look_after(ruleset);
+                }
+                tracing::warn!("rules and routes are put back");
+            }
+            Err(error) => tracing::error!(%error, "they could not be put back, and will be tried again"),
+        }
     }
 
     /// Reloads at SIGHUP; returns at SIGTERM or SIGINT.
     fn follow(&mut self, signals: Signals, path: &Path) {
         let Signals { runtime, mut hangup, mut terminate, mut interrupt } = signals;
         runtime.block_on(async {
+            let mut round = tokio::time::interval(ROUND);
+            round.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
             loop {
                 tokio::select! {
+                    _ = round.tick() => self.mend(),
                     _ = hangup.recv() => self.reload(path),
                     _ = terminate.recv() => return,
                     _ = interrupt.recv() => return,
@@ -218,6 +255,8 @@ impl std::fmt::Display for Failure {
 
 impl std::error::Error for Failure {}
 
+/// How often rules and routes are looked after.
+const ROUND: Duration = Duration::from_secs(2);
 /// How long a server may take to answer.
 const CONNECT: Duration = Duration::from_secs(15);
 /// Its two sockets.

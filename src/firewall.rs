@@ -53,6 +53,9 @@ use crate::policy::Direction;
 /// The table of family `inet` that is ours.
 pub const TABLE: &str = "tidegate";
 
+/// The bit of connection tracking's labels by which a flow is known that was let in: the last of 128.
+pub const JUDGED_LABEL: u8 = 127;
+
 /// The counter of packets that were judged and not recorded, since more came than may be recorded.
 pub const UNRECORDED: &str = "unrecorded";
 

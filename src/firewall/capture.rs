@@ -117,9 +117,11 @@ fn forward(capture: &Capture) -> Chain {
     rules.push(Rule(vec![of_interest(INSPECTED, false), jump(GUARD)]));
     rules.extend(Family::BOTH.into_iter().flat_map(forwarded_passes));
     rules.push(Rule(vec![of_interest(INSPECTED_UDP, false), jump(GUARD)]));
-    let of_a_flow = Expression::Connection(&[Connection::Established, Connection::Related]);
-    rules.push(Rule(vec![of_a_flow, accept()]));
+    // Not whatever connection tracking knows: it may have begun before anybody judged.
+    rules.push(Rule(vec![Expression::Judged, accept()]));
+    rules.push(Rule(vec![Expression::Connection(&[Connection::Related]), accept()]));
     rules.extend(selections(Stage::Judge, capture));
+    rules.push(Rule(vec![Expression::SetJudged]));
     Chain::at(Hook::Forward, FILTER, "forward", rules)
 }
 

@@ -7,8 +7,11 @@
 //!                -> judge_inbound4 -> ...
 //! ```
 //!
-//! Fails closed: a packet of which connection tracking knows no flow, out of order, untracked or the first that is
-//! seen of an old connection, is judged as if it opened one.
+//! What passes both is known by a label of connection tracking from then on, and is not judged again.
+//!
+//! Fails closed: a flow that was there before the rules has no such label, and is judged by each packet of the end
+//! that opened it. A packet of which connection tracking knows no flow, out of order or untracked, is judged as if it
+//! opened one.
 
 use std::fmt::{self, Display, Formatter};
 use std::str::FromStr;

@@ -115,6 +115,8 @@ pub enum Expression {
     Connection(&'static [Connection]),
     /// `ct direction reply`: it goes to who opened the flow.
     Reply,
+    /// `ct label LABEL`: the flow was let in by [`Expression::SetJudged`].
+    Judged,
     /// `tcp flags & (syn | ack) == syn`: somebody opens a connection.
     TcpOpening,
     /// `socket wildcard 0 socket transparent 1`: a transparent socket of ours, connected or listening for exactly this.
@@ -146,6 +148,8 @@ pub enum Expression {
         map: String,
     },
     SetMark(u32),
+    /// `ct label set LABEL`
+    SetJudged,
     /// `tproxy ip to 127.0.0.1:PORT`. Where nobody listens the rule ends here, and the next one runs.
     Tproxy {
         family: Family,

@@ -4,10 +4,10 @@ use std::fmt::{self, Display, Formatter};
 
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 
-use super::UNRECORDED;
 use super::ruleset::{
     Base, Chain, Connection, Datum, Element, Expression, Family, Field, Hook, Key, Rule, Ruleset, Set, SetKind, Verdict,
 };
+use super::{JUDGED_LABEL, UNRECORDED};
 
 impl Display for Ruleset {
     fn fmt(&self, f: &mut Formatter<'_>) -> fmt::Result {
@@ -89,6 +89,8 @@ impl Display for Expression {
             Self::MarkIs(mark) => write!(f, "meta mark {mark:#x}"),
             Self::Connection(states) => write!(f, "ct state {}", Joined(states, ",")),
             Self::Reply => f.write_str("ct direction reply"),
+            Self::Judged => write!(f, "ct label {JUDGED_LABEL}"),
+            Self::SetJudged => write!(f, "ct label set {JUDGED_LABEL}"),
             Self::TcpOpening => f.write_str("tcp flags & (syn | ack) == syn"),
             Self::TransparentSocket => f.write_str("socket wildcard 0 socket transparent 1"),
             Self::DestinationIsLocal => f.write_str("fib daddr type local"),

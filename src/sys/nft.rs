@@ -10,6 +10,7 @@ mod encode;
 mod expression;
 mod list;
 mod message;
+mod watch;
 
 use std::fmt;
 use std::io;
@@ -22,6 +23,7 @@ use nix::sys::socket::{setsockopt, sockopt};
 use crate::firewall::{FlowKey, FlowSet, Ruleset, TABLE};
 use answer::Answers;
 use message::{GET_TABLE, Message};
+pub use watch::Fingerprint;
 
 /// What the kernel refused, and why.
 #[derive(Debug)]

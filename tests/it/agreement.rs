@@ -110,7 +110,7 @@ fn plans() -> impl Strategy<Value = Plan> {
 }
 
 fn packets() -> impl Strategy<Value = Sent> {
-    let protocol = prop::sample::select(vec![6u8, 6, 17, 17, 1, 47, 50, 132, 253]);
+    let protocol = prop::sample::select(vec![6u8, 6, 17, 17, 1, 47, 50, 132, 150, 151, 152, 153, 253]);
     (0u8..8, places(1..3), protocol, 9870u16..9876)
 }
 
@@ -192,6 +192,7 @@ struct World<'a> {
     /// Packets that passed, packets that did not, judgements that were recorded.
     seen: std::cell::Cell<(usize, usize, usize)>,
     sentinel: std::cell::Cell<u16>,
+    portless: std::cell::RefCell<HashSet<(IpAddr, IpAddr, u8)>>,
 }
 
 impl<'a> World<'a> {
@@ -204,7 +205,14 @@ impl<'a> World<'a> {
         };
         let taps = lab.server.run(|| [0x0008, 0xdd86].map(tap)).unwrap();
         let log = lab.gateway.run(|| PacketLog::open(LOG_GROUP, Duration::from_millis(20))).unwrap().unwrap();
-        Self { lab, taps, log: log.into(), seen: Default::default(), sentinel: 40_000.into() }
+        Self {
+            lab,
+            taps,
+            log: log.into(),
+            seen: Default::default(),
+            sentinel: 40_000.into(),
+            portless: Default::default(),
+        }
     }
 
     fn check(&self, plan: &Plan, packets: &[Sent]) -> Result<(), TestCaseError> {
@@ -235,11 +243,16 @@ impl<'a> World<'a> {
         Ok(())
     }
 
-    /// A packet of a new flow from the client; `None` for what one sends but once.
+    /// A packet of a new flow from the client. A protocol without ports has one flow between two ends, and what was once
+    /// let in stays so: `None` the second time.
     fn send(&self, (host, to, protocol, port): Sent) -> Option<Headers> {
         let source = client_address(to.family, host);
         let destination = to.address();
         let protocol = if protocol == 1 && to.family == Family::V6 { 58 } else { protocol };
+        let has_ports = matches!(protocol, 6 | 17);
+        if !has_ports && !self.portless.borrow_mut().insert((source, destination, protocol)) {
+            return None;
+        }
         let ports = self.lab.client.run(|| {
             let domain = Domain::for_address(SocketAddr::new(destination, port));
             let own = SocketAddr::new(source, 0);

@@ -9,9 +9,14 @@ use std::net::{SocketAddr, TcpListener, TcpStream, UdpSocket};
 use std::time::Duration;
 
 use serde_json::Value;
+use tidegate::firewall::{
+    Capture, Chain, Connection, Expression, Hook, Listener, MARK, RULE_PRIORITY, Rule, Ruleset, TABLE,
+};
 use tidegate::mode::demo::lab::{Site, client_address, client_network};
 use tidegate::mode::demo::tap::{Kind, Tap};
-use tidegate::sys::rtnl::Family;
+use tidegate::sys::capture;
+use tidegate::sys::nft::NftSocket;
+use tidegate::sys::rtnl::{self, Family, Rtnl};
 
 use crate::gateway::{DEADLINE, Gateway, at, get, is_from, listen};
 use crate::inside::in_lab;
@@ -242,6 +247,64 @@ fn a_discarding_network_shows_a_scanner_nothing() {
         let from_client = at_server.packets(lab, |packet| !matches!(packet.kind, Kind::Datagram)).unwrap();
         assert_eq!(from_client, []);
         gateway.stop();
+    });
+}
+
+/// R0: what is taken out of the kernel comes back by itself.
+#[test]
+fn rules_and_routes_that_somebody_removes_are_put_back() {
+    in_lab(|lab| {
+        let gateway = Gateway::start(lab, &both_directions("enforce", "tcp-reset"));
+        let blocked = at(Site::B, Family::V4, 1, 8443);
+        let refused = || {
+            let tried = lab.client.run(|| TcpStream::connect_timeout(&blocked, A_MOMENT)).unwrap();
+            tried.is_err_and(|error| error.kind() == ErrorKind::ConnectionRefused)
+        };
+        let delivers = || lab.gateway.run(|| Rtnl::open().unwrap().delivers(rtnl::Family::V6, MARK).unwrap()).unwrap();
+        assert!(refused() && delivers());
+        let meddle = |with: &(dyn Fn() + Sync)| {
+            let before = gateway.enforcer.messages().len();
+            lab.gateway.run(with).unwrap();
+            let said = gateway.enforcer.message_after(before, |line| line.contains("put back"), DEADLINE);
+            assert!(said.is_some(), "{:#?}", gateway.enforcer.messages());
+        };
+        meddle(&|| NftSocket::open().unwrap().remove().unwrap());
+        assert!(refused());
+        meddle(&|| {
+            Rtnl::open().unwrap().delete_fwmark_rule(rtnl::Family::V6, MARK, MARK, RULE_PRIORITY).unwrap();
+        });
+        assert!(delivers());
+        let ended = gateway.stop();
+        let counted = ended.messages.iter().any(|line| line.contains("rules_restored=2"));
+        assert!(counted, "{:#?}", ended.messages);
+    });
+}
+
+/// Connection tracking may know a flow that nobody ever judged: it began before there were rules.
+#[test]
+fn a_flow_from_before_the_rules_is_judged_all_the_same() {
+    in_lab(|lab| {
+        let tracking = Rule(vec![Expression::Connection(&[Connection::Established]), Expression::Counter]);
+        let chain = Chain::at(Hook::Forward, 0, "forward", vec![tracking]);
+        let only_tracking = Ruleset { table: TABLE, sets: Vec::new(), lists: Vec::new(), chains: vec![chain] };
+        lab.gateway.run(|| NftSocket::open().unwrap().replace(&only_tracking)).unwrap().unwrap();
+        let accepted = listen(lab, 8443);
+        let tap = Tap::at_server(lab).unwrap();
+        let flows = [Site::A, Site::B].map(|site| {
+            let destination = at(site, Family::V4, 1, 8443);
+            let client = lab.client.run(|| TcpStream::connect_timeout(&destination, DEADLINE)).unwrap().unwrap();
+            (client, accepted.recv_timeout(DEADLINE).unwrap().0, destination)
+        });
+        let capture = Capture::tcp(Listener { v4: None, v6: None });
+        let rules = crate::capture::ruleset(&both_directions("enforce", "discard"), &capture);
+        lab.gateway.run(|| capture::install(&rules)).unwrap().unwrap();
+        let [(mut allowed, mut heard, _), (mut blocked, _, destination)] = flows;
+        let before = tap.count(lab, destination).unwrap();
+        for flow in [&mut allowed, &mut blocked] {
+            flow.write_all(b"more").unwrap();
+        }
+        heard.read_exact(&mut [0; 4]).unwrap();
+        assert_eq!(tap.count(lab, destination).unwrap(), before, "not a segment more");
     });
 }
 

@@ -3,7 +3,7 @@
 use ipnet::IpNet;
 
 use super::message::Message;
-use crate::firewall::{Connection, Expression, Family, Key, UNRECORDED, Verdict};
+use crate::firewall::{Connection, Expression, Family, JUDGED_LABEL, Key, UNRECORDED, Verdict};
 
 // Sixteen registers of four bytes; a key is laid out over as many as it needs.
 const FIRST: u32 = 8;
@@ -19,6 +19,8 @@ const META_L4PROTO: u32 = 16;
 
 const NETWORK_HEADER: u32 = 1;
 const TRANSPORT_HEADER: u32 = 2;
+
+const CT_LABELS: u32 = 13;
 
 const EQUAL: u32 = 0;
 const NOT_EQUAL: u32 = 1;
@@ -62,6 +64,18 @@ pub(super) fn add(list: &mut Message, expression: &Expression) {
             const REPLY: u8 = 1;
             load_ct(list, DIRECTION);
             compare(list, FIRST, &[REPLY]);
+        }
+        Expression::Judged => {
+            load_ct(list, CT_LABELS);
+            bitwise_and(list, FIRST, &judged());
+            compare_with(list, FIRST, NOT_EQUAL, &[0; 16]);
+        }
+        Expression::SetJudged => {
+            immediate(list, FIRST, &judged());
+            named(list, "ct", |ct| {
+                ct.u32(2, CT_LABELS);
+                ct.u32(4, FIRST);
+            });
         }
         Expression::TcpOpening => match_opening(list),
         Expression::TransparentSocket => match_transparent_socket(list),
@@ -185,6 +199,11 @@ fn load_ct(list: &mut Message, key: u32) {
         ct.u32(1, FIRST);
         ct.u32(2, key);
     });
+}
+
+/// The labels of a flow that has ours alone, as the kernel keeps them.
+fn judged() -> [u8; 16] {
+    (1_u128 << JUDGED_LABEL).to_ne_bytes()
 }
 
 fn beyond(list: &mut Message, per_second: u32) {
