@@ -90,7 +90,7 @@ fn strings(count: u64) -> HashSet<Box<str>> {
 fn address_prefixes(count: u64) {
     println!("{count} v4 prefixes");
     let mut random = Random(88_172_645_463_325_252);
-    let lengths = [16, 19, 20, 22, 22, 23, 24, 24, 24, 24, 24, 32, 32, 32];
+    let lengths = [22, 23, 24, 24, 24, 24, 28, 32, 32, 32, 32, 32, 32, 32];
     let mut builder = Builder::new(Exceptions::Always);
     let prefixes: Vec<_> = (0..count)
         .map(|_| format!("{}/{}", Ipv4Addr::from_bits(random.next() as u32), lengths[random.below(lengths.len())]))

@@ -9,12 +9,16 @@
 use std::io::{Read, Write};
 use std::net::{Shutdown, TcpListener, TcpStream};
 use std::rc::Rc;
-use std::time::{Duration, Instant, SystemTime};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use nix::sys::resource::{UsageWho, getrusage};
+use tidegate::policy::snapshot::Snapshot;
+use tidegate::policy::{ClientAddr, OrigDst, Transport};
+use tidegate::proxy::flow::{Closing, Flow};
 use tidegate::proxy::relay::{Handover, Relay, Settings};
 use tidegate::proxy::worker::Census;
-use tidegate::telemetry::{Kind, Queue, Record, Telemetry};
+use tidegate::telemetry::{Queue, Telemetry};
 
 const FLOWS: usize = 8;
 const ROUNDS: usize = 5;
@@ -156,8 +160,7 @@ fn relay(pairs: Vec<Pair>) {
                 server: server.into(),
                 held: Box::default(),
                 watched: None,
-                opened: Instant::now(),
-                record: Box::new(blank()),
+                closing: closing(),
                 place: census.enter(usize::MAX).unwrap(),
             });
         }
@@ -172,9 +175,11 @@ fn settings() -> Settings {
     Settings { idle: Duration::from_secs(60), connect: Duration::from_secs(60) }
 }
 
-fn blank() -> Record {
+fn closing() -> Box<Closing> {
     let nowhere = ([192, 0, 2, 1], 1).into();
-    Record::new(Kind::End, SystemTime::UNIX_EPOCH, "bench".into(), "tcp", nowhere, nowhere)
+    let snapshot = Arc::new(Snapshot::new("bench".into(), 1, Vec::new()));
+    let flow = Flow::new(1, Transport::Tcp, ClientAddr(nowhere), OrigDst(nowhere), snapshot, Arc::default());
+    flow.judge(None, &Telemetry::new(Queue::new(1).0)).closing
 }
 
 /// Seconds of CPU, user and system.

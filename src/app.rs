@@ -6,7 +6,7 @@
 use std::io;
 use std::path::Path;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use arc_swap::ArcSwap;
 use tokio::runtime::Runtime;
@@ -14,15 +14,18 @@ use tokio::signal::unix::{Signal, SignalKind, signal};
 
 use crate::config::limits::{self, Limits};
 use crate::config::{self, Loaded};
-use crate::firewall::{self, Capture, OnFailure, Ruleset};
+use crate::dns::service::tell;
+use crate::firewall::{self, Capture, OnFailure, Ruleset, uses_names};
 use crate::mode::gateway::kernel::Recorder;
 use crate::mode::gateway::{self, Gateway, Listeners};
 use crate::peek;
 use crate::policy::Direction;
+use crate::policy::bindings::{self, Bindings};
 use crate::policy::snapshot::Snapshot;
-use crate::proxy::{relay, udp, worker};
+use crate::proxy::{proof, relay, udp, worker};
 use crate::sys::capture::{self, Watch};
 use crate::sys::limits::raise_descriptors;
+use crate::sys::nft::NftSocket;
 use crate::telemetry::{Queue, Telemetry};
 
 /// How the program ends, from the command line.
@@ -47,6 +50,8 @@ struct App {
     /// The rules in force.
     rules: Option<Ruleset>,
     watch: Option<Watch>,
+    /// Once there are workers.
+    bindings: Option<Arc<Bindings>>,
     telemetry: Telemetry,
     generation: u64,
 }
@@ -88,6 +93,7 @@ fn serve(loaded: Loaded, path: &Path, ending: Ending, telemetry: &Telemetry) -> 
         },
         rules: None,
         watch: None,
+        bindings: None,
         telemetry: telemetry.clone(),
         generation: 1,
     };
@@ -98,6 +104,8 @@ fn serve(loaded: Loaded, path: &Path, ending: Ending, telemetry: &Telemetry) -> 
     }
     let gateway =
         Gateway::start(listeners, &settings, &app.snapshot, telemetry).map_err(because("start the workers"))?;
+    app.bindings = Some(gateway.bindings.clone());
+    recorder.knows(gateway.bindings.clone());
     eprintln!("ready");
     let _ = sd_notify::notify(&[sd_notify::NotifyState::Ready]);
     app.follow(signals, path);
@@ -152,7 +160,21 @@ impl App {
             return Err(because("put the rules in place")(error));
         }
         self.look_after(ruleset);
+        self.judge_names_anew();
         Ok(())
+    }
+
+    /// What the kernel holds of names was judged by the policy before, or is gone with the rules before. Until each
+    /// is told anew the old verdict stands, or that of the address.
+    fn judge_names_anew(&self) {
+        let snapshot = self.snapshot.load();
+        let Some(bindings) = self.bindings.as_ref().filter(|_| uses_names(&snapshot)) else { return };
+        let Ok(mut kernel) = NftSocket::open() else { return self.telemetry.count(|c| &c.names_untold) };
+        bindings.each(Instant::now(), |client, remote, name, lasts| {
+            if tell(&mut kernel, &snapshot, (client, remote), name, lasts).is_err() {
+                self.telemetry.count(|c| &c.names_untold);
+            }
+        });
     }
 
     fn look_after(&mut self, ruleset: Ruleset) {
@@ -178,6 +200,7 @@ impl App {
                 if let Some(ruleset) = self.rules.take() {
                     self.look_after(ruleset);
                 }
+                self.judge_names_anew();
                 tracing::warn!("rules and routes are put back");
             }
             Err(error) => tracing::error!(%error, "they could not be put back, and will be tried again"),
@@ -229,11 +252,22 @@ fn settings(limits: &Limits) -> io::Result<gateway::Settings> {
         worker: worker::Settings {
             flows: limits.flows.min(possible),
             peek: peek::tcp::Limits { held: limits.held_bytes, fingerprints: true },
+            dial_from: worker::DialFrom::Client,
+            proof: proof::Settings::new(resolvers()),
         },
         relay: relay::Settings { idle: limits.idle, connect: CONNECT },
         dns: crate::dns::Settings::default(),
-        udp: udp::Settings::default(),
+        // Each worker has a table for each family.
+        udp: udp::Settings { flows: (limits.flows / workers).max(1), ..udp::Settings::default() },
+        bindings: bindings::Settings::default(),
+        kernel_names: true,
     })
+}
+
+/// This host's own resolvers; without the file, none.
+fn resolvers() -> Vec<std::net::SocketAddr> {
+    let text = std::fs::read_to_string("/etc/resolv.conf").unwrap_or_default();
+    crate::dns::lookup::resolvers_of_host(&text)
 }
 
 /// A last line for the operator: what was counted, so that no limit is passed in silence.

@@ -4,8 +4,10 @@
 
 pub mod check;
 pub mod demo;
+pub mod exec;
 pub mod explain;
 pub mod list;
+pub mod report;
 pub mod run;
 
 use std::path::PathBuf;
@@ -35,7 +37,7 @@ enum Command {
     /// Shows the verdict matrix live, between namespaces of its own
     Demo(demo::DemoArgs),
     /// Runs a command behind tidegate, as an ordinary user
-    Exec(NotBuilt),
+    Exec(exec::ExecArgs),
     /// Creates, edits, duplicates, deletes, lists and shows Networks
     Network(NotBuilt),
     /// Shows and checks lists
@@ -47,7 +49,7 @@ enum Command {
     /// Turns what a monitored Network did into a policy
     Learn(NotBuilt),
     /// Reports the resolvers in use
-    Report(NotBuilt),
+    Report(report::ReportArgs),
 }
 
 /// The configuration that a command works on.
@@ -75,13 +77,13 @@ pub fn main() -> ExitCode {
         Command::Check(args) => check::check(&args),
         Command::Explain(args) => explain::explain(&args),
         Command::Demo(args) => demo::demo(&args),
-        Command::Exec(_) => not_built("exec"),
+        Command::Exec(args) => exec::exec(args),
         Command::Network(_) => not_built("network"),
         Command::List(args) => list::list(&args),
         Command::Import(_) => not_built("import"),
         Command::Export(_) => not_built("export"),
         Command::Learn(_) => not_built("learn"),
-        Command::Report(_) => not_built("report"),
+        Command::Report(args) => report::report(&args),
     }
 }
 

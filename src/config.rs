@@ -68,7 +68,18 @@ impl Loaded {
 /// Reads a configuration with all that it includes. The error holds every mistake, and the warnings.
 pub fn load(path: &Path) -> Result<Loaded, Mistakes> {
     let report = Report::default();
-    let loaded = read(path, &report);
+    let source = document::open(path, None, &report);
+    finish(source.and_then(|source| read(&source, &report)), report)
+}
+
+/// The same for a text that stands in no file; `name` stands for the file in what is said of it.
+pub fn load_text(name: &str, text: String) -> Result<Loaded, Mistakes> {
+    let report = Report::default();
+    let source = Source::whole(PathBuf::from(name), text);
+    finish(read(&source, &report), report)
+}
+
+fn finish(loaded: Option<Loaded>, report: Report) -> Result<Loaded, Mistakes> {
     let mistakes = report.into_mistakes();
     match loaded {
         Some(loaded) if !mistakes.has_errors() => Ok(Loaded { warnings: mistakes, ..loaded }),
@@ -76,10 +87,9 @@ pub fn load(path: &Path) -> Result<Loaded, Mistakes> {
     }
 }
 
-fn read(path: &Path, report: &Report) -> Option<Loaded> {
-    let source = document::open(path, None, report)?;
-    let document = document::parse(&source, report);
-    let mut top = Table::top(report, &source, &document);
+fn read(source: &Arc<Source>, report: &Report) -> Option<Loaded> {
+    let document = document::parse(source, report);
+    let mut top = Table::top(report, source, &document);
     let enforcer = enforcer(&mut top, report);
     let included = document::included(&mut top, report);
     let documents: Vec<_> = included.iter().map(|source| document::parse(source, report)).collect();
@@ -88,7 +98,7 @@ fn read(path: &Path, report: &Report) -> Option<Loaded> {
     for key in ["sidecar", "geoip", "telemetry"] {
         top.take(key);
     }
-    let mut files: Vec<PathBuf> = std::iter::once(&source).chain(&included).map(|file| file.path.clone()).collect();
+    let mut files: Vec<PathBuf> = std::iter::once(source).chain(&included).map(|file| file.path.clone()).collect();
     let mut tops = vec![top];
     tops.extend(included.iter().zip(&documents).map(|(source, document)| included_top(report, source, document)));
     let mut list_sources = Vec::new();

@@ -52,6 +52,8 @@ pub struct Settings {
     pub idle: Duration,
     /// What is kept of upstream answers, all workers together.
     pub cache: cache::Limits,
+    /// Ask the resolver that a client asked from the client's own address, not from this host's. Default true.
+    pub from_client: bool,
 }
 
 impl Default for Settings {
@@ -69,6 +71,7 @@ impl Default for Settings {
             pipeline: 64,
             idle: Duration::from_secs(10),
             cache: cache::Limits::default(),
+            from_client: true,
         }
     }
 }

@@ -29,19 +29,23 @@
 //! extension headers the kernel cannot walk has no `l4proto` that a rule could name.
 
 mod capture;
+mod enclosure;
 #[cfg(test)]
 mod fixture;
 mod flows;
 mod judge;
 mod lists;
+mod names;
 mod ruleset;
 mod selection;
 mod text;
 
 pub use capture::render;
+pub use enclosure::enclose;
 pub use flows::{FlowKey, FlowSet};
-pub use judge::{LOG_GROUP, LogTag};
+pub use judge::{By, LOG_GROUP, LogTag};
 pub use lists::{Change, Class, Entry, ListSets};
+pub use names::{name_element, name_set, naming_networks, uses_names};
 pub use ruleset::{
     Base, Chain, Connection, Datum, Element, Expression, Family, Field, Hook, Key, Rule, Ruleset, Set, SetKind, Verdict,
 };
@@ -87,6 +91,9 @@ pub struct Capture {
     pub forwarded: u32,
     /// How long the kernel forwards a UDP flow after its client's last packet. Default 5 min.
     pub udp_idle: Duration,
+    /// Pairs of client and address that a name lets pass, and as many that one blocks, for each Network and family.
+    /// Default 262,144.
+    pub named: u32,
     /// Packets that are recorded a second, for each Network, direction and reason; those past it are counted. Default
     /// 1,000.
     pub records_per_second: u32,
@@ -120,6 +127,7 @@ impl Capture {
             discarded: 65_536,
             forwarded: 131_072,
             udp_idle: Duration::from_secs(300),
+            named: 262_144,
             records_per_second: 1000,
         }
     }

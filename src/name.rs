@@ -83,8 +83,19 @@ fn lower(name: &str) -> Cow<'_, str> {
 
 impl DomainName {
     /// The name that `octets` spell, in whatever case, with or without one trailing dot.
+    ///
+    /// Some clients ask for `*.example.com` by that name, in a hello as in DNS (RFC 4592): it is one below
+    /// `example.com`. Lists and rules never hold it, since there it is a pattern.
     pub fn parse(octets: &[u8]) -> Result<Self, NotAName> {
-        normalise(octets).map(|name| Self(name.into()))
+        match octets.strip_prefix(b"*.") {
+            None => normalise(octets).map(|name| Self(name.into())),
+            Some(above) => match normalise(above) {
+                Ok(name) if name.len() + 2 > MAX_NAME => Err(NotAName::TooLong),
+                Ok(name) => Ok(Self(format!("*.{name}").into())),
+                Err(NotAName::IpLiteral | NotAName::Empty) => Err(NotAName::Label),
+                Err(why) => Err(why),
+            },
+        }
     }
 
     pub fn as_str(&self) -> &str {
@@ -164,12 +175,13 @@ pub enum Pattern {
 impl Pattern {
     /// Reads `example.com`, `*.example.com` or `.example.com`.
     pub fn parse(text: &str) -> Result<Self, NotAName> {
+        let host = |text: &str| normalise(text.as_bytes()).map(|name| DomainName(name.into()));
         if let Some(name) = text.strip_prefix("*.") {
-            return DomainName::parse(name.as_bytes()).map(Self::Below);
+            return host(name).map(Self::Below);
         }
         match text.strip_prefix('.') {
-            Some(name) => DomainName::parse(name.as_bytes()).map(Self::Tree),
-            None => DomainName::parse(text.as_bytes()).map(Self::Exact),
+            Some(name) => host(name).map(Self::Tree),
+            None => host(text).map(Self::Exact),
         }
     }
 
@@ -285,7 +297,10 @@ mod tests {
             ("evil.com\0.good.com", NotAName::Character),
             ("good.com/evil.com", NotAName::Character),
             ("ev il.com", NotAName::Character),
-            ("*.example.com", NotAName::Character),
+            ("*.", NotAName::Label),
+            ("*.*.example.com", NotAName::Character),
+            ("*a.example.com", NotAName::Character),
+            ("*.192.0.2.1", NotAName::Label),
             ("a\u{2100}b.com", NotAName::Character),
             ("\u{200d}x.com", NotAName::Character),
             (&long_label, NotAName::Label),

@@ -2,9 +2,11 @@
 
 mod attributes;
 pub mod capture;
+pub mod channel;
 pub mod child;
 pub mod ending;
 pub mod epoll;
+pub mod fork;
 pub mod limits;
 pub mod list_store;
 pub mod mapped;
@@ -15,5 +17,6 @@ pub mod pipe;
 pub mod progress;
 pub mod readable;
 pub mod rtnl;
+pub mod seccomp;
 pub mod tcp;
 pub mod udp;

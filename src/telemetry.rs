@@ -58,6 +58,8 @@ counters! {
     judged_by_kernel,
     /// Packets that the kernel judged and did not record: there were more than limits.kernel_records allows.
     kernel_unrecorded,
+    /// Names that the kernel did not take, for a full set as a rule: the address decides instead.
+    names_untold,
     /// Copies of judged packets that were lost on their way to be recorded.
     kernel_records_lost,
     /// Times that rules or routes were found damaged and put back.

@@ -25,9 +25,6 @@ const ROWS: &[(&str, Refused, &str)] = &[
     ("policy.countries", Filled, "country rules"),
     ("policy.asns", Filled, "ASN rules"),
     ("policy.fingerprints.alert", Always, "recording a fingerprint without acting on it"),
-    ("network.inspection.bind", As("log"), "comparing names with the addresses that DNS gave"),
-    ("network.inspection.bind", As("enforce"), "comparing names with the addresses that DNS gave"),
-    ("network.inspection.use_bindings", As("true"), "names from DNS on ports that are not inspected"),
 ];
 
 /// What does not exist yet of this key with this value: `text` is its string or boolean, `filled` whether it is

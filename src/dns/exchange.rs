@@ -180,3 +180,114 @@ fn protocol(transport: Transport) -> u8 {
         Transport::Udp => 17,
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::list::{List, ListVerdict};
+    use crate::name::Pattern;
+    use crate::policy::network::{Dns, ProtectedIp, Rule};
+
+    fn policy(default: IpVerdict) -> Arc<Policy> {
+        let list = List {
+            name: "ads".into(),
+            verdict: ListVerdict::Block,
+            domains: [(Pattern::parse(".ads.example").unwrap(), None)].into_iter().collect(),
+            prefixes: Default::default(),
+        };
+        Arc::new(Policy {
+            name: "p".into(),
+            default,
+            lists: vec![Arc::new(list)],
+            thresholds: Default::default(),
+            fingerprints: vec![],
+        })
+    }
+
+    fn network(prefix: &str, outbound: Option<IpVerdict>, inbound: Option<IpVerdict>, dns: Dns) -> Network {
+        let rule = |default| Rule { policy: policy(default), drop: DropAction::Discard };
+        Network {
+            name: prefix.into(),
+            description: String::new(),
+            mode: Mode::Enforce,
+            ips: vec![ProtectedIp { prefix: prefix.parse().unwrap(), port: None }],
+            outbound: outbound.map(rule),
+            inbound: inbound.map(rule),
+            inspection: None,
+            dns,
+        }
+    }
+
+    fn decision(networks: Vec<Network>, name: &str) -> Decision {
+        let snapshot = Arc::new(Snapshot::new("e".into(), 1, networks.into_iter().map(Arc::new).collect()));
+        let (client, resolver) = ("10.1.0.2:4000".parse().unwrap(), "10.2.0.53:53".parse().unwrap());
+        let mut query = b"\0\x07\x01\0\0\x01\0\0\0\0\0\0".to_vec();
+        for label in name.split('.') {
+            query.push(label.len() as u8);
+            query.extend(label.bytes());
+        }
+        query.extend([0, 0, 1, 0, 1]);
+        let now = SystemTime::UNIX_EPOCH;
+        let conversation = Exchange::begin(&snapshot, client, resolver, Transport::Udp, now);
+        conversation.ask(&Query::read(&query).unwrap(), now).decision
+    }
+
+    const ALLOW: Option<IpVerdict> = Some(IpVerdict::Allow);
+    const BLOCK: Option<IpVerdict> = Some(IpVerdict::Block);
+
+    #[test]
+    fn without_a_network_everything_is_forwarded() {
+        assert_eq!(decision(vec![], "ads.example"), Decision::Forward);
+        let inbound_only = network("10.1.0.0/24", None, BLOCK, Dns::default());
+        assert_eq!(decision(vec![inbound_only], "ads.example"), Decision::Forward);
+    }
+
+    #[test]
+    fn the_policy_default_for_addresses_decides_nothing_about_names() {
+        let own = || network("10.1.0.0/24", BLOCK, None, Dns::default());
+        assert_eq!(decision(vec![own()], "www.example"), Decision::Forward);
+        let blocked = Decision::Block { reason: Reason::Domain, list: Some("ads".into()) };
+        assert_eq!(decision(vec![own()], "x.ads.example"), blocked);
+    }
+
+    #[test]
+    fn a_protected_resolver_is_asked_only_by_whom_its_network_lets_in() {
+        let own = || network("10.1.0.0/24", ALLOW, None, Dns::default());
+        let theirs = |inbound| network("10.2.0.0/24", None, inbound, Dns::default());
+        assert_eq!(decision(vec![own(), theirs(ALLOW)], "www.example"), Decision::Forward);
+        assert!(matches!(decision(vec![own(), theirs(BLOCK)], "www.example"), Decision::Refuse { .. }));
+        assert!(matches!(decision(vec![theirs(BLOCK)], "www.example"), Decision::Refuse { .. }));
+    }
+
+    #[test]
+    fn an_unauthorized_resolver_is_refused_before_the_name_is_looked_at() {
+        let with = |ip: &str| Dns { authorized_resolvers: vec![ip.parse().unwrap()], ..Dns::default() };
+        let refused = Decision::Refuse { action: DropAction::Discard, reason: Reason::Resolver, list: None };
+        let own = |ip| network("10.1.0.0/24", ALLOW, None, with(ip));
+        assert_eq!(decision(vec![own("10.2.0.54")], "ads.example"), refused);
+        assert!(matches!(decision(vec![own("10.2.0.53")], "ads.example"), Decision::Block { .. }));
+    }
+
+    #[test]
+    fn a_monitored_network_decides_nothing() {
+        let dns = Dns { authorized_resolvers: vec!["10.2.0.54".parse().unwrap()], ..Dns::default() };
+        let own = Network { mode: Mode::Monitor, ..network("10.1.0.0/24", ALLOW, None, dns) };
+        assert_eq!(decision(vec![own], "ads.example"), Decision::Forward);
+    }
+
+    #[test]
+    fn the_shipped_list_of_encrypted_resolvers_is_well_formed_and_has_the_canaries() {
+        let text = include_str!("../../conf/lists/doh.txt");
+        let lines = text.lines().map(str::trim).filter(|line| !line.is_empty() && !line.starts_with('#'));
+        let patterns: Vec<Pattern> = lines.map(|line| Pattern::parse(line).unwrap()).collect();
+        assert!(patterns.len() > 100);
+        let holds = |name: &DomainName| patterns.iter().any(|pattern| pattern.matches(name));
+        for canary in ["use-application-dns.net", "mask.icloud.com", "mask-h2.icloud.com"] {
+            let canary = DomainName::parse(canary.as_bytes()).unwrap();
+            assert!(is_canary(&canary) && holds(&canary));
+        }
+        for name in ["dns.google", "cloudflare-dns.com", "abc123.dns.nextdns.io"] {
+            assert!(holds(&DomainName::parse(name.as_bytes()).unwrap()), "{name}");
+        }
+    }
+}

@@ -116,11 +116,10 @@ impl Ports {
         let pool = self.pool;
         let draw = self.random.next()? as usize % pool;
         let places = self.pools.entry(resolver).or_default();
-        let place = places.get(draw).copied();
-        if let Some(place) = place {
-            if self.port(place).is_ok_and(|port| port.uses_left > 0) {
-                return Ok(place);
-            }
+        if let Some(place) = places.get(draw).copied()
+            && self.port(place).is_ok_and(|port| port.uses_left > 0)
+        {
+            return Ok(place);
         }
         let fresh = self.open(epoll, None, resolver, self.uses)?;
         let places = self.pools.entry(resolver).or_default();

@@ -216,7 +216,7 @@ impl Connection {
     async fn ask(&mut self, exchange: &Exchange, query: &Query<'_>, key: Option<Key>) -> io::Result<()> {
         let until = Instant::now() + self.service.settings.patience;
         if self.upstream.is_none() {
-            self.upstream = Some(dial(exchange, until).await?);
+            self.upstream = Some(dial(exchange, self.service.settings.from_client, until).await?);
         }
         let id = self.fresh_id()?;
         let mut sent = query.octets.to_vec();
@@ -276,14 +276,14 @@ impl Connection {
     }
 }
 
-/// Connects to the resolver that was asked from the client's own address, or to an `upstream` that takes the
-/// connection.
-async fn dial(exchange: &Exchange, until: Instant) -> io::Result<Upstream> {
+/// Connects to the resolver that was asked, where `from_client` says so from the client's own address, or to an
+/// `upstream` that takes the connection.
+async fn dial(exchange: &Exchange, from_client: bool, until: Instant) -> io::Result<Upstream> {
     let upstream = exchange.upstream();
     let resolvers = if upstream.is_empty() { std::slice::from_ref(&exchange.resolver.0) } else { upstream };
     // A resolver on this host would send its answer past us.
     let is_own = upstream.is_empty() && udp::is_local(exchange.resolver.ip());
-    let client = (upstream.is_empty() && !is_own).then(|| exchange.client.ip());
+    let client = (from_client && upstream.is_empty() && !is_own).then(|| exchange.client.ip());
     let mut last = io::Error::from(io::ErrorKind::NotConnected);
     for (tried, resolver) in resolvers.iter().enumerate() {
         // Each has its share of what time is left.

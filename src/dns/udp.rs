@@ -22,7 +22,8 @@ use crate::wire::dns::query::{Query, Refused, without_options};
 
 /// Serves captured questions from `listeners`, which [`crate::sys::udp::listener`] made.
 pub struct Udp {
-    listeners: Vec<UdpSocket>,
+    /// Each with its own address.
+    listeners: Vec<(UdpSocket, SocketAddr)>,
     desk: Desk,
 }
 
@@ -60,7 +61,9 @@ impl std::fmt::Debug for Udp {
 
 impl Udp {
     /// `outbox` speaks for the addresses that clients ask.
-    pub fn new(service: Rc<Service>, listeners: Vec<UdpSocket>, outbox: Outbox) -> Self {
+    pub fn new(service: Rc<Service>, listeners: Vec<UdpSocket>, outbox: Outbox) -> io::Result<Self> {
+        let with_address = |listener: UdpSocket| listener.local_addr().map(|own| (listener, own));
+        let listeners = listeners.into_iter().map(with_address).collect::<io::Result<_>>()?;
         let settings = &service.settings;
         let desk = Desk {
             ports: Ports::new(settings.ports, settings.questions_of_a_port),
@@ -72,14 +75,14 @@ impl Udp {
             found: Vec::new(),
             key: Vec::new(),
         };
-        Self { listeners, desk }
+        Ok(Self { listeners, desk })
     }
 
     /// Serves until its task is aborted.
     pub async fn run(mut self) -> io::Result<()> {
         let watched = readable(Epoll::new()?)?;
         let epoll = &watched.get_ref().0;
-        for (number, listener) in self.listeners.iter().enumerate() {
+        for (number, (listener, _)) in self.listeners.iter().enumerate() {
             epoll.watch_input(listener, LISTENERS + number as u64)?;
         }
         let mut inbox = Inbox::new(BATCH, LONGEST_QUERY);
@@ -92,15 +95,17 @@ impl Udp {
                 guard = watched.readable() => {
                     let mut guard = guard?;
                     epoll.ready(&mut keys)?;
-                    if keys.is_empty() {
-                        guard.clear_ready();
-                    }
                     let now = Moment::now();
+                    let mut is_drained = keys.len() < READY;
                     for key in &keys {
-                        match key.checked_sub(LISTENERS) {
+                        is_drained &= match key.checked_sub(LISTENERS) {
                             Some(number) => self.take_questions(number as usize, epoll, &mut inbox, now),
                             None => self.desk.take_answers(*key as u32, &mut answers, now),
-                        }
+                        };
+                    }
+                    // What comes from now on is told anew: to look once more would be a system call for nothing.
+                    if is_drained {
+                        guard.clear_ready();
                     }
                 }
                 _ = tick.tick() => self.desk.look_at_the_clock(epoll, Moment::now()),
@@ -109,21 +114,25 @@ impl Udp {
         }
     }
 
-    fn take_questions(&mut self, number: usize, epoll: &Epoll, inbox: &mut Inbox, now: Moment) {
-        let Some(listener) = self.listeners.get(number) else { return };
-        let Ok(own) = listener.local_addr() else { return };
+    /// Takes what has come to a listener, and says whether that was all.
+    fn take_questions(&mut self, number: usize, epoll: &Epoll, inbox: &mut Inbox, now: Moment) -> bool {
+        let Some((listener, own)) = self.listeners.get(number) else { return true };
         for _ in 0..ROUNDS {
-            let Ok(count) = inbox.receive(listener) else { return };
+            let count = match inbox.receive(listener) {
+                Ok(count) => count,
+                Err(error) => return error.kind() == io::ErrorKind::WouldBlock,
+            };
             for datagram in inbox.datagrams() {
                 // What was sent to the listener itself has no original destination.
-                if let Some(resolver) = datagram.to.filter(|to| *to != own) {
+                if let Some(resolver) = datagram.to.filter(|to| to != own) {
                     self.desk.take_question(epoll, &datagram, resolver, now);
                 }
             }
             if count < BATCH {
-                return;
+                return true;
             }
         }
+        false
     }
 }
 
@@ -214,7 +223,8 @@ impl Desk {
         let upstream = exchange.upstream();
         let is_own = upstream.is_empty() && self.own.contains(exchange.resolver.ip());
         // A resolver on this host would send its answer past us.
-        let source = if upstream.is_empty() && !is_own { Some(exchange.client.0) } else { None };
+        let as_client = self.service.settings.from_client && upstream.is_empty() && !is_own;
+        let source = as_client.then_some(exchange.client.0);
         pending.asked = upstream.get(attempt % upstream.len().max(1)).copied().unwrap_or(exchange.resolver.0);
         let mut sent = pending.sent.to_vec();
         // What cannot be sent is as what is not answered: the next attempt or SERVFAIL follows.
@@ -223,16 +233,19 @@ impl Desk {
         }
     }
 
-    fn take_answers(&mut self, place: u32, inbox: &mut Inbox, now: Moment) {
-        // An error is an ICMP message, which anybody could have forged: the wait goes on.
-        if self.ports.receive(place, inbox).is_err() {
-            return;
-        }
+    /// Takes what has come to a port, and says whether that was all.
+    fn take_answers(&mut self, place: u32, inbox: &mut Inbox, now: Moment) -> bool {
+        let count = match self.ports.receive(place, inbox) {
+            Ok(count) => count,
+            // Any other is an ICMP message, which anybody could have forged: the wait goes on.
+            Err(error) => return matches!(error.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::NotFound),
+        };
         for datagram in inbox.datagrams().filter(|datagram| !datagram.truncated) {
             let id = datagram.bytes.first_chunk().map(|id| u16::from_be_bytes(*id));
             let Some((id, token)) = id.and_then(|id| Some((id, self.ports.waiter(place, id)?))) else { continue };
             self.take_answer(token, id, datagram.bytes, now);
         }
+        count < ANSWERS
     }
 
     fn take_answer(&mut self, token: u32, id: u16, answer: &[u8], now: Moment) {
@@ -437,6 +450,8 @@ impl Moment {
     }
 }
 
+/// Sockets that are told ready at once, at most.
+const READY: usize = crate::sys::epoll::BATCH;
 /// Keys of listeners; below are places of ports.
 const LISTENERS: u64 = 1 << 32;
 const BATCH: usize = if MAX_BATCH < 32 { MAX_BATCH } else { 32 };

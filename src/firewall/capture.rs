@@ -5,9 +5,12 @@ use std::net::{Ipv4Addr, Ipv6Addr};
 
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 
-use super::flows::{FlowSet, answers_flows, discarded_chain, flow_sets, in_flows, jump_to_discarded, udp_flow_rules};
+use super::flows::{
+    FlowSet, answers_flows, begins_nothing, discarded_chain, flow_sets, in_flows, jump_to_discarded, udp_flow_rules,
+};
 use super::judge::{end_chains, network_chains};
 use super::lists::list_sets;
+use super::names::name_sets;
 use super::ruleset::{
     Chain, Connection, Datum, Element, Expression, Family, Field, Hook, Key, Rule, Ruleset, Set, SetKind, Verdict,
 };
@@ -30,7 +33,10 @@ const INSPECTED: &str = "inspected";
 const QUESTIONS: &str = "questions";
 const SERVICE: [Key; 2] = [Key::Protocol, Key::DestinationPort];
 const INSPECTED_UDP: &str = "inspected_udp";
+/// What all of them capture.
+const GUARDED: &str = "guarded";
 const GUARD: &str = "guard";
+const UDP_CHAIN: &str = "udp";
 const LOOPBACK: &str = "loopback";
 const IPV4_LOOPBACK: IpNet = IpNet::V4(Ipv4Net::new_assert(Ipv4Addr::new(127, 0, 0, 0), 8));
 const IPV6_LOOPBACK: IpNet = IpNet::V6(Ipv6Net::new_assert(Ipv6Addr::LOCALHOST, 128));
@@ -38,9 +44,10 @@ const IPV6_LOOPBACK: IpNet = IpNet::V6(Ipv6Net::new_assert(Ipv6Addr::LOCALHOST, 
 /// The rules for a policy and the listeners that serve it.
 pub fn render(snapshot: &Snapshot, capture: &Capture) -> Ruleset {
     let mut sets = flow_sets(capture);
-    sets.extend([Stage::CaptureUdp, Stage::Capture].map(|stage| inspected_set(stage, snapshot, capture)));
+    sets.extend([Stage::CaptureUdp, Stage::Capture, Stage::Guard].map(|stage| inspected_set(stage, snapshot, capture)));
     sets.push(questions_set(capture));
     sets.extend(port_sets(snapshot));
+    sets.extend(snapshot.networks().iter().flat_map(|network| name_sets(network, capture)));
     let mut chains = vec![loopback_chain(capture)];
     chains.extend(Family::BOTH.map(discarded_chain));
     chains.extend(services(capture).map(|service| service.chain(capture.on_failure)));
@@ -65,21 +72,25 @@ pub fn render(snapshot: &Snapshot, capture: &Capture) -> Ruleset {
             }
         }
     }
-    chains.push(Chain::new(GUARD, selections(Stage::Guard, capture)));
-    chains.push(prerouting_udp(capture));
+    chains.extend([guard(capture), udp_chain(capture), prerouting_udp()]);
     chains.push(prerouting(capture));
     chains.push(forward(capture));
     Ruleset { table: TABLE, sets, lists, chains }
 }
 
-fn prerouting_udp(capture: &Capture) -> Chain {
-    let mut rules = vec![Rule(vec![of_interest(INSPECTED_UDP, true), accept()])];
-    rules.extend(Family::BOTH.into_iter().flat_map(udp_flow_rules));
+/// UDP on ports that are inspected for QUIC.
+fn udp_chain(capture: &Capture) -> Chain {
+    let mut rules: Vec<Rule> = Family::BOTH.into_iter().flat_map(udp_flow_rules).collect();
     // The next hook tells why these are left alone here.
     rules.extend([IPV4_LOOPBACK, IPV6_LOOPBACK].map(|own| Rule(vec![Expression::DestinationIn(own), accept()])));
     rules.push(Rule(vec![Expression::DestinationIsLocal, accept()]));
     rules.extend(selections(Stage::CaptureUdp, capture));
-    Chain::at(Hook::Prerouting, RAW, "prerouting_udp", rules)
+    Chain::new(UDP_CHAIN, rules)
+}
+
+fn prerouting_udp() -> Chain {
+    let inspected = vec![Expression::Protocol(UDP), of_interest(INSPECTED_UDP, false), goto(UDP_CHAIN)];
+    Chain::at(Hook::Prerouting, RAW, "prerouting_udp", vec![Rule(inspected)])
 }
 
 fn prerouting(capture: &Capture) -> Chain {
@@ -101,9 +112,9 @@ fn prerouting(capture: &Capture) -> Chain {
         ]));
     }
     rules.extend(Family::BOTH.map(jump_to_discarded));
+    rules.push(Rule(vec![of_interest(INSPECTED, true), accept()]));
     rules.push(reply_passes());
     rules.extend(to_the_gateway(capture));
-    rules.push(Rule(vec![of_interest(INSPECTED, true), accept()]));
     rules.extend(selections(Stage::Capture, capture));
     Chain::at(Hook::Prerouting, MANGLE, "prerouting", rules)
 }
@@ -114,12 +125,15 @@ fn forward(capture: &Capture) -> Chain {
         rules.push(Rule(vec![Expression::MarkIs(MARK), Expression::Counter, drop()]));
     }
     rules.push(reply_passes());
-    rules.push(Rule(vec![of_interest(INSPECTED, false), jump(GUARD)]));
-    rules.extend(Family::BOTH.into_iter().flat_map(forwarded_passes));
-    rules.push(Rule(vec![of_interest(INSPECTED_UDP, false), jump(GUARD)]));
+    rules.push(Rule(vec![of_interest(GUARDED, false), jump(GUARD)]));
     // Not whatever connection tracking knows: it may have begun before anybody judged.
     rules.push(Rule(vec![Expression::Judged, accept()]));
     rules.push(Rule(vec![Expression::Connection(&[Connection::Related]), accept()]));
+    rules.extend(Family::BOTH.map(|family| {
+        // Connection tracking may have forgotten a flow that we have not.
+        let answers = answers_flows(FlowSet::Forwarded, family);
+        Rule(vec![Expression::Protocol(UDP), Expression::Family(family), answers, accept()])
+    }));
     rules.extend(selections(Stage::Judge, capture));
     rules.push(Rule(vec![Expression::SetJudged]));
     Chain::at(Hook::Forward, FILTER, "forward", rules)
@@ -132,14 +146,17 @@ fn reply_passes() -> Rule {
     Rule(vec![Expression::Reply, of_a_flow, accept()])
 }
 
-/// UDP flows that were judged in user space. Longer than connection tracking remembers them.
-fn forwarded_passes(family: Family) -> Vec<Rule> {
-    let only_udp = || vec![Expression::Protocol(UDP), Expression::Family(family)];
-    let mut from_client = only_udp();
-    from_client.extend([in_flows(FlowSet::Forwarded, family), Expression::NoLongHeader, accept()]);
-    let mut to_client = only_udp();
-    to_client.extend([answers_flows(FlowSet::Forwarded, family), accept()]);
-    vec![Rule(from_client), Rule(to_client)]
+fn guard(capture: &Capture) -> Chain {
+    let forwarded = |family| {
+        let known = in_flows(FlowSet::Forwarded, family);
+        let mut rule = vec![Expression::Protocol(UDP), Expression::Family(family), known];
+        rule.extend(begins_nothing());
+        rule.push(accept());
+        Rule(rule)
+    };
+    let mut rules: Vec<Rule> = Family::BOTH.map(forwarded).into();
+    rules.extend(selections(Stage::Guard, capture));
+    Chain::new(GUARD, rules)
 }
 
 /// What is sent to the gateway itself passes, but not the questions of others to a resolver on it.
@@ -274,10 +291,14 @@ fn inspected_set(stage: Stage, snapshot: &Snapshot, capture: &Capture) -> Set {
         .directions
         .iter()
         .flat_map(|direction| snapshot.networks().iter().flat_map(|network| captured(*direction, network, capture)))
-        .filter(|(service, _)| service.stage == stage)
+        .filter(|(service, _)| stage == Stage::Guard || service.stage == stage)
         .map(|(service, port)| (service.protocol, port))
         .collect();
-    let name = if stage == Stage::CaptureUdp { INSPECTED_UDP } else { INSPECTED };
+    let name = match stage {
+        Stage::CaptureUdp => INSPECTED_UDP,
+        Stage::Capture => INSPECTED,
+        Stage::Guard | Stage::Judge => GUARDED,
+    };
     let element = |(protocol, port)| Element::exactly(vec![Datum::Protocol(protocol), Datum::Service(port)]);
     Set::new(name, vec![Field::Protocol, Field::Service], SetKind::Hash, pairs.into_iter().map(element).collect())
 }

@@ -118,6 +118,7 @@ pub(super) fn discarded_chain(family: Family) -> Chain {
 
 pub(super) fn jump_to_discarded(family: Family) -> Rule {
     Rule(vec![
+        Expression::Protocol(TCP),
         Expression::Family(family),
         Expression::InSet {
             key: key_of_packet(family),
@@ -139,21 +140,33 @@ pub(super) fn answers_flows(set: FlowSet, family: Family) -> Expression {
     Expression::InSet { key, set: set.name(family).to_owned(), negate: false }
 }
 
+/// What marks the packets of a forwarded flow that begin no QUIC connection.
+///
+/// The kernel carries datagrams of one length as one packet until somebody cuts it, from a sender on this host or in a
+/// virtual machine, or because a network card joined them; then only the first one's octets can be seen here. Two
+/// datagrams of which one could hold an Initial packet, which servers take from 1200 octets on (RFC 9000, section 14.1),
+/// make a packet longer than this.
+pub(super) fn begins_nothing() -> [Expression; 2] {
+    const IP_AND_UDP: u32 = 20 + 8;
+    const LEAST_INITIAL: u32 = 1200;
+    [Expression::NoLongHeader, Expression::ShorterThan(IP_AND_UDP + 2 * LEAST_INITIAL)]
+}
+
 /// What the kernel does by itself with the packets of UDP flows that were judged.
 pub(super) fn udp_flow_rules(family: Family) -> Vec<Rule> {
+    let mut forward = vec![Expression::Family(family), in_flows(FlowSet::Forwarded, family)];
+    forward.extend(begins_nothing());
+    forward.extend([
+        Expression::Refresh { key: key_of_packet(family), set: FlowSet::Forwarded.name(family).to_owned() },
+        Expression::Verdict(Verdict::Accept),
+    ]);
     vec![
         Rule(vec![
             Expression::Family(family),
             answers_flows(FlowSet::Forwarded, family),
             Expression::Verdict(Verdict::Accept),
         ]),
-        Rule(vec![
-            Expression::Family(family),
-            in_flows(FlowSet::Forwarded, family),
-            Expression::NoLongHeader,
-            Expression::Refresh { key: key_of_packet(family), set: FlowSet::Forwarded.name(family).to_owned() },
-            Expression::Verdict(Verdict::Accept),
-        ]),
+        Rule(forward),
         Rule(vec![
             Expression::Family(family),
             in_flows(FlowSet::Refused, family),

@@ -20,6 +20,7 @@ use std::sync::Arc;
 use super::Capture;
 use super::TCP;
 use super::lists::ListSets;
+use super::names::{is_naming, name_rules};
 use super::ruleset::{Chain, Expression, Family, Key, Rule, Verdict};
 use super::selection::{Stage, network_chain, plain_name};
 use crate::policy::network::{Mode, Network};
@@ -43,8 +44,18 @@ pub struct LogTag {
     /// Its place in `Snapshot::networks`.
     pub network: usize,
     pub direction: Direction,
-    /// `None`: the policy's default. Else the place of the list in `Policy::lists`.
-    pub list: Option<usize>,
+    pub by: By,
+}
+
+/// What decided.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum By {
+    /// The policy's default.
+    Default,
+    /// The list at this place in `Policy::lists`.
+    List(usize),
+    /// The name that DNS gave for the address.
+    Name { passes: bool },
 }
 
 impl LogTag {
@@ -52,9 +63,13 @@ impl LogTag {
     pub fn judged<'a>(&self, snapshot: &'a Snapshot) -> Option<(&'a Arc<Network>, Judged<IpVerdict>)> {
         let network = snapshot.networks().get(self.network).filter(|_| self.generation == snapshot.generation)?;
         let policy = &network.rule(self.direction)?.policy;
-        let judged = match self.list {
-            None => default(policy),
-            Some(place) => {
+        let judged = match self.by {
+            By::Default => default(policy),
+            By::Name { passes } => {
+                let verdict = if passes { IpVerdict::Allow } else { IpVerdict::Block };
+                Judged { verdict, reason: Reason::Domain, list: None }
+            }
+            By::List(place) => {
                 let (reason, _, list) = policy.in_order().find(|(_, own, _)| *own == place)?;
                 Judged { verdict: verdict_of(reason), reason, list: Some(list.name.clone()) }
             }
@@ -73,27 +88,38 @@ pub(super) fn network_chains(
 ) -> Vec<Chain> {
     let finder = network_chain(Stage::Judge, direction, index, network);
     let Some(rule) = network.rule(direction) else { return vec![Chain::new(finder, Vec::new())] };
-    let outcome = |reason: Reason, list: Option<usize>| {
-        let number = list.map(|place| format!("_{place}")).unwrap_or_default();
+    let outcome = |reason: Reason, by: By| {
+        let which = match by {
+            By::Default => String::new(),
+            By::List(place) => format!("_{place}"),
+            By::Name { passes } => format!("_{}", word(passes)),
+        };
         let reason = reason.as_str().to_ascii_lowercase();
-        format!("{direction}_{index}_{}_{reason}{number}", plain_name(&network.name))
+        format!("{direction}_{index}_{}_{reason}{which}", plain_name(&network.name))
     };
-    let tag = |list| LogTag { generation: snapshot.generation, network: index, direction, list };
+    let tag = |by| LogTag { generation: snapshot.generation, network: index, direction, by };
     let ending = |verdict| match (verdict, network.mode) {
         (IpVerdict::Block, Mode::Enforce) => end_of(rule.drop),
         _ => END_PASS,
     };
     let mut asked = Vec::new();
     let mut chains = Vec::new();
+    if direction == Direction::Outbound && is_naming(network) {
+        asked.extend(name_rules(network, |passes| outcome(Reason::Domain, By::Name { passes })));
+        for (passes, verdict) in [(true, IpVerdict::Allow), (false, IpVerdict::Block)] {
+            let by = By::Name { passes };
+            chains.push(outcome_chain(outcome(Reason::Domain, by), tag(by), ending(verdict), capture));
+        }
+    }
     for (reason, place, list) in rule.policy.in_order() {
         let Some(sets) = lists.iter().find(|sets| sets.is_of(list)) else { continue };
-        let chain = outcome(reason, Some(place));
+        let chain = outcome(reason, By::List(place));
         asked.extend(rules_of_list(sets, direction, &chain));
-        chains.push(outcome_chain(chain, tag(Some(place)), ending(verdict_of(reason)), capture));
+        chains.push(outcome_chain(chain, tag(By::List(place)), ending(verdict_of(reason)), capture));
     }
-    let chain = outcome(Reason::Default, None);
+    let chain = outcome(Reason::Default, By::Default);
     asked.push(Rule(vec![goto(&chain)]));
-    chains.push(outcome_chain(chain, tag(None), ending(rule.policy.default), capture));
+    chains.push(outcome_chain(chain, tag(By::Default), ending(rule.policy.default), capture));
     chains.insert(0, Chain::new(finder, asked));
     chains
 }
@@ -157,11 +183,19 @@ fn goto(chain: &str) -> Expression {
     Expression::Verdict(Verdict::Goto(chain.to_owned()))
 }
 
-/// `tidegate GENERATION NETWORK DIRECTION LIST`, with places in decimal.
+fn word(passes: bool) -> &'static str {
+    if passes { "allow" } else { "block" }
+}
+
+/// `tidegate GENERATION NETWORK DIRECTION`, and what decided if it was not the default; places in decimal.
 impl Display for LogTag {
     fn fmt(&self, f: &mut Formatter<'_>) -> fmt::Result {
         write!(f, "tidegate {} {} {}", self.generation, self.network, self.direction)?;
-        self.list.map_or(Ok(()), |list| write!(f, " {list}"))
+        match self.by {
+            By::Default => Ok(()),
+            By::List(place) => write!(f, " {place}"),
+            By::Name { passes } => write!(f, " name-{}", word(passes)),
+        }
     }
 }
 
@@ -179,9 +213,14 @@ impl FromStr for LogTag {
             "outbound" => Direction::Outbound,
             _ => return Err(()),
         };
-        let list = words.next().map(|list| list.parse().map_err(drop)).transpose()?;
+        let by = match words.next() {
+            None => By::Default,
+            Some("name-allow") => By::Name { passes: true },
+            Some("name-block") => By::Name { passes: false },
+            Some(place) => By::List(place.parse().map_err(drop)?),
+        };
         match words.next() {
-            None => Ok(Self { generation, network, direction, list }),
+            None => Ok(Self { generation, network, direction, by }),
             Some(_) => Err(()),
         }
     }
@@ -238,14 +277,18 @@ mod tests {
     fn a_tag_leads_back_to_who_judged_and_why() {
         let lists = vec![list("blocks", ListVerdict::Block, &["203.0.113.0/24"])];
         let snapshot = snapshot(vec![with_policy(network("office", &[]), lists, IpVerdict::Allow)]);
-        for list in [None, Some(0)] {
-            let tag = LogTag { generation: 1, network: 0, direction: Direction::Outbound, list };
+        for (by, reason, list) in [
+            (By::Default, "DEFAULT", None),
+            (By::List(0), "BLOCK_LIST", Some("blocks")),
+            (By::Name { passes: true }, "DOMAIN", None),
+            (By::Name { passes: false }, "DOMAIN", None),
+        ] {
+            let tag = LogTag { generation: 1, network: 0, direction: Direction::Outbound, by };
             assert_eq!(tag.to_string().parse(), Ok(tag));
             let (network, judged) = tag.judged(&snapshot).unwrap();
             assert_eq!(&*network.name, "office");
-            let expected = if list.is_some() { "BLOCK_LIST" } else { "DEFAULT" };
-            assert_eq!(judged.reason.as_str(), expected);
-            assert_eq!(judged.list.as_deref(), list.map(|_| "blocks"));
+            assert_eq!(judged.reason.as_str(), reason);
+            assert_eq!(judged.list.as_deref(), list);
             assert_eq!(LogTag { generation: 2, ..tag }.judged(&snapshot).map(|found| found.1), None);
         }
         for text in ["", "tidegate", "tidegate 1 0 sideways", "tidegate 1 0 inbound 2 3", "other 1 0 inbound"] {

@@ -123,9 +123,11 @@ pub enum Expression {
     TransparentSocket,
     /// `fib daddr type local`
     DestinationIsLocal,
-    /// `@th,64,8 & 0x80 == 0`: the first bit after the UDP header is there and clear, so that no server takes the packet
+    /// `@th,64,8 & 0x80 == 0`: the first bit after the UDP header is there and clear, so that no server takes the datagram
     /// for the beginning of a QUIC connection: long headers have it set in every version (RFC 8999, section 5.1).
     NoLongHeader,
+    /// `meta length < N`: octets from the IP header on.
+    ShorterThan(u32),
     /// `KEY @set`, `KEY != @set`
     InSet {
         key: Vec<Key>,

@@ -95,6 +95,7 @@ impl Display for Expression {
             Self::TransparentSocket => f.write_str("socket wildcard 0 socket transparent 1"),
             Self::DestinationIsLocal => f.write_str("fib daddr type local"),
             Self::NoLongHeader => f.write_str("@th,64,8 & 0x80 == 0x0"),
+            Self::ShorterThan(length) => write!(f, "meta length < {length}"),
             Self::InSet { key, set, negate } => {
                 write!(f, "{} {}@{set}", Joined(key, " . "), if *negate { "!= " } else { "" })
             }

@@ -14,6 +14,7 @@ use super::compile::Builder;
 use super::entry::{Entry, Reach, Sense};
 use super::file::{Image, Layout, Octets, Stamp};
 use super::prefixes::{Exceptions, seconds};
+use super::table::Probe;
 use crate::name::{DomainName, Pattern};
 
 /// Name patterns with the time, if any, at which each ends. Cloning shares them.
@@ -98,19 +99,30 @@ impl Image<'_> {
     /// The longest entry of this sense that reaches `name`.
     fn longest<'a>(&self, sense: Sense, name: &'a str, now: SystemTime) -> Option<Match<'a>> {
         let labels = name.bytes().filter(|b| *b == b'.').count() + 1;
-        let wanted = self.layout.labels(sense);
-        crate::name::suffixes(name).enumerate().find_map(|(above, suffix)| {
-            // Most lists hold no name of one label, and none of eight: those suffixes need not be hashed.
-            if !wanted.contains(labels - above) {
-                return None;
+        let counts = self.layout.labels(sense);
+        // Most lists hold no name of one label, and none of eight: those suffixes need not be hashed.
+        let suffixes = crate::name::suffixes(name).enumerate();
+        let mut suffixes = suffixes.filter(|(above, _)| counts.contains(labels - above)).fuse();
+        loop {
+            let begun: [_; AT_ONCE] = std::array::from_fn(|_| {
+                let (above, suffix) = suffixes.next()?;
+                let hash = self.layout.key.hash(suffix);
+                let reaches = if above == 0 { [Reach::Exact, Reach::Tree] } else { [Reach::Below, Reach::Tree] };
+                Some((suffix, reaches.map(|reach| (reach, self.table(sense, reach).probe(hash)))))
+            });
+            let [Some(_), ..] = begun else { return None };
+            for (name, probes) in begun.iter().flatten() {
+                let held = |probe: &Option<Probe<'_>>| probe.as_ref().is_some_and(|probe| probe.holds(seconds(now)));
+                if let Some((reach, _)) = probes.iter().find(|(_, probe)| held(probe)) {
+                    return Some(Match { reach: *reach, name });
+                }
             }
-            let hash = self.layout.key.hash(suffix);
-            let reaches = if above == 0 { [Reach::Exact, Reach::Tree] } else { [Reach::Below, Reach::Tree] };
-            let held = |reach: &Reach| self.table(sense, *reach).holds(hash, seconds(now));
-            reaches.into_iter().find(held).map(|reach| Match { reach, name: suffix })
-        })
+        }
     }
 }
+
+/// Suffixes whose buckets are fetched from memory together.
+const AT_ONCE: usize = 4;
 
 impl Match<'_> {
     /// The entry as a list writes it.

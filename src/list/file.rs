@@ -134,7 +134,7 @@ impl Layout {
             return Err(Damaged::OtherVersion(version));
         }
         let (body, checksum) = octets.split_last_chunk::<8>().ok_or(Damaged::Length)?;
-        let layout = Self::lay_out(body)?;
+        let layout = Self::of_header(body)?;
         let mut sum = Checksum::default();
         sum.add(body);
         if sum.finish() != u64::from_le_bytes(*checksum) {
@@ -143,7 +143,7 @@ impl Layout {
         Ok(layout)
     }
 
-    fn lay_out(body: &[u8]) -> Result<Self, Damaged> {
+    fn of_header(body: &[u8]) -> Result<Self, Damaged> {
         let header: &[u8; HEADER] = body.first_chunk().ok_or(Damaged::Length)?;
         let mut tables: [(Place, LabelCounts); TABLES.len()] = Default::default();
         let mut at = HEADER;
@@ -169,7 +169,7 @@ impl Layout {
         Ok(Self { key: Key(key), stamp, exceptions, tables, ranges_at: at, shapes })
     }
 
-    /// The header that [`Self::lay_out`] reads.
+    /// The header that [`Self::of_header`] reads.
     pub(super) fn header(&self) -> [u8; HEADER] {
         let mut header = [0; HEADER];
         header[..8].copy_from_slice(MAGIC);

@@ -13,7 +13,7 @@ use super::format::{Format, Line, detect, json};
 use lines::Lines;
 
 /// How a source is read.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, Default)]
 pub struct Options {
     /// `None`: detected from the beginning.
     pub format: Option<Format>,
@@ -84,12 +84,6 @@ pub enum Refused {
 impl Default for Limits {
     fn default() -> Self {
         Self { octets: 16 << 30, entries: 200_000_000, reported: 100 }
-    }
-}
-
-impl Default for Options {
-    fn default() -> Self {
-        Self { format: None, subdomains: false, limits: Limits::default() }
     }
 }
 

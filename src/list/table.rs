@@ -59,35 +59,58 @@ impl Place {
     }
 }
 
-impl Table<'_> {
-    /// `now` in seconds since 1970.
-    pub(super) fn holds(&self, hash: u64, now: u64) -> bool {
-        !self.index.is_empty() && self.contains(hash) && (self.ends.is_empty() || self.is_live(hash, now))
-    }
+/// A bucket that was begun to be read, and the hash that is looked for in it.
+pub(super) struct Probe<'a> {
+    hash: u64,
+    wanted: u64,
+    /// Its remainders, and [`PADDING`].
+    bucket: &'a [u8],
+    edges: [u64; 2],
+    ends: &'a [u8],
+}
 
-    fn contains(&self, hash: u64) -> bool {
+impl<'a> Table<'a> {
+    /// Finds the bucket and reads its first and last name, so that the memory of several buckets is waited for at once.
+    pub(super) fn probe(&self, hash: u64) -> Option<Probe<'a>> {
         let bucket = bucket_of(hash, self.bits);
-        let (Some(first), Some(last)) = (self.begin_of(bucket), self.begin_of(bucket + 1)) else { return false };
+        let (first, last) = (self.begin_of(bucket)?, self.begin_of(bucket + 1)?);
+        if first >= last {
+            return None;
+        }
+        let bucket = self.remainders.get(first * REMAINDER..last * REMAINDER + PADDING)?;
         let wanted = remainder_of(hash, self.bits);
-        let Some(bucket) = self.remainders.get(first * REMAINDER..last * REMAINDER + PADDING) else { return false };
-        // Eight octets are read for five, so the last read of the last bucket needs the padding.
-        bucket.windows(8).step_by(REMAINDER).take(last - first).any(|octets| {
-            let octets = octets.first_chunk().copied().unwrap_or_default();
-            u64::from_le_bytes(octets) & REMAINDER_MASK == wanted
-        })
+        let last = bucket.len().checked_sub(REMAINDER + PADDING).and_then(|at| bucket.get(at..))?;
+        let edges = [read_remainder(bucket), read_remainder(last)];
+        Some(Probe { hash, wanted, bucket, edges, ends: self.ends })
     }
 
     fn begin_of(&self, bucket: usize) -> Option<usize> {
         let octets = self.index.get(bucket * INDEX..)?.first_chunk()?;
         usize::try_from(u32::from_le_bytes(*octets)).ok()
     }
+}
+
+impl Probe<'_> {
+    /// `now` in seconds since 1970.
+    pub(super) fn holds(&self, now: u64) -> bool {
+        // Eight octets are read for five, so the last name needs the padding. A window more is the padding itself.
+        let names = self.bucket.len().saturating_sub(PADDING) / REMAINDER;
+        let mut others = self.bucket.windows(8).step_by(REMAINDER).take(names).skip(1);
+        let found = self.edges.contains(&self.wanted) || others.any(|octets| read_remainder(octets) == self.wanted);
+        found && (self.ends.is_empty() || self.is_live(now))
+    }
 
     /// A name that is not in the list of ends has none.
-    fn is_live(&self, hash: u64, now: u64) -> bool {
+    fn is_live(&self, now: u64) -> bool {
         let (ends, _) = self.ends.as_chunks::<END>();
-        let found = ends.binary_search_by_key(&hash, |octets| read_u64(octets, 0));
+        let found = ends.binary_search_by_key(&self.hash, |octets| read_u64(octets, 0));
         found.ok().and_then(|at| ends.get(at)).is_none_or(|octets| now < read_u64(octets, 8))
     }
+}
+
+/// The remainder that `octets` begin with.
+fn read_remainder(octets: &[u8]) -> u64 {
+    octets.first_chunk().map_or(u64::MAX, |octets| u64::from_le_bytes(*octets) & REMAINDER_MASK)
 }
 
 /// The bits that choose among buckets, for so many names.

@@ -79,6 +79,7 @@ fn demonstrate() -> Result<Report, Trouble> {
     let (server, client) = (Tap::at_server(&lab)?, Tap::at_client(&lab)?);
     let configuration = Configuration::write(&plan::configuration())?;
     let gateway = Enforcer::start(&std::env::current_exe()?, &lab.gateway, &configuration.file)?;
+    drop(configuration);
 
     let mut matrix = flows::make(&lab, &trust, plan::matrix())?;
     let mut refusals = flows::make(&lab, &trust, plan::refusals())?;
@@ -116,7 +117,7 @@ impl Report {
     }
 }
 
-/// The gateway's configuration in a folder of its own, deleted with it.
+/// The gateway's configuration in a folder of its own, which goes when this does.
 struct Configuration {
     folder: PathBuf,
     file: PathBuf,
@@ -124,7 +125,8 @@ struct Configuration {
 
 impl Configuration {
     fn write(text: &str) -> io::Result<Self> {
-        let folder = std::env::temp_dir().join(format!("tidegate-demo-{}", std::process::id()));
+        let now = std::time::SystemTime::UNIX_EPOCH.elapsed().unwrap_or_default().as_nanos();
+        let folder = std::env::temp_dir().join(format!("tidegate-demo-{}-{now}", std::process::id()));
         std::fs::create_dir(&folder)?;
         let configuration = Self { file: folder.join("tidegate.toml"), folder };
         std::fs::write(&configuration.file, text)?;

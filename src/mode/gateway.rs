@@ -22,13 +22,14 @@ use tokio::time::Instant;
 use crate::dns::cache::Cache;
 use crate::dns::service::Waiter;
 use crate::firewall::Listener;
-use crate::policy::bindings::Bindings;
+use crate::policy::bindings::{self, Bindings};
 use crate::policy::snapshot::Snapshot;
 use crate::proxy;
 use crate::proxy::relay::{self, ClosedBy, Relay};
 use crate::proxy::tcp::refuser;
 use crate::proxy::worker::{self, Census, Worker};
 use crate::sys::ending::Ender;
+use crate::sys::nft::NftSocket;
 use crate::sys::{tcp, udp};
 use crate::telemetry::Telemetry;
 
@@ -40,6 +41,9 @@ pub struct Settings {
     pub relay: relay::Settings,
     pub dns: crate::dns::Settings,
     pub udp: proxy::udp::Settings,
+    pub bindings: bindings::Settings,
+    /// Whether the kernel is told which flows a name lets pass or blocks, on ports that nobody inspects.
+    pub kernel_names: bool,
 }
 
 /// The listeners of every worker, and the ports that the kernel's rules must name.
@@ -48,14 +52,15 @@ pub struct Listeners {
     pub tcp: Listener,
     pub dns: dns::Listeners,
     pub udp: Listener,
-    workers: Vec<Sockets>,
+    pub(super) workers: Vec<Sockets>,
 }
 
-/// The listeners of one worker, but for those of DNS.
-#[derive(Debug, Default)]
-struct Sockets {
-    tcp: Vec<OwnedFd>,
-    udp: Vec<UdpSocket>,
+/// What one worker listens and answers with, but for DNS.
+#[derive(Debug)]
+pub(super) struct Sockets {
+    pub(super) tcp: Vec<OwnedFd>,
+    pub(super) udp: Vec<(UdpSocket, proxy::udp::Way)>,
+    pub(super) ender: Ender,
 }
 
 /// The running workers.
@@ -64,6 +69,8 @@ pub struct Gateway {
     threads: Vec<JoinHandle<io::Result<()>>>,
     stop: watch::Sender<Option<Instant>>,
     pub census: Arc<Census>,
+    /// Which names DNS gave for which addresses.
+    pub bindings: Arc<Bindings>,
 }
 
 impl Listeners {
@@ -72,8 +79,9 @@ impl Listeners {
     pub fn open(workers: usize) -> io::Result<Self> {
         let dns = dns::Listeners::open(workers)?;
         let none = Listener { v4: None, v6: None };
-        let mut all = Self { tcp: none, udp: none, dns, workers: Vec::new() };
-        all.workers.resize_with(workers, Sockets::default);
+        let sockets = || Ok::<_, io::Error>(Sockets { tcp: Vec::new(), udp: Vec::new(), ender: Ender::open()? });
+        let open = (0..workers).map(|_| sockets()).collect::<Result<_, _>>()?;
+        let mut all = Self { tcp: none, udp: none, dns, workers: open };
         all.tcp.v4 = all.add_tcp(Ipv4Addr::LOCALHOST.into())?;
         all.tcp.v6 = all.add_tcp(Ipv6Addr::LOCALHOST.into())?;
         all.udp.v4 = all.add_udp(Ipv4Addr::LOCALHOST.into())?;
@@ -103,7 +111,7 @@ impl Listeners {
                 result => result?,
             };
             port = socket.local_addr()?.port();
-            worker.udp.push(socket);
+            worker.udp.push((socket, proxy::udp::Way::Kernel));
         }
         Ok(Some(port))
     }
@@ -120,7 +128,7 @@ impl Gateway {
         let (stop, stopped) = watch::channel(None);
         let census = Arc::new(Census::default());
         let mut threads = Vec::new();
-        let bindings = Arc::new(Bindings::default());
+        let bindings = Arc::new(Bindings::new(settings.bindings.clone()));
         let answers = Arc::new(Cache::new(settings.dns.cache.clone()));
         let sockets = listeners.workers.into_iter().zip(listeners.dns.workers);
         for (number, (sockets, dns)) in sockets.enumerate() {
@@ -133,12 +141,11 @@ impl Gateway {
                 snapshot: snapshot.clone(),
                 telemetry: telemetry.clone(),
                 census: census.clone(),
-                ender: Ender::open()?,
                 stopped: stopped.clone(),
             };
             threads.push(std::thread::Builder::new().name(format!("worker-{number}")).spawn(move || seat.work())?);
         }
-        Ok(Self { threads, stop, census })
+        Ok(Self { threads, stop, census, bindings })
     }
 
     /// Takes no more flows, lets the live ones go on for up to `drain`, then resets what is left.
@@ -161,7 +168,6 @@ struct Seat {
     snapshot: Arc<ArcSwap<Snapshot>>,
     telemetry: Telemetry,
     census: Arc<Census>,
-    ender: Ender,
     stopped: watch::Receiver<Option<Instant>>,
 }
 
@@ -174,16 +180,18 @@ impl Seat {
     }
 
     async fn serve(mut self) -> io::Result<()> {
-        let ender = Rc::new(RefCell::new(self.ender));
+        let ender = Rc::new(RefCell::new(self.sockets.ender));
         let relay = Relay::new(
             self.settings.relay.clone(),
             self.telemetry.clone(),
             refuser(ender.clone(), self.telemetry.clone()),
         )?;
+        let kernel = if self.settings.kernel_names { Some(RefCell::new(NftSocket::open()?)) } else { None };
         let dns = Rc::new(crate::dns::Service {
+            kernel,
             settings: self.settings.dns.clone(),
             snapshot: self.snapshot.clone(),
-            bindings: self.bindings,
+            bindings: self.bindings.clone(),
             cache: self.answers,
             telemetry: self.telemetry.clone(),
             ender: ender.clone(),
@@ -194,6 +202,7 @@ impl Seat {
             self.telemetry.clone(),
             relay.clone(),
             self.census.clone(),
+            self.bindings,
             ender,
         ));
         tokio::task::spawn_local(relay.clone().run());
@@ -201,11 +210,11 @@ impl Seat {
         let udp = self.sockets.udp.into_iter();
         let mut accepting: Vec<_> = tcp
             .map(|socket| tokio::task::spawn_local(proxy::tcp::serve(worker.clone(), socket)))
-            .chain(udp.map(|socket| {
-                tokio::task::spawn_local(proxy::udp::serve(worker.clone(), socket, self.settings.udp.clone()))
+            .chain(udp.map(|(socket, way)| {
+                tokio::task::spawn_local(proxy::udp::serve(worker.clone(), socket, self.settings.udp.clone(), way))
             }))
             .collect();
-        accepting.extend(self.dns.serve(&dns));
+        accepting.extend(self.dns.serve(&dns)?);
         // Nobody left to say stop is a stop too.
         let until = self.stopped.wait_for(Option::is_some).await.ok().and_then(|until| *until);
         accepting.iter().for_each(tokio::task::JoinHandle::abort);

@@ -14,6 +14,7 @@ use super::{Carrier, Discovery, Unreadable, Via};
 use crate::wire::http::begin::{Begin, Beginning};
 use crate::wire::http::{HeadEnd, Request};
 use crate::wire::http2::{Next, Requests};
+use crate::wire::tls::CLIENT_HELLO;
 use crate::wire::tls::records::{ALERT, CHANGE_CIPHER_SPEC, Followed, HANDSHAKE, Records};
 use crate::wire::{Fault, Malformed};
 
@@ -208,7 +209,7 @@ impl TcpPeek {
         let Began::Tls(records) = &mut self.began else { return self.step(held) };
         let followed = records.follow(held);
         let is_odd = held.get(1).is_some_and(|major| *major != TLS_MAJOR);
-        if !may_be_tls(held) || is_odd && (followed.is_err() || !records.may_be_hello()) {
+        if !may_be_tls(held) || is_odd && (followed.is_err() || !may_be_hello(records)) {
             self.began = Began::Other;
             return Step::Found(Discovery::no_name(None));
         }
@@ -241,12 +242,20 @@ fn may_be_tls(held: &[u8]) -> bool {
     )
 }
 
+/// Whether the message in progress may be a ClientHello of a length that some server takes.
+fn may_be_hello(records: &Records) -> bool {
+    records.message_type().is_none_or(|kind| kind == CLIENT_HELLO)
+        && records.length().is_none_or(|length| length < LONGEST_HELLO)
+}
+
 fn unreadable(via: Via, fault: Fault) -> Step {
     Step::Found(Discovery::unreadable(via, fault.into()))
 }
 
 const TLS_MAJOR: u8 = 3;
 const ODD_MAJOR: u8 = 15;
+/// OpenSSL takes hellos of 131,396 octets, the longest of the known ones.
+const LONGEST_HELLO: usize = 0x03_00_00;
 /// RFC 6520, section 2: servers that still have it answer it in the midst of a handshake.
 const HEARTBEAT: u8 = 24;
 const REQUEST_LINE: Malformed = Malformed { field: "request line", section: "RFC 9112, 3" };
@@ -299,8 +308,7 @@ mod tests {
             "-" if flight.bytes.starts_with(b"GET /Hello Arkime ") => "unreadable".into(),
             // One gnutella client folds its fields.
             _ if flight.bytes.windows(3).any(|octets| octets == b"\r\n\t") => "unreadable".into(),
-            // A wildcard is not a host name.
-            _ if flight.is_malformed || host.starts_with('*') => "unreadable".into(),
+            _ if flight.is_malformed => "unreadable".into(),
             _ if host.parse::<std::net::IpAddr>().is_ok() => "-".into(),
             _ => host.to_ascii_lowercase(),
         }

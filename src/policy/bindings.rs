@@ -6,7 +6,7 @@
 use std::collections::hash_map::Entry;
 use std::collections::{HashMap, VecDeque};
 use std::hash::{BuildHasher, RandomState};
-use std::net::IpAddr;
+use std::net::{IpAddr, Ipv4Addr};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, MutexGuard};
 use std::time::{Duration, Instant};
@@ -22,11 +22,13 @@ pub struct Settings {
     pub names: usize,
     /// How long a binding is good beyond its record's TTL, since a client connects after it was told. Default 1 s.
     pub grace: Duration,
+    /// Whether a client has its bindings for itself. Default true; false where every address is the same client's.
+    pub of_each: bool,
 }
 
 impl Default for Settings {
     fn default() -> Self {
-        Self { pairs: 262_144, names: 32, grace: Duration::from_secs(1) }
+        Self { pairs: 262_144, names: 32, grace: Duration::from_secs(1), of_each: true }
     }
 }
 
@@ -73,7 +75,7 @@ impl Bindings {
     /// DNS told `client` that `remote` is the address of `names`: the name that was asked first, then those that it
     /// led to.
     pub fn bind(&self, client: IpAddr, remote: IpAddr, names: &[DomainName], ttl: Duration, now: Instant) {
-        let pair = Pair { client: client.to_canonical(), remote: remote.to_canonical() };
+        let pair = self.pair(client, remote);
         let mut shard = self.shard(&pair);
         shard.sweep(now);
         if !shard.pairs.contains_key(&pair) {
@@ -105,6 +107,23 @@ impl Bindings {
         self.find(client, remote, |bound| bound.iter().rev().find(|own| now < own.ends).map(|own| own.name.clone()))?
     }
 
+    /// The same, with the time that it is good for.
+    pub fn bound(&self, client: IpAddr, remote: IpAddr, now: Instant) -> Option<(DomainName, Duration)> {
+        self.find(client, remote, |bound| newest(bound, now))?
+    }
+
+    /// Every pair of client and address that has a name, with the newest, and the time that this is good for. Shard by
+    /// shard: what is bound meanwhile may be left out.
+    pub fn each(&self, now: Instant, mut each: impl FnMut(IpAddr, IpAddr, &DomainName, Duration)) {
+        for shard in &self.shards {
+            let pairs: Vec<_> = {
+                let shard = lock(shard);
+                shard.pairs.iter().filter_map(|(pair, bound)| Some((*pair, newest(bound, now)?))).collect()
+            };
+            pairs.iter().for_each(|(pair, (name, lasts))| each(pair.client, pair.remote, name, *lasts));
+        }
+    }
+
     /// Pairs held now, ended ones among them.
     pub fn len(&self) -> usize {
         self.shards.iter().map(|shard| lock(shard).pairs.len()).sum()
@@ -120,8 +139,13 @@ impl Bindings {
     }
 
     fn find<T>(&self, client: IpAddr, remote: IpAddr, look: impl FnOnce(&[Bound]) -> T) -> Option<T> {
-        let pair = Pair { client: client.to_canonical(), remote: remote.to_canonical() };
+        let pair = self.pair(client, remote);
         self.shard(&pair).pairs.get(&pair).map(|bound| look(bound))
+    }
+
+    fn pair(&self, client: IpAddr, remote: IpAddr) -> Pair {
+        let client = if self.settings.of_each { client.to_canonical() } else { Ipv4Addr::UNSPECIFIED.into() };
+        Pair { client, remote: remote.to_canonical() }
     }
 
     fn shard(&self, pair: &Pair) -> MutexGuard<'_, Shard> {
@@ -129,6 +153,11 @@ impl Bindings {
         // There are always SHARDS of them.
         lock(self.shards.get(place).unwrap_or(&self.shards[0]))
     }
+}
+
+fn newest(bound: &[Bound], now: Instant) -> Option<(DomainName, Duration)> {
+    let newest = bound.iter().rev().find(|own| now < own.ends)?;
+    Some((newest.name.clone(), newest.ends.duration_since(now)))
 }
 
 impl Shard {
@@ -188,7 +217,7 @@ mod tests {
     }
 
     fn without_grace(pairs: usize) -> Bindings {
-        Bindings::new(Settings { pairs, names: 3, grace: Duration::ZERO })
+        Bindings::new(Settings { pairs, names: 3, grace: Duration::ZERO, of_each: true })
     }
 
     #[test]
@@ -278,6 +307,15 @@ mod tests {
         }
         assert!(bindings.len() < 2_200, "{}", bindings.len());
         assert_eq!(bindings.displaced(), 0);
+    }
+
+    #[test]
+    fn where_all_clients_are_one_each_has_the_bindings_of_the_other() {
+        let bindings = Bindings::new(Settings { of_each: false, ..Settings::default() });
+        let now = Instant::now();
+        bindings.bind(ip("10.0.0.1"), ip("2001:db8::1"), &[name("a.example")], secs(60), now);
+        assert_eq!(bindings.state(ip("fd00::1"), ip("2001:db8::1"), &name("a.example"), now), Binding::Match);
+        assert_eq!(bindings.name_for(ip("fd00::1"), ip("2001:db8::2"), now), None);
     }
 
     #[test]

@@ -11,7 +11,7 @@ use super::rules::Policy;
 use super::{Direction, DropAction, InspectionType};
 
 /// Protected addresses and what is done with their flows (SPEC N1-N8).
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub struct Network {
     pub name: Arc<str>,
     pub description: String,
@@ -132,6 +132,17 @@ impl Network {
         match direction {
             Direction::Inbound => self.inbound.as_ref(),
             Direction::Outbound => self.outbound.as_ref(),
+        }
+    }
+}
+
+impl Dns {
+    /// The resolvers whose word counts for a fresh look-up; none: those of this host.
+    pub fn trusted_resolvers(&self) -> Vec<SocketAddr> {
+        if self.upstream.is_empty() {
+            self.authorized_resolvers.iter().map(|ip| SocketAddr::new(*ip, 53)).collect()
+        } else {
+            self.upstream.clone()
         }
     }
 }

@@ -7,6 +7,7 @@ use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 use prefix_trie::PrefixMap;
 
 use super::network::{Mode, Network, Port};
+use crate::list::entry::canonical;
 
 #[derive(Debug)]
 pub struct Snapshot {
@@ -35,7 +36,7 @@ impl Snapshot {
         for (index, network) in networks.iter().enumerate() {
             for ip in &network.ips {
                 let claim = Claim { port: ip.port.clone(), network: index };
-                match ip.prefix.trunc() {
+                match canonical(ip.prefix) {
                     IpNet::V4(prefix) => v4.entry(prefix).or_default().push(claim),
                     IpNet::V6(prefix) => v6.entry(prefix).or_default().push(claim),
                 }

@@ -1,14 +1,17 @@
 //! A flow: who opened it, where it goes, and which Networks judge it.
 
+use std::borrow::Cow;
+use std::net::IpAddr;
 use std::sync::Arc;
-use std::time::{Instant, SystemTime};
+use std::time::{Duration, Instant, SystemTime};
 
 use crate::name::DomainName;
-use crate::peek::{Discovery, Outcome, Unreadable};
+use crate::peek::{Discovery, Outcome, Unreadable, Via};
+use crate::policy::bindings::Bindings;
 use crate::policy::judge::{Binding, Facts, judge};
-use crate::policy::network::{Inspection, Mode, Network};
+use crate::policy::network::{Bind, Inspection, Mode, Network};
 use crate::policy::snapshot::Snapshot;
-use crate::policy::{ClientAddr, Direction, DropAction, IpVerdict, OrigDst, Reason, Transport, Verdict};
+use crate::policy::{ClientAddr, Direction, DomainVerdict, DropAction, IpVerdict, OrigDst, Reason, Transport, Verdict};
 use crate::telemetry::record::via_word;
 use crate::telemetry::{Kind, Record, Telemetry};
 
@@ -21,6 +24,7 @@ pub struct Flow {
     pub opened: Instant,
     /// The policy that the flow began with.
     pub snapshot: Arc<Snapshot>,
+    bindings: Arc<Bindings>,
     /// The source's Network judges outbound, then the destination's inbound; both must allow (SPEC N4).
     judges: [Option<Judge>; 2],
 }
@@ -36,12 +40,33 @@ struct Judge {
 pub struct Judgement {
     /// How a blocked flow ends; `None` lets it pass.
     pub ending: Option<DropAction>,
-    /// The `end` record of a flow that passes, but for what is known only then.
-    pub record: Box<Record>,
+    pub closing: Box<Closing>,
+}
+
+/// What the `end` record of a flow will say, but for what is known only then.
+#[derive(Debug)]
+pub struct Closing {
+    id: u64,
+    transport: Transport,
+    client: ClientAddr,
+    orig_dst: OrigDst,
+    opened: Instant,
+    snapshot: Arc<Snapshot>,
+    /// The last that judged.
+    judge: Option<Judge>,
+    via: Option<Via>,
+    domain: Option<DomainName>,
 }
 
 impl Flow {
-    pub fn new(id: u64, transport: Transport, client: ClientAddr, orig_dst: OrigDst, snapshot: Arc<Snapshot>) -> Self {
+    pub fn new(
+        id: u64,
+        transport: Transport,
+        client: ClientAddr,
+        orig_dst: OrigDst,
+        snapshot: Arc<Snapshot>,
+        bindings: Arc<Bindings>,
+    ) -> Self {
         let protocol = protocol_number(transport);
         let judge = |direction, end| {
             let network = snapshot.network_of(end, protocol, Some(orig_dst.port()))?;
@@ -49,7 +74,7 @@ impl Flow {
             Some(Judge { network: network.clone(), direction })
         };
         let judges = [judge(Direction::Outbound, client.ip()), judge(Direction::Inbound, orig_dst.ip())];
-        Self { id, transport, client, orig_dst, opened: Instant::now(), snapshot, judges }
+        Self { id, transport, client, orig_dst, opened: Instant::now(), snapshot, bindings, judges }
     }
 
     /// The settings by which the flow's name is looked for; `None` if nobody inspects its port.
@@ -72,21 +97,72 @@ impl Flow {
     /// The verdict of every Network in turn, recorded, up to the first that ends the flow.
     pub fn judge(&self, discovery: Option<&Discovery>, telemetry: &Telemetry) -> Judgement {
         let now = SystemTime::now();
-        let mut last = None;
+        let mut closing = self.closing();
         for judge in self.judges() {
-            let discovery = discovery.filter(|_| self.inspection_of(judge).is_some());
+            let discovery = self.as_seen_by(judge, discovery);
+            let discovery = discovery.as_deref();
             let verdict = self.verdict(judge, discovery, now);
-            let record = self.describe(self.judged(judge, kind_of(discovery), &verdict, now), discovery);
             let ending = judge.ending(&verdict);
-            last = Some(record.clone());
-            telemetry.record(record);
+            closing.judged(judge, discovery);
+            telemetry.record(self.describe(self.judged(judge, kind_of(discovery), &verdict, now), judge, discovery));
             if ending.is_some() {
                 telemetry.count(|c| &c.blocked);
-                return Judgement { ending, record: Box::new(self.ended(last, now)) };
+                return Judgement { ending, closing };
             }
         }
         telemetry.count(|c| &c.allowed);
-        Judgement { ending: None, record: Box::new(self.ended(last, now)) }
+        Judgement { ending: None, closing }
+    }
+
+    /// A name that could earn an Allow but has no binding to the flow's address yet, so that one fresh look-up is
+    /// worth while (SPEC V11), and the Network whose resolvers may be asked.
+    pub fn unbound_name<'a>(&self, discovery: &'a Discovery) -> Option<(&'a DomainName, &Network)> {
+        let name = name_of(discovery)?;
+        let judge = self.judges().find(|judge| {
+            self.binds(judge) && self.binding(judge, name) != Binding::Match && self.would_allow(judge, name)
+        })?;
+        Some((name, &judge.network))
+    }
+
+    /// Remembers what a fresh look-up gives.
+    pub fn binder(&self) -> Binder {
+        Binder { bindings: self.bindings.clone(), client: self.client.ip(), remote: self.orig_dst.ip() }
+    }
+
+    /// What a Network takes the flow to say: nothing where it does not inspect the port, but in both cases the name that
+    /// DNS gave the client for the address where the flow shows none (SPEC V12).
+    fn as_seen_by<'a>(&self, by: &Judge, discovery: Option<&'a Discovery>) -> Option<Cow<'a, Discovery>> {
+        let shown = discovery.filter(|_| self.inspection_of(by).is_some());
+        if shown.is_none_or(|shown| shown.outcome == Outcome::NoName)
+            && by.direction == Direction::Outbound
+            && by.network.inspection.as_ref().is_some_and(|inspection| inspection.use_bindings)
+            && let Some(name) = self.bindings.name_for(self.client.ip(), self.orig_dst.ip(), Instant::now())
+        {
+            let nothing = Discovery { outcome: Outcome::NoName, via: None, fingerprint: None, ech: false };
+            let outcome = Outcome::Name(name);
+            return Some(Cow::Owned(Discovery { outcome, via: Some(Via::Dns), ..shown.cloned().unwrap_or(nothing) }));
+        }
+        shown.map(Cow::Borrowed)
+    }
+
+    /// Whether a Network asks for a binding. DNS that protected hosts ask tells of the addresses that they go to, and
+    /// nothing of those who come to them.
+    fn binds(&self, by: &Judge) -> bool {
+        let asks = by.network.inspection.as_ref().is_some_and(|inspection| inspection.bind != Bind::Off);
+        asks && by.direction == Direction::Outbound
+    }
+
+    fn binding(&self, by: &Judge, name: &DomainName) -> Binding {
+        if !self.binds(by) {
+            return if by.direction == Direction::Inbound { Binding::Match } else { Binding::Unknown };
+        }
+        self.bindings.state(self.client.ip(), self.orig_dst.ip(), name, Instant::now())
+    }
+
+    fn would_allow(&self, by: &Judge, name: &DomainName) -> bool {
+        by.network
+            .rule(by.direction)
+            .is_some_and(|rule| rule.policy.judge_name(name, SystemTime::now()).verdict == DomainVerdict::Allow)
     }
 
     fn judges(&self) -> impl Iterator<Item = &Judge> {
@@ -106,7 +182,8 @@ impl Flow {
             Direction::Outbound => self.orig_dst.ip(),
             Direction::Inbound => self.client.ip(),
         };
-        judge(&by.network, by.direction, &Facts { remote, discovery, binding: Binding::Unknown, now })
+        let binding = discovery.and_then(name_of).map_or(Binding::Unknown, |name| self.binding(by, name));
+        judge(&by.network, by.direction, &Facts { remote, discovery, binding, now })
     }
 
     fn judged(&self, by: &Judge, kind: Kind, verdict: &Verdict, now: SystemTime) -> Record {
@@ -119,32 +196,88 @@ impl Flow {
         record
     }
 
-    fn describe(&self, record: Record, discovery: Option<&Discovery>) -> Record {
+    fn describe(&self, record: Record, by: &Judge, discovery: Option<&Discovery>) -> Record {
         let Some(discovery) = discovery else { return record };
         let mut record = record.fingerprint(discovery.fingerprint.as_deref());
         record.via = discovery.via.map(via_word);
         record.domain = name_of(discovery).cloned();
         record.ech = discovery.ech;
+        record.binding = name_of(discovery).filter(|_| self.binds(by)).map(|name| match self.binding(by, name) {
+            Binding::Match => "match",
+            Binding::Mismatch | Binding::Unknown => "mismatch",
+        });
         if let Outcome::Unreadable(why) = &discovery.outcome {
             record.detail = Some(why.to_string());
         }
         record
     }
 
-    /// The record with which a flow that passes will end: who and what, no verdict.
-    fn ended(&self, last: Option<Record>, now: SystemTime) -> Record {
-        let mut end = self.blank(Kind::End, now);
-        end.flow = Some(self.id);
-        if let Some(last) = last {
-            (end.network, end.policy, end.direction) = (last.network, last.policy, last.direction);
-            (end.via, end.domain) = (last.via, last.domain);
-        }
-        end
+    fn closing(&self) -> Box<Closing> {
+        Box::new(Closing {
+            id: self.id,
+            transport: self.transport,
+            client: self.client,
+            orig_dst: self.orig_dst,
+            opened: self.opened,
+            snapshot: self.snapshot.clone(),
+            judge: None,
+            via: None,
+            domain: None,
+        })
     }
 
     fn blank(&self, kind: Kind, now: SystemTime) -> Record {
         let enforcer = self.snapshot.enforcer.clone();
         Record::new(kind, now, enforcer, self.transport.as_str(), self.client.0, self.orig_dst.0)
+    }
+}
+
+/// Where the result of a flow's look-up goes.
+#[derive(Debug)]
+pub struct Binder {
+    bindings: Arc<Bindings>,
+    client: IpAddr,
+    remote: IpAddr,
+}
+
+impl Binder {
+    pub fn remote(&self) -> IpAddr {
+        self.remote
+    }
+
+    /// Binds the name to the flow's address if that is among its addresses, each with its TTL in seconds.
+    pub fn bind(&self, name: &DomainName, addresses: &[(IpAddr, u32)]) {
+        if let Some((_, ttl)) = addresses.iter().find(|(address, _)| *address == self.remote) {
+            let ttl = Duration::from_secs(u64::from(*ttl));
+            self.bindings.bind(self.client, self.remote, std::slice::from_ref(name), ttl, Instant::now());
+        }
+    }
+}
+
+impl Closing {
+    fn judged(&mut self, by: &Judge, discovery: Option<&Discovery>) {
+        self.judge = Some(by.clone());
+        self.via = discovery.and_then(|discovery| discovery.via);
+        self.domain = discovery.and_then(name_of).cloned();
+    }
+
+    /// The `end` record, now that the flow has ended.
+    pub fn record(&self, bytes_out: u64, bytes_in: u64, closed_by: &'static str) -> Record {
+        let enforcer = self.snapshot.enforcer.clone();
+        let protocol = self.transport.as_str();
+        let mut end = Record::new(Kind::End, SystemTime::now(), enforcer, protocol, self.client.0, self.orig_dst.0);
+        if let Some(judge) = &self.judge {
+            end.network = Some(judge.network.name.clone());
+            end.policy = judge.network.rule(judge.direction).map(|rule| rule.policy.name.clone());
+            end.direction = Some(judge.direction.as_str());
+        }
+        end.via = self.via.map(via_word);
+        end.domain = self.domain.clone();
+        end.flow = Some(self.id);
+        (end.bytes_out, end.bytes_in) = (Some(bytes_out), Some(bytes_in));
+        end.duration_ms = u64::try_from(self.opened.elapsed().as_millis()).ok();
+        end.closed_by = Some(closed_by);
+        end
     }
 }
 

@@ -17,13 +17,14 @@ use tokio::io::unix::AsyncFd;
 use self::half::{Broken, Ends, Half, Turn};
 use self::table::Table;
 use self::watched::{Step, Watched};
+use super::flow::Closing;
 use super::worker::Place;
 use crate::policy::DropAction;
 use crate::sys::epoll::Epoll;
 use crate::sys::pipe::Pool;
 use crate::sys::readable::{Raw, readable};
 use crate::sys::tcp;
-use crate::telemetry::{Record, Telemetry};
+use crate::telemetry::Telemetry;
 
 #[derive(Clone, Debug)]
 pub struct Settings {
@@ -63,9 +64,7 @@ struct Flow {
     down: Half,
     first_end: Option<ClosedBy>,
     last_moved: u32,
-    opened: Instant,
-    /// The `end` record, but for what is known only then.
-    record: Box<Record>,
+    closing: Box<Closing>,
     /// `None` once nothing is looked at any more.
     watched: Option<Box<Watched>>,
     _place: Place,
@@ -91,8 +90,7 @@ pub struct Handover {
     pub held: Box<[u8]>,
     /// What is still looked at; then `held` is empty, and the watch has what was read.
     pub watched: Option<Box<Watched>>,
-    pub opened: Instant,
-    pub record: Box<Record>,
+    pub closing: Box<Closing>,
     pub place: Place,
 }
 
@@ -125,7 +123,7 @@ impl Relay {
 
     /// Takes over a flow whose server is being dialled.
     pub fn begin(&self, handover: Handover) {
-        let Handover { client, server, held, watched, opened, record, place } = handover;
+        let Handover { client, server, held, watched, closing, place } = handover;
         let flow = Flow {
             client,
             server,
@@ -134,8 +132,7 @@ impl Relay {
             down: Half::default(),
             first_end: None,
             last_moved: self.seconds(),
-            opened,
-            record,
+            closing,
             watched,
             _place: place,
         };
@@ -262,27 +259,20 @@ impl Relay {
     /// Takes a flow out and records its end. Its sockets are the caller's to close.
     fn forget(&self, table: &mut Table, slot: usize, why: ClosedBy) -> Option<Sockets> {
         let flow = *table.remove(slot)?;
-        let mut record = *flow.record;
-        record.bytes_out = Some(flow.up.moved);
-        record.bytes_in = Some(flow.down.moved);
-        self.record_end(record, flow.opened, why);
+        self.record_end(&flow.closing, flow.up.moved, flow.down.moved, why);
         Some(Sockets { client: flow.client, server: flow.server })
     }
 
     /// Records an allowed flow for which not even a socket to dial with could be had.
-    pub fn end_undialled(&self, mut record: Record, opened: Instant) {
-        (record.bytes_out, record.bytes_in) = (Some(0), Some(0));
-        self.record_end(record, opened, ClosedBy::Unreachable);
+    pub fn end_undialled(&self, closing: &Closing) {
+        self.record_end(closing, 0, 0, ClosedBy::Unreachable);
     }
 
-    fn record_end(&self, mut record: Record, opened: Instant, why: ClosedBy) {
+    fn record_end(&self, closing: &Closing, bytes_out: u64, bytes_in: u64, why: ClosedBy) {
         if matches!(why, ClosedBy::Refused | ClosedBy::Unreachable) {
             self.telemetry.count(|c| &c.unreachable);
         }
-        record.duration_ms = u64::try_from(opened.elapsed().as_millis()).ok();
-        record.closed_by = Some(why.as_str());
-        record.time = std::time::SystemTime::now();
-        self.telemetry.record(record);
+        self.telemetry.record(closing.record(bytes_out, bytes_in, why.as_str()));
     }
 
     /// Seconds since the relay began: a coarse clock that costs four octets a flow.
@@ -315,7 +305,7 @@ impl Flow {
             Some(turn) => turn,
             None => {
                 let ends = Ends { from: self.client.as_fd(), to: self.server.as_fd() };
-                self.up.turn(ends, pool, scratch, None).map_err(up_broken)?
+                self.up.turn(ends, pool, scratch, None, self.down.is_finished()).map_err(up_broken)?
             }
         };
         if turn == Turn::Finished {
@@ -326,11 +316,12 @@ impl Flow {
 
     fn down(&mut self, pool: &mut Pool, scratch: &mut [u8]) -> Result<Turn, Over> {
         let ends = Ends { from: self.server.as_fd(), to: self.client.as_fd() };
+        let is_last = self.up.is_finished();
         let turn = match &mut self.watched {
             Some(watched) if watched.watch.wants_server() => {
-                self.down.turn(ends, pool, scratch, Some(&mut |octets| watched.watch.server(octets)))
+                self.down.turn(ends, pool, scratch, Some(&mut |octets| watched.watch.server(octets)), is_last)
             }
-            _ => self.down.turn(ends, pool, scratch, None),
+            _ => self.down.turn(ends, pool, scratch, None, is_last),
         };
         let turn = turn.map_err(|broken| match broken {
             Broken::Sender(_) => Over::Closed(ClosedBy::ServerReset),
@@ -431,7 +422,9 @@ const SWEEP: Duration = Duration::from_secs(1);
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::telemetry::{Kind, Queue};
+    use crate::policy::snapshot::Snapshot;
+    use crate::policy::{ClientAddr, OrigDst, Transport};
+    use crate::telemetry::Queue;
     use std::io::{Read, Write};
     use std::net::{Shutdown, TcpListener, TcpStream};
     use std::sync::Arc;
@@ -458,8 +451,7 @@ mod tests {
                     server: server_socket.into(),
                     held: held.into(),
                     watched: None,
-                    opened: Instant::now(),
-                    record: Box::new(blank()),
+                    closing: closing(),
                     place: census.enter(usize::MAX).unwrap(),
                 });
             }
@@ -492,9 +484,12 @@ mod tests {
         (near, far)
     }
 
-    fn blank() -> Record {
+    fn closing() -> Box<Closing> {
         let nowhere = ([192, 0, 2, 1], 1).into();
-        Record::new(Kind::End, std::time::SystemTime::UNIX_EPOCH, "e".into(), "tcp", nowhere, nowhere)
+        let snapshot = Arc::new(Snapshot::new("e".into(), 1, Vec::new()));
+        let (client, orig_dst) = (ClientAddr(nowhere), OrigDst(nowhere));
+        let flow = super::super::flow::Flow::new(1, Transport::Tcp, client, orig_dst, snapshot, Arc::default());
+        flow.judge(None, &Telemetry::new(Queue::new(1).0)).closing
     }
 
     fn settings() -> Settings {
@@ -596,6 +591,7 @@ mod tests {
 
     #[test]
     fn an_idle_flow_costs_little_memory() {
-        assert!(size_of::<Flow>() <= 256, "{} octets", size_of::<Flow>());
+        let octets = size_of::<Flow>() + size_of::<Closing>();
+        assert!(octets <= 384, "{octets} octets");
     }
 }

@@ -10,18 +10,18 @@ use std::os::fd::OwnedFd;
 use std::rc::Rc;
 use std::time::Duration;
 
-use super::flow::Flow;
+use super::flow::{Closing, Flow};
 use super::inspect::{Gone, Inspected, inspect};
 use super::relay::watched::Watched;
 use super::relay::{Handover, Refuse};
-use super::worker::{Place, Worker};
+use super::worker::{DialFrom, Place, Worker};
 use crate::peek::watch::{HttpRequestsJudged, Watch};
 use crate::policy::network::HttpRequests;
 use crate::policy::{ClientAddr, DropAction, OrigDst, Transport};
 use crate::sys::ending::{Ended, Ender};
 use crate::sys::readable::readable;
 use crate::sys::tcp;
-use crate::telemetry::{Record, Telemetry};
+use crate::telemetry::Telemetry;
 
 /// Takes flows from a listener for as long as the worker lives.
 pub async fn serve(worker: Rc<Worker>, listener: OwnedFd) -> io::Result<()> {
@@ -61,7 +61,13 @@ async fn serve_flow(worker: &Worker, own: SocketAddr, client: OwnedFd, peer: Cli
         Some(inspection) => {
             flow.record_hold(&worker.telemetry);
             match inspect(worker, &client, inspection, &mut held).await {
-                Ok(inspected) => Some(inspected),
+                Ok(inspected) => {
+                    if let Some(proof) = worker.proofs.begin(&flow, &inspected.discovery) {
+                        // A look-up that broke has bound nothing.
+                        let _ = proof.await;
+                    }
+                    Some(inspected)
+                }
                 Err(Gone) => return worker.telemetry.count(|c| &c.ended_before_verdict),
             }
         }
@@ -69,7 +75,7 @@ async fn serve_flow(worker: &Worker, own: SocketAddr, client: OwnedFd, peer: Cli
     };
     let judgement = flow.judge(inspected.as_ref().map(|i| &i.discovery), &worker.telemetry);
     match judgement.ending {
-        None => pass(worker, flow, judgement.record, Passing { client, held, inspected, place }),
+        None => pass(worker, flow, judgement.closing, Passing { client, held, inspected, place }),
         Some(action) => refuse(worker, flow.id, action, client),
     }
 }
@@ -86,17 +92,24 @@ struct Passing {
 fn intercept(worker: &Worker, own: SocketAddr, socket: &OwnedFd, client: ClientAddr) -> Option<Flow> {
     let orig_dst = tcp::local_address(socket).ok().filter(|to| *to != own)?;
     let snapshot = worker.snapshot.load_full();
-    Some(Flow::new(worker.census.next_id(), Transport::Tcp, client, OrigDst(orig_dst), snapshot))
+    Some(Flow::new(
+        worker.census.next_id(),
+        Transport::Tcp,
+        client,
+        OrigDst(orig_dst),
+        snapshot,
+        worker.bindings.clone(),
+    ))
 }
 
-/// Dials the original destination from the client's own address and leaves the rest to the relay.
-fn pass(worker: &Worker, flow: Flow, record: Box<Record>, passing: Passing) {
+/// Dials the original destination and leaves the rest to the relay.
+fn pass(worker: &Worker, flow: Flow, closing: Box<Closing>, passing: Passing) {
     let Passing { client, held, inspected, place } = passing;
-    let opened = flow.opened;
-    let server = match tcp::dial(Some(flow.client.ip()), flow.orig_dst.0) {
+    let from = (worker.settings.dial_from == DialFrom::Client).then(|| flow.client.ip());
+    let server = match tcp::dial(from, flow.orig_dst.0) {
         Ok(server) => server,
         Err(_) => {
-            worker.relay.end_undialled(*record, opened);
+            worker.relay.end_undialled(&closing);
             return tcp::reset(client);
         }
     };
@@ -107,7 +120,7 @@ fn pass(worker: &Worker, flow: Flow, record: Box<Record>, passing: Passing) {
         }
         None => (held.into(), None),
     };
-    worker.relay.begin(Handover { client, server, held, watched, opened, record, place });
+    worker.relay.begin(Handover { client, server, held, watched, closing, place });
 }
 
 /// What is still looked at after the verdict, if anything.

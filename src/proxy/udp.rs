@@ -6,6 +6,9 @@
 //!                                           -> block: ICMP or silence at once, and the kernel answers the rest
 //! ```
 //!
+//! Long headers are not all that keeps coming: so do packets in which the kernel carries several datagrams as one (UDP
+//! segmentation offload, over veth and virtio), since it sees no more than the first of them. The others are read here.
+//!
 //! No task, socket or timer belongs to a single flow: a listener's datagrams are read, judged and sent in batches.
 //!
 //! Fails closed: what finds no room, in the table, in memory or in time, is dropped and counted; nothing reaches the
@@ -13,6 +16,7 @@
 
 mod association;
 mod hands;
+mod relay;
 mod table;
 
 use std::io;
@@ -20,8 +24,6 @@ use std::net::{SocketAddr, UdpSocket};
 use std::os::fd::OwnedFd;
 use std::rc::Rc;
 use std::time::{Duration, Instant};
-
-use tokio::time::timeout_at;
 
 use self::association::Association;
 use self::hands::Hands;
@@ -31,7 +33,7 @@ use super::worker::Worker;
 use crate::firewall::FlowKey;
 use crate::policy::{ClientAddr, OrigDst, Transport};
 use crate::sys::readable::readable;
-use crate::sys::udp::{self, Datagram, Inbox};
+use crate::sys::udp::{self, Datagram, Inbox, Outbox};
 
 /// Limits of one listener; a worker has one for each address family.
 #[derive(Clone, Debug)]
@@ -70,6 +72,15 @@ impl Default for Settings {
     }
 }
 
+/// How allowed flows go on.
+#[derive(Debug)]
+pub enum Way {
+    /// Sent on from the client's own address, then forwarded by the kernel.
+    Kernel,
+    /// By sockets of this host, and answered by way of an outbox of the client's namespace.
+    Relay(Outbox),
+}
+
 /// A listener and its flows.
 #[derive(Debug)]
 struct Service {
@@ -80,19 +91,26 @@ struct Service {
 }
 
 /// Takes datagrams from a listener for as long as the worker lives.
-pub async fn serve(worker: Rc<Worker>, listener: UdpSocket, settings: Settings) -> io::Result<()> {
+pub async fn serve(worker: Rc<Worker>, listener: UdpSocket, settings: Settings, way: Way) -> io::Result<()> {
     let own = listener.local_addr()?;
-    let hands = Hands::new(worker.clone(), settings.clone())?;
+    let hands = Hands::new(worker.clone(), settings.clone(), way)?;
     let mut service = Service { worker, own, table: Table::new(settings), hands };
     let listener = readable(OwnedFd::from(listener))?;
     let mut inbox = Inbox::new(udp::MAX_BATCH, MAX_DATAGRAM);
     loop {
         let wake = tokio::time::Instant::from_std(service.table.next_wake().unwrap_or_else(|| Instant::now() + IDLE));
-        if let Ok(ready) = timeout_at(wake, listener.readable()).await {
-            let mut ready = ready?;
-            if service.receive(&listener.get_ref().0, &mut inbox)? {
-                ready.clear_ready();
+        tokio::select! {
+            ready = listener.readable() => {
+                let mut ready = ready?;
+                if service.receive(&listener.get_ref().0, &mut inbox)? {
+                    ready.clear_ready();
+                }
             }
+            answered = service.hands.answered() => {
+                answered?;
+                service.hands.carry_answers();
+            }
+            () = tokio::time::sleep_until(wake) => {}
         }
         service.table.expire(Instant::now(), &mut service.hands);
         service.hands.flush();
@@ -138,6 +156,7 @@ impl Service {
                 ClientAddr(key.client),
                 OrigDst(key.remote),
                 worker.snapshot.load_full(),
+                worker.bindings.clone(),
             );
             flow.record_hold(&worker.telemetry);
             Association::new(flow, key)

@@ -7,8 +7,10 @@ use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 
 use arc_swap::ArcSwap;
 
+use super::proof::{self, Proofs};
 use super::relay::Relay;
 use crate::peek::tcp::Limits;
+use crate::policy::bindings::Bindings;
 use crate::policy::snapshot::Snapshot;
 use crate::sys::ending::Ender;
 use crate::telemetry::Telemetry;
@@ -20,6 +22,17 @@ pub struct Settings {
     pub flows: usize,
     /// How much of a flow is held while its name is looked for, and what is told of it.
     pub peek: Limits,
+    pub dial_from: DialFrom,
+    pub proof: proof::Settings,
+}
+
+/// From which address servers are dialled.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum DialFrom {
+    /// The client's own, so that servers see who asks. Needs CAP_NET_ADMIN or CAP_NET_RAW.
+    Client,
+    /// This host's.
+    Host,
 }
 
 /// One worker: a thread with a runtime, listeners and a relay of its own.
@@ -30,6 +43,8 @@ pub struct Worker {
     pub telemetry: Telemetry,
     pub relay: Rc<Relay>,
     pub census: Arc<Census>,
+    pub bindings: Arc<Bindings>,
+    pub proofs: Proofs,
     pub ender: Rc<RefCell<Ender>>,
     /// Where octets stand between the socket and the flow that holds them.
     pub scratch: RefCell<Box<[u8]>>,
@@ -42,10 +57,12 @@ impl Worker {
         telemetry: Telemetry,
         relay: Rc<Relay>,
         census: Arc<Census>,
+        bindings: Arc<Bindings>,
         ender: Rc<RefCell<Ender>>,
     ) -> Self {
+        let proofs = Proofs::new(settings.proof.clone());
         let scratch = RefCell::new(vec![0; settings.peek.held].into());
-        Self { settings, snapshot, telemetry, relay, census, ender, scratch }
+        Self { settings, snapshot, telemetry, relay, census, bindings, proofs, ender, scratch }
     }
 }
 

@@ -49,6 +49,17 @@ impl Ender {
         Ok(Self { nft: NftSocket::open()?, icmp: IcmpSocket::open()? })
     }
 
+    /// One whose sockets were opened elsewhere, by [`Self::into_sockets`] of another process.
+    pub fn from_sockets(nft: OwnedFd, icmp: OwnedFd, icmpv6: Option<OwnedFd>) -> Self {
+        Self { nft: NftSocket::from_socket(nft), icmp: IcmpSocket::from_sockets(icmp, icmpv6) }
+    }
+
+    /// Its sockets: nf_tables, ICMP, ICMPv6.
+    pub fn into_sockets(self) -> (OwnedFd, OwnedFd, Option<OwnedFd>) {
+        let (icmp, icmpv6) = self.icmp.into_sockets();
+        (self.nft.into_socket(), icmp, icmpv6)
+    }
+
     /// Ends a captured connection: its local address is the original destination. Nothing may lie in its send queue.
     pub fn end(&mut self, stream: OwnedFd, action: DropAction) -> Ended {
         let done = match action {
@@ -74,8 +85,8 @@ impl Ender {
         self.icmp.send(&Refused::datagram(client, remote, payload))
     }
 
-    /// From now on the packets of the flow vanish, until it has been quiet for `silence` (`None`: five minutes; later
-    /// packets count five minutes in any case).
+    /// From now on the packets of a TCP flow vanish (those of UDP: [`FlowSet::Silenced`]), until it has been quiet for
+    /// `silence` (`None`: five minutes; later packets count five minutes in any case).
     pub fn discard_flow(&mut self, flow: &FlowKey, silence: Option<Duration>) -> io::Result<()> {
         Ok(self.nft.add_flow(FlowSet::Discarded, flow, silence)?)
     }

@@ -44,4 +44,4 @@ impl AsFd for Epoll {
 }
 
 /// Events taken at once.
-const BATCH: usize = 128;
+pub const BATCH: usize = 128;

@@ -71,11 +71,12 @@ impl Store {
         options: &Options,
         wrap: impl FnOnce(File) -> Box<dyn Read>,
     ) -> Result<Opened, Refused> {
-        let text = File::open(source).map_err(Refused::Io)?;
-        let about = text.metadata().map_err(Refused::Io)?;
-        if !about.is_file() {
+        // Before it is opened: opening a pipe waits for somebody to write to it.
+        if !fs::metadata(source).map_err(Refused::Io)?.is_file() {
             return Err(Refused::Io(io::Error::other("it is not a regular file")));
         }
+        let text = File::open(source).map_err(Refused::Io)?;
+        let about = text.metadata().map_err(Refused::Io)?;
         let stamp = stamp_of(&about, options);
         let kept =
             self.folder.as_ref().filter(|_| about.len() >= self.least).map(|folder| kept_at(folder, source, options));

@@ -11,7 +11,7 @@
 
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, SocketAddrV4, SocketAddrV6, UdpSocket};
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 
 use socket2::{Domain, Protocol, SockAddr, Socket, Type};
 
@@ -187,6 +187,16 @@ impl Outbox {
         Ok(Self { v4: Lane::new(Domain::IPV4, mark)?, v6, dropped: 0 })
     }
 
+    /// One whose sockets were opened elsewhere, by [`Self::into_sockets`] of another process.
+    pub fn from_sockets(v4: OwnedFd, v6: Option<OwnedFd>) -> Self {
+        Self { v4: Lane::on(v4.into()), v6: v6.map(|socket| Lane::on(socket.into())), dropped: 0 }
+    }
+
+    /// Its sockets for IPv4 and IPv6.
+    pub fn into_sockets(self) -> (OwnedFd, Option<OwnedFd>) {
+        (self.v4.socket.into(), self.v6.map(|lane| lane.socket.into()))
+    }
+
     /// Queues a datagram, and sends the queue when it is full. One of mixed families or over 65,507 octets is dropped.
     pub fn push(&mut self, from: SocketAddr, to: SocketAddr, payload: &[u8]) {
         let lane = if to.is_ipv4() { Some(&mut self.v4) } else { self.v6.as_mut() };
@@ -223,7 +233,11 @@ impl Lane {
             socket.set_mark(mark)?;
         }
         socket.bind(&nowhere.into())?;
-        Ok(Self { socket, bytes: Vec::new(), queue: Vec::with_capacity(MAX_BATCH) })
+        Ok(Self::on(socket))
+    }
+
+    fn on(socket: Socket) -> Self {
+        Self { socket, bytes: Vec::new(), queue: Vec::with_capacity(MAX_BATCH) }
     }
 
     fn push(&mut self, from: SocketAddr, to: SocketAddr, payload: &[u8]) -> bool {

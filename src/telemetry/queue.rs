@@ -87,6 +87,18 @@ impl Writer {
         }
     }
 
+    /// The same with whatever becomes of each record; one that fails is counted as dropped.
+    pub fn each(self, mut take: impl FnMut(&Record) -> io::Result<()>) {
+        let mut batch = Vec::new();
+        while self.next(&mut batch) {
+            for record in batch.drain(..) {
+                if take(&record).is_err() {
+                    self.0.dropped.fetch_add(1, Ordering::Relaxed);
+                }
+            }
+        }
+    }
+
     /// Waits for records and takes all there are; false when none will come.
     fn next(&self, batch: &mut Vec<Record>) -> bool {
         let mut waiting = self.0.lock();

@@ -13,6 +13,8 @@ pub mod begin;
 pub mod body;
 pub mod response;
 
+use memchr::memchr;
+
 use super::{Fault, Malformed, server_name};
 use crate::name::DomainName;
 use body::Body;
@@ -195,7 +197,7 @@ impl<'a> Fields<'a> {
 
 /// `field-name ":" OWS field-value OWS` (RFC 9112, section 5).
 pub(super) fn field(line: &[u8]) -> Result<(&[u8], &[u8]), Malformed> {
-    let colon = line.iter().position(|octet| *octet == b':').ok_or(FIELD)?;
+    let colon = memchr(b':', line).ok_or(FIELD)?;
     let (name, value) = line.split_at_checked(colon).ok_or(FIELD)?;
     let value = value.strip_prefix(b":").unwrap_or(value);
     if !is_token(name) || !is_field_value(value) {
@@ -219,7 +221,7 @@ impl<'a> Iterator for Lines<'a> {
     type Item = Result<&'a [u8], Malformed>;
 
     fn next(&mut self) -> Option<Self::Item> {
-        let end = self.0.iter().position(|octet| *octet == b'\n')?;
+        let end = memchr(b'\n', self.0)?;
         let (line, rest) = self.0.split_at_checked(end + 1)?;
         self.0 = rest;
         Some(line.strip_suffix(b"\r\n").ok_or(LINE_END))
@@ -254,7 +256,7 @@ impl HeadEnd {
     /// The end of the line in progress, once it has come.
     pub fn find_line(&mut self, bytes: &[u8]) -> Result<Option<LineEnd>, Malformed> {
         let new = bytes.get(self.at..).unwrap_or_default();
-        let Some(feed) = new.iter().position(|octet| *octet == b'\n') else {
+        let Some(feed) = memchr(b'\n', new) else {
             self.at = bytes.len().max(self.at);
             return Ok(None);
         };

@@ -13,7 +13,7 @@ use std::time::{Duration, Instant, SystemTime};
 use proptest::prelude::*;
 use proptest::test_runner::{Config, TestRunner};
 use socket2::{Domain, Protocol as Number, Socket, Type};
-use tidegate::firewall::{Capture, LOG_GROUP, Listener, LogTag, render};
+use tidegate::firewall::{By, Capture, LOG_GROUP, Listener, LogTag, render};
 use tidegate::list::{DomainSet, List, ListVerdict};
 use tidegate::mode::demo::lab::{Lab, Site, client_address, server_address};
 use tidegate::policy::judge::{Binding, Facts, judge};
@@ -343,9 +343,10 @@ fn judged(snapshot: &Snapshot, packet: &Headers) -> (bool, Vec<LogTag>) {
         let Some(rule) = network.rule(direction) else { continue };
         let facts = Facts { remote, discovery: None, binding: Binding::Unknown, now: SystemTime::now() };
         let verdict = judge(network, direction, &facts);
-        let list = verdict.list.map(|name| rule.policy.lists.iter().position(|list| list.name == name).unwrap());
+        let place = |name| rule.policy.lists.iter().position(|list| list.name == name).unwrap();
+        let by = verdict.list.map_or(By::Default, |name| By::List(place(name)));
         let index = snapshot.networks().iter().position(|own| Arc::ptr_eq(own, network)).unwrap();
-        tags.push(LogTag { generation: snapshot.generation, network: index, direction, list });
+        tags.push(LogTag { generation: snapshot.generation, network: index, direction, by });
         if !verdict.pass && network.mode == Mode::Enforce {
             return (false, tags);
         }

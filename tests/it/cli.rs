@@ -80,7 +80,7 @@ fn check_sums_up_what_it_read_on_standard_output_and_shows_mistakes_on_standard_
     let good = tidegate(&["check", "--config", &data("explain/tidegate.toml")]);
     let summary = String::from_utf8(good.stdout).unwrap();
     assert!(
-        summary.ends_with("enforcer `edge-1`, 3 networks, 2 policies, 3 lists (6 names, 4 prefixes)\n"),
+        summary.ends_with("enforcer `edge-1`, 3 networks, 2 policies, 3 lists (4 names, 4 prefixes)\n"),
         "{summary}"
     );
     let bad = tidegate(&["check", "--config", &data("config-mistakes/names.toml")]);
@@ -90,7 +90,7 @@ fn check_sums_up_what_it_read_on_standard_output_and_shows_mistakes_on_standard_
 
 #[test]
 fn a_command_that_is_not_built_says_so_whatever_its_arguments() {
-    for command in ["exec", "network", "import", "export", "learn", "report"] {
+    for command in ["exec", "network", "import", "export", "learn"] {
         let output = tidegate(&[command, "--anything", "at", "all"]);
         assert_eq!(output.status.code(), Some(2), "{command}");
         let said = String::from_utf8_lossy(&output.stderr).into_owned();
@@ -130,4 +130,88 @@ fn tidegate(args: &[&str]) -> Output {
 
 fn data(name: &str) -> String {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/data").join(name).display().to_string()
+}
+
+#[test]
+fn list_check_shows_bad_lines_and_counts_and_refuses_what_is_no_list() {
+    let folder = tempfile::tempdir().unwrap();
+    let file = |name: &str, text: &str| {
+        let path = folder.path().join(name);
+        std::fs::write(&path, text).unwrap();
+        path.display().to_string()
+    };
+    let hosts = file("hosts.txt", "127.0.0.1 localhost\n0.0.0.0 a.example\n0.0.0.0 A.example\nb.example\n");
+    let good = tidegate(&["list", "check", &hosts]);
+    assert_eq!(good.status.code(), Some(0));
+    let said = String::from_utf8_lossy(&good.stdout).into_owned();
+    assert_eq!(
+        said,
+        format!(
+            "{hosts}:4:1: skipped: not an address and then names: b.example\n{hosts}: hosts format, 4 lines: 2 entries taken, \
+             1 of them doubled, 1 lines skipped, 1 not about names\n"
+        )
+    );
+    let bad = tidegate(&["list", "check", &file("page.txt", "<html>not found</html>")]);
+    assert_eq!(bad.status.code(), Some(1));
+    assert!(String::from_utf8_lossy(&bad.stderr).contains("page.txt: this is no list: it is a web page"));
+    assert_eq!(tidegate(&["list", "check", "--format", "other", &hosts]).status.code(), Some(2));
+}
+
+#[test]
+fn list_stat_and_find_speak_of_the_lists_of_the_configuration() {
+    let config = data("explain/tidegate.toml");
+    let stat = tidegate(&["list", "stat", "--config", &config]);
+    assert_eq!(stat.status.code(), Some(0), "{}", String::from_utf8_lossy(&stat.stderr));
+    assert!(
+        String::from_utf8_lossy(&stat.stdout)
+            .lines()
+            .all(|line| line.contains(" names, ") && line.contains("policies: "))
+    );
+    let find = tidegate(&["list", "find", "nobody.lists.this", "--config", &config]);
+    assert_eq!((find.status.code(), &*find.stdout), (Some(0), &b"no list holds it\n"[..]));
+    assert_eq!(tidegate(&["list", "find", "no name", "--config", &config]).status.code(), Some(2));
+}
+
+#[test]
+fn a_large_list_is_built_once_and_a_damaged_build_is_made_again() {
+    let folder = tempfile::tempdir().unwrap();
+    let (cache, config) = (folder.path().join("cache"), folder.path().join("tidegate.toml"));
+    let names: String = (0..300_000).map(|i| format!("name{i}.example{}.com\n", i % 9)).collect();
+    std::fs::write(folder.path().join("feed.txt"), names).unwrap();
+    let text = r#"
+        name = "e"
+        [[list]]
+        name = "feed"
+        verdict = "block"
+        file = "feed.txt"
+        [[policy]]
+        name = "out"
+        default = "allow"
+        lists = ["feed"]
+        [[network]]
+        name = "n"
+        ips = [{ ip = "10.0.0.0", maskbits = 8 }]
+        outbound = { policy = "out" }
+    "#;
+    std::fs::write(&config, text).unwrap();
+    let list = |args: &[&str]| {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_tidegate"));
+        command.arg("list").args(args).arg("--config").arg(&config).env("CACHE_DIRECTORY", &cache);
+        let output = command.output().unwrap();
+        assert!(output.status.success(), "{output:?}");
+        String::from_utf8(output.stdout).unwrap()
+    };
+    let kept = |said: &str| said.trim().rsplit_once(": compiled in ").unwrap().1.to_owned();
+    let path = kept(&list(&["build"]));
+    let made = |path: &str| std::os::unix::fs::MetadataExt::ino(&std::fs::metadata(path).unwrap());
+    let first = made(&path);
+    let found = list(&["find", "name123456.example3.com"]);
+    assert!(found.contains("feed.txt:123457: name123456.example3.com\n"), "{found}");
+    assert!(found.contains("policy out: block (BLOCK_LIST) by feed"), "{found}");
+    assert_eq!(made(&path), first, "what is as new as its source is only opened");
+    let mut octets = std::fs::read(&path).unwrap();
+    octets[1_000] ^= 0xff;
+    std::fs::write(&path, &octets).unwrap();
+    assert!(list(&["find", "name123456.example3.com"]).contains("list feed, block"));
+    assert_ne!(made(&path), first, "what is damaged is built again");
 }

@@ -180,7 +180,7 @@ fn what_conf_leaves_out_as_not_built_is_refused_as_not_built() {
         assert!(refused, "{line}\n{mistakes}");
         seen += 1;
     }
-    assert!(seen > 15, "{seen} lines");
+    assert!(seen > 0, "no line is left: this test has done its work");
 }
 
 /// The file with one commented line in force, in place of the line that sets the same key just above it.

@@ -1,6 +1,8 @@
 //! What stands when tidegate does not: nothing that should be captured ever passes uncaptured (SPEC R0, R5).
 
 use std::net::SocketAddr;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
 
 use tidegate::mode::demo::client::{Saw, ask_http, ask_tls};
 use tidegate::mode::demo::lab::{Lab, Site};
@@ -97,6 +99,48 @@ fn ports_that_are_not_inspected_are_judged_by_address_in_the_kernel() {
         gateway.stop();
         let passed = tap.packets(lab, |packet| packet.kind == Kind::Syn).unwrap();
         assert_eq!(passed.len(), 2, "{passed:?}");
+    });
+}
+
+/// client (opens blocked flows all the time) -- gateway (tidegate, reloaded, killed, started) -- server
+#[test]
+fn no_blocked_flow_slips_through_a_reload_or_a_start_after_a_crash() {
+    in_lab(|lab| {
+        let (_origins, _) = servers(lab);
+        let configuration = configuration("tcp-reset", "type = \"prefer-both\"");
+        let gateway = Gateway::start(lab, &configuration);
+        let tap = Tap::at_server(lab).unwrap();
+        let over = AtomicBool::new(false);
+        let hammer = |family: Family| {
+            let mut flows = 0;
+            while !over.load(Ordering::Relaxed) {
+                let mut request = request(family, at(Site::A, family, 1, 80), Some("blocked.example"));
+                // While nobody listens nothing answers, and the next is tried.
+                request.patience = Duration::from_millis(50);
+                let outcome = lab.client.run(|| ask_http(&request)).unwrap();
+                assert!(!matches!(outcome.saw, Saw::Answer(_)), "{outcome:?}");
+                flows += 1;
+            }
+            flows
+        };
+        std::thread::scope(|scope| {
+            let hammers = Family::BOTH.map(|family| scope.spawn(move || hammer(family)));
+            for _ in 0..20 {
+                gateway.reload();
+            }
+            gateway.enforcer.kill().unwrap();
+            let again = Gateway::start(lab, &configuration);
+            again.reload();
+            over.store(true, Ordering::Relaxed);
+            for hammer in hammers {
+                assert!(hammer.join().unwrap() > 0);
+            }
+            // While the rules stand: what clients still retransmit is forwarded when they are gone.
+            for family in Family::BOTH {
+                assert_eq!(tap.count(lab, at(Site::A, family, 1, 80)).unwrap(), 0, "{family}");
+            }
+            again.stop();
+        });
     });
 }
 

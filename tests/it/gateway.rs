@@ -6,6 +6,7 @@ use std::process::Command;
 use std::sync::mpsc::{self, Receiver};
 use std::time::Duration;
 
+use rustix::process::{Signal, kill_process};
 use serde_json::Value;
 use tempfile::TempDir;
 use tidegate::mode::demo::client::{self, Request, Trust};
@@ -114,6 +115,14 @@ impl Gateway {
     /// Writes another configuration, which a reload will find.
     pub(crate) fn rewrite(&self, configuration: &str) {
         std::fs::write(self.folder.path().join("tidegate.toml"), configuration).unwrap();
+    }
+
+    /// Asks for a reload (SIGHUP) and waits until the configuration is in force.
+    pub(crate) fn reload(&self) {
+        let before = self.enforcer.messages().len();
+        kill_process(self.enforcer.pid(), Signal::HUP).unwrap();
+        let reloaded = self.enforcer.message_after(before, |line| line.contains("reloaded"), DEADLINE);
+        assert!(reloaded.is_some(), "{:#?}", self.enforcer.messages());
     }
 
     pub(crate) fn stop(self) -> Ended {

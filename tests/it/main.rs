@@ -16,6 +16,7 @@ mod inside;
 mod kernel;
 mod matrix;
 mod namespaces;
+mod nat;
 mod quic;
 mod running;
 mod tcp;

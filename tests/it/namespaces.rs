@@ -2,12 +2,13 @@
 
 use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream, UdpSocket};
+use std::os::fd::AsFd;
 use std::time::Duration;
 
 use tidegate::mode::demo::lab::{CLIENTS, Lab, Site, client_address};
 use tidegate::mode::demo::tap::{Kind, Tap};
 use tidegate::sys::netns::Namespace;
-use tidegate::sys::rtnl::{Family, FwmarkRule, Rtnl};
+use tidegate::sys::rtnl::{Family, FwmarkRule, Rtnl, RtnlError};
 
 use crate::inside::{in_lab, in_namespaces};
 
@@ -48,9 +49,46 @@ fn rules_and_routes_applied_twice_are_there_once_and_deleted_twice_are_gone() {
                 }
                 assert_eq!(rtnl.fwmark_rules(family)?, []);
             }
-            Ok::<_, tidegate::sys::rtnl::RtnlError>(())
+            Ok::<_, RtnlError>(())
         });
         applied.unwrap().unwrap();
+    });
+}
+
+#[test]
+fn links_and_addresses_come_once_are_renamed_and_go() {
+    in_namespaces(|| {
+        let (here, there) = (Namespace::new().unwrap(), Namespace::new().unwrap());
+        let near = here.run(|| {
+            let mut rtnl = Rtnl::open()?;
+            rtnl.add_veth("near", "far", there.as_fd())?;
+            let twice = rtnl.add_veth("near", "farther", there.as_fd()).unwrap_err();
+            assert!(twice.to_string().contains("near") && twice.to_string().contains("farther"), "{twice}");
+            for address in ["192.0.2.1/24", "2001:db8::1/64"].map(|text| text.parse().unwrap()) {
+                for _ in 0..2 {
+                    rtnl.add_address("near", address)?;
+                }
+                assert!(UdpSocket::bind((address.addr(), 0)).is_ok(), "{address}");
+                for _ in 0..2 {
+                    rtnl.delete_address("near", address)?;
+                }
+                assert!(UdpSocket::bind((address.addr(), 0)).is_err(), "{address}");
+            }
+            Ok::<_, RtnlError>(rtnl)
+        });
+        let mut near = near.unwrap().unwrap();
+        let far = there.run(|| {
+            let mut rtnl = Rtnl::open()?;
+            rtnl.rename_link("far", "away")?;
+            assert!(rtnl.link_index("far").is_err());
+            rtnl.link_index("away")?;
+            Ok::<_, RtnlError>(rtnl)
+        });
+        // The socket is of the namespace where it was opened.
+        for _ in 0..2 {
+            near.delete_link("near").unwrap();
+        }
+        assert_eq!(far.unwrap().unwrap().link_index("away").unwrap_err().errno(), Some(libc::ENODEV));
     });
 }
 

@@ -8,12 +8,12 @@ use std::collections::BTreeSet;
 use std::io::ErrorKind;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket};
 use std::path::PathBuf;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
+use nix::sys::socket::{setsockopt, sockopt};
 use quinn::crypto::rustls::{QuicClientConfig, QuicServerConfig};
-use quinn::{ClientConfig, Connection, Endpoint, ServerConfig};
+use quinn::{ClientConfig, Connection, Endpoint, ServerConfig, TransportConfig};
 use rustix::process::{Signal, kill_process};
 use rustls::pki_types::{CertificateDer, PrivatePkcs8KeyDer};
 use tidegate::mode::demo::enforcer::Enforcer;
@@ -21,7 +21,9 @@ use tidegate::mode::demo::lab::{Lab, Site, client_address};
 use tidegate::mode::demo::tap::Tap;
 use tidegate::sys::rtnl::Family;
 
+use crate::gateway::{Gateway, NAMES, configuration};
 use crate::inside::in_lab;
+use crate::nat;
 
 const DEADLINE: Duration = Duration::from_secs(20);
 
@@ -224,6 +226,171 @@ fn what_looks_like_quic_and_cannot_be_read_is_blocked() {
     });
 }
 
+#[test]
+fn prefer_ip_lets_the_address_decide_over_quic_too() {
+    in_lab(|lab| every_cell_holds(lab, "prefer-ip"));
+}
+
+#[test]
+fn prefer_domain_lets_the_name_decide_over_quic_too() {
+    in_lab(|lab| every_cell_holds(lab, "prefer-domain"));
+}
+
+#[test]
+fn prefer_both_blocks_what_either_blocks_over_quic_too() {
+    in_lab(|lab| every_cell_holds(lab, "prefer-both"));
+}
+
+#[test]
+fn explicit_lets_a_listed_name_decide_over_quic_too() {
+    in_lab(|lab| every_cell_holds(lab, "explicit"));
+}
+
+/// client -- gateway -- server: tests/data/verdicts.toml, with a quinn client for each cell.
+fn every_cell_holds(lab: &Lab, inspection: &str) {
+    let table: toml::Table = include_str!("../data/verdicts.toml").parse().unwrap();
+    let tap = &mut Tap::at_server(lab).unwrap();
+    let addresses = each_site().map(|(family, site)| site.address(family, 44).to_string());
+    let origin = Origin::with_names(lab, NAMES.map(str::to_owned).into_iter().chain(addresses).collect());
+    let gateway = Gateway::start(lab, &configuration("icmp-unreachable", &format!("type = \"{inspection}\"")));
+    for (family, site) in each_site() {
+        let cells = &table[inspection];
+        let row = if site == Site::A { "allow" } else { "block" };
+        let named = NAMES.into_iter().enumerate().map(|(column, name)| (Some(name), &cells[row][column]));
+        let nameless = (None, &cells["no_name"][usize::from(site == Site::B)]);
+        for ((name, cell), host) in named.chain([nameless]).zip(41..) {
+            let server = SocketAddr::new(site.address(family, host), 443);
+            let client = Client::new(lab, &origin, family);
+            let shown = name.map_or_else(|| server.ip().to_string(), str::to_owned);
+            let passes = cell.as_str() == Some("A");
+            let connecting = client.begin(server, &shown);
+            let record = gateway.verdict_on(client.endpoint.local_addr().unwrap());
+            let expected = [
+                ("kind", Some(if name.is_some() { "domain" } else { "ip" })),
+                ("protocol", Some("udp")),
+                ("type", Some("QUIC")),
+                ("domain", name),
+                ("ip_verdict", Some(row)),
+                ("inspection", Some(inspection)),
+                ("verdict", Some(if passes { "allow" } else { "block" })),
+                ("action", (!passes).then_some("icmp-unreachable")),
+            ];
+            for (field, value) in expected {
+                assert_eq!(record[field].as_str(), value, "{field} of {record:#}");
+            }
+            if passes {
+                let connection = client.runtime.block_on(connecting).unwrap().expect("a connection");
+                client.echo(&connection, 1000);
+            } else {
+                assert_eq!(tap.count(lab, server).unwrap(), 0, "{record:#}");
+            }
+        }
+    }
+}
+
+fn each_site() -> impl Iterator<Item = (Family, Site)> {
+    Family::BOTH.into_iter().flat_map(|family| Site::BOTH.map(|site| (family, site)))
+}
+
+/// client -- gateway -- server: a hello that Chrome scattered over three datagrams, the last one first.
+#[test]
+fn a_hello_over_three_datagrams_passes_on_in_the_order_it_came() {
+    in_lab(|lab| {
+        let tap = &mut Tap::at_server(lab).unwrap();
+        let gateway = gateway(lab, "discard", "timeout = \"30s\"");
+        let [first, second, third] = flights("www.google.com", 3).try_into().unwrap();
+        for family in Family::BOTH {
+            let server = SocketAddr::new(Site::A.address(family, 15), 443);
+            let listener = lab.server.run(|| listen(family)).unwrap();
+            let client = lab.client.run(|| client_socket(family, server)).unwrap();
+            client.send(&third).unwrap();
+            client.send(&second).unwrap();
+            assert_eq!(tap.count(lab, server).unwrap(), 0);
+            client.send(&first).unwrap();
+            let mut buffer = [0; 2000];
+            for sent in [&third, &second, &first] {
+                let length = listener.recv(&mut buffer).unwrap();
+                assert!(buffer[..length] == **sent);
+            }
+        }
+        drop(gateway);
+    });
+}
+
+/// client -- gateway -- server: over veth the kernel carries several datagrams as one packet until somebody cuts it.
+#[test]
+fn a_hello_behind_a_short_header_in_one_segmented_packet_does_not_slip_through() {
+    in_lab(|lab| {
+        let gateway = gateway(lab, "discard", "");
+        let hello = flight("www.youtube.com");
+        let both = [numbered(7), vec![0; hello.len() - numbered(7).len()], hello.clone()].concat();
+        for family in Family::BOTH {
+            let server = SocketAddr::new(Site::A.address(family, 16), 443);
+            let listener = lab.server.run(|| listen(family)).unwrap();
+            let client = lab.client.run(|| client_socket(family, server)).unwrap();
+            let opening = flight("www.google.com");
+            client.send(&opening).unwrap();
+            let mut buffer = [0; 2000];
+            assert_eq!(listener.recv(&mut buffer).unwrap(), opening.len());
+            client.send(&numbered(1)).unwrap();
+            listener.recv(&mut buffer).unwrap();
+            setsockopt(&client, sockopt::UdpGsoSegment, &(hello.len() as i32)).unwrap();
+            client.send(&both).unwrap();
+            let blocked =
+                |r: &serde_json::Value| r["domain"] == "www.youtube.com" && r["destination"] == server.ip().to_string();
+            let blocked = gateway.record(blocked, DEADLINE).expect("a verdict on the second hello");
+            assert_eq!(blocked["verdict"], "block");
+            setsockopt(&client, sockopt::UdpGsoSegment, &0).unwrap();
+            client.send(&numbered(8)).unwrap();
+            let length = listener.recv(&mut buffer).unwrap();
+            assert_eq!((length, buffer[4]), (hello.len(), 7), "the first of the two passes");
+            let length = listener.recv(&mut buffer).unwrap();
+            assert_eq!((length, buffer[4]), (numbered(8).len(), 8), "the second does not");
+        }
+    });
+}
+
+/// client -- gateway -- server
+#[test]
+fn segmented_packets_of_an_allowed_flow_arrive_whole() {
+    in_lab(|lab| {
+        let _gateway = gateway(lab, "discard", "");
+        let origin = Origin::start(lab);
+        for family in Family::BOTH {
+            let client = Client::sending(lab, &origin, family, true);
+            let connection = client.connect(SocketAddr::new(Site::A.address(family, 17), 443), "good.example").unwrap();
+            client.echo(&connection, 2_000_000);
+        }
+    });
+}
+
+/// client -- gateway (masquerades) -- server
+#[test]
+fn what_is_sent_on_and_what_is_forwarded_are_both_masqueraded() {
+    in_lab(|lab| {
+        lab.gateway.run(nat::masquerade).unwrap();
+        let gateway = gateway(lab, "discard", "");
+        let origin = Origin::start(lab);
+        for family in Family::BOTH {
+            let server = SocketAddr::new(Site::A.address(family, 14), 443);
+            let client = Client::new(lab, &origin, family);
+            let connection = client.connect(server, "good.example").unwrap();
+            // Once that is answered the handshake, with its long headers, is over.
+            client.echo(&connection, 1);
+            kill_process(gateway.pid(), Signal::STOP).unwrap();
+            client.echo(&connection, 100_000);
+            kill_process(gateway.pid(), Signal::CONT).unwrap();
+        }
+        let sources = origin.sources();
+        assert_eq!(sources.len(), 2);
+        for source in sources {
+            let masked = source.ip().to_canonical();
+            let own = Family::BOTH.map(|family| client_address(family, 0));
+            assert!(!own.contains(&masked), "{masked} is the client's own");
+        }
+    });
+}
+
 /// client -- gateway -- server: hellos from very many ports and addresses, beside a client that is real.
 #[test]
 fn a_flood_of_flows_keeps_no_other_flow_out() {
@@ -304,11 +471,15 @@ fn unlimited_icmp() {
 
 /// The first flight of a captured client, of one datagram, with this name.
 fn flight(name: &str) -> Vec<u8> {
+    flights(name, 1).remove(0)
+}
+
+fn flights(name: &str, datagrams: usize) -> Vec<Vec<u8>> {
     let flights = include_str!("../data/quic-flights.txt");
-    let of_name = |line: &&str| line.split(' ').next() == Some(name) && line.split(' ').count() == 4;
-    let line = flights.lines().find(of_name).unwrap();
-    let hex = line.rsplit(' ').next().unwrap();
-    (0..hex.len()).step_by(2).map(|at| u8::from_str_radix(&hex[at..at + 2], 16).unwrap()).collect()
+    let fits = |line: &&str| line.split(' ').next() == Some(name) && line.split(' ').count() == 3 + datagrams;
+    let line = flights.lines().find(fits).unwrap();
+    let octet = |pair: &[u8]| u8::from_str_radix(str::from_utf8(pair).unwrap(), 16).unwrap();
+    line.split(' ').skip(3).map(|hex| hex.as_bytes().chunks(2).map(octet).collect()).collect()
 }
 
 /// A datagram that looks like a packet with a short header, and can be told from every other.
@@ -344,14 +515,17 @@ fn client_socket(family: Family, server: SocketAddr) -> UdpSocket {
 /// A QUIC server at every address of the lab's server, which echoes every stream.
 struct Origin {
     _runtime: tokio::runtime::Runtime,
-    /// Attempts that reached it.
-    connections: Arc<AtomicUsize>,
+    /// Where the attempts that reached it came from.
+    sources: Arc<Mutex<Vec<SocketAddr>>>,
     certificate: CertificateDer<'static>,
 }
 
 impl Origin {
     fn start(lab: &Lab) -> Self {
-        let names = ["good.example", "also.good.example", "bad.example"].map(str::to_owned);
+        Self::with_names(lab, ["good.example", "also.good.example", "bad.example"].map(str::to_owned).into())
+    }
+
+    fn with_names(lab: &Lab, names: Vec<String>) -> Self {
         let identity = rcgen::generate_simple_self_signed(names).unwrap();
         let certificate = identity.cert.der().clone();
         let key = PrivatePkcs8KeyDer::from(identity.signing_key.serialize_der());
@@ -368,19 +542,23 @@ impl Origin {
             std::fs::write("/proc/sys/net/ipv6/ip_nonlocal_bind", "1").unwrap();
             runtime.block_on(async { Endpoint::server(config, any(Family::V6, 443)) })
         });
-        let connections = Arc::new(AtomicUsize::new(0));
-        runtime.spawn(accept(endpoint.unwrap().unwrap(), connections.clone()));
-        Self { _runtime: runtime, connections, certificate }
+        let sources = Arc::default();
+        runtime.spawn(accept(endpoint.unwrap().unwrap(), Arc::clone(&sources)));
+        Self { _runtime: runtime, sources, certificate }
+    }
+
+    fn sources(&self) -> Vec<SocketAddr> {
+        self.sources.lock().unwrap().clone()
     }
 
     fn connections(&self) -> usize {
-        self.connections.load(Ordering::SeqCst)
+        self.sources().len()
     }
 }
 
-async fn accept(endpoint: Endpoint, connections: Arc<AtomicUsize>) {
+async fn accept(endpoint: Endpoint, sources: Arc<Mutex<Vec<SocketAddr>>>) {
     while let Some(incoming) = endpoint.accept().await {
-        connections.fetch_add(1, Ordering::SeqCst);
+        sources.lock().unwrap().push(incoming.remote_address());
         tokio::spawn(async move {
             let Ok(connection) = incoming.await else { return };
             while let Ok((mut out, mut coming)) = connection.accept_bi().await {
@@ -402,6 +580,11 @@ struct Client {
 
 impl Client {
     fn new(lab: &Lab, origin: &Origin, family: Family) -> Self {
+        Self::sending(lab, origin, family, false)
+    }
+
+    /// `segmented`: datagrams of one length leave as one packet, which over veth stays one up to the gateway and beyond.
+    fn sending(lab: &Lab, origin: &Origin, family: Family, segmented: bool) -> Self {
         let mut roots = rustls::RootCertStore::empty();
         roots.add(origin.certificate.clone()).unwrap();
         let tls = rustls::ClientConfig::builder_with_provider(Arc::new(rustls::crypto::ring::default_provider()))
@@ -413,7 +596,11 @@ impl Client {
         let at = SocketAddr::new(client_address(family, 0), 0);
         let endpoint = lab.client.run(|| runtime.block_on(async { Endpoint::client(at) }));
         let mut endpoint = endpoint.unwrap().unwrap();
-        endpoint.set_default_client_config(ClientConfig::new(Arc::new(QuicClientConfig::try_from(tls).unwrap())));
+        let mut config = ClientConfig::new(Arc::new(QuicClientConfig::try_from(tls).unwrap()));
+        let mut transport = TransportConfig::default();
+        transport.enable_segmentation_offload(segmented);
+        config.transport_config(Arc::new(transport));
+        endpoint.set_default_client_config(config);
         Self { runtime, endpoint }
     }
 

@@ -28,11 +28,11 @@ fn a_reload_judges_new_flows_anew_and_keeps_live_ones() {
         let gateway = Gateway::start(lab, &before);
         for family in Family::BOTH {
             gateway.rewrite(&before);
-            hang_up(&gateway);
+            gateway.reload();
             let (mut client, mut server) = live_flow(lab, &accepted, family);
 
             gateway.rewrite(&before.replace("[\"blocked.example\"]", "[\"blocked.example\", \"unlisted.example\"]"));
-            hang_up(&gateway);
+            gateway.reload();
             let request = request(family, at(Site::A, family, 2, 80), Some("unlisted.example"));
             let outcome = lab.client.run(|| ask_http(&request)).unwrap();
             assert_eq!(outcome.saw, Saw::Reset, "{:#?}", gateway.enforcer.messages());
@@ -351,12 +351,6 @@ fn is_answered(client: &mut TcpStream) -> bool {
     read_until(client, b" asked ");
     read_until(client, b"\n");
     true
-}
-
-fn hang_up(gateway: &Gateway) {
-    let before = gateway.enforcer.messages().len();
-    kill_process(gateway.enforcer.pid(), Signal::HUP).unwrap();
-    gateway.enforcer.message_after(before, |line| line.contains("reloaded"), DEADLINE).unwrap();
 }
 
 fn trust() -> tidegate::mode::demo::client::Trust {

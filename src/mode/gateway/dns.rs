@@ -24,9 +24,9 @@ pub struct Listeners {
 /// One worker's.
 #[derive(Debug)]
 pub struct Sockets {
-    udp: Vec<UdpSocket>,
-    tcp: Vec<OwnedFd>,
-    outbox: Outbox,
+    pub(in crate::mode) udp: Vec<UdpSocket>,
+    pub(in crate::mode) tcp: Vec<OwnedFd>,
+    pub(in crate::mode) outbox: Outbox,
 }
 
 impl Listeners {
@@ -76,11 +76,11 @@ fn open_each(
 
 impl Sockets {
     /// Serves them within the worker's runtime.
-    pub fn serve(self, service: &Rc<Service>) -> Vec<JoinHandle<io::Result<()>>> {
-        let udp = over_udp::Udp::new(service.clone(), self.udp, self.outbox);
+    pub fn serve(self, service: &Rc<Service>) -> io::Result<Vec<JoinHandle<io::Result<()>>>> {
+        let udp = over_udp::Udp::new(service.clone(), self.udp, self.outbox)?;
         let mut tasks = vec![spawn_local(udp.run())];
         tasks.extend(self.tcp.into_iter().map(|listener| spawn_local(over_tcp::serve(service.clone(), listener))));
-        tasks
+        Ok(tasks)
     }
 }
 

@@ -5,18 +5,22 @@
 
 use std::collections::HashSet;
 use std::io;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, OnceLock};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant, SystemTime};
 
 use arc_swap::ArcSwap;
 
-use crate::firewall::{LOG_GROUP, LogTag};
+use crate::firewall::{By, LOG_GROUP, LogTag};
+use crate::peek::Via;
+use crate::policy::bindings::Bindings;
+use crate::policy::judge::judge_bound;
 use crate::policy::network::{Mode, Network};
 use crate::policy::snapshot::Snapshot;
 use crate::policy::{Direction, IpVerdict, Judged, Verdict};
 use crate::sys::nflog::{Logged, PacketLog};
+use crate::telemetry::record::via_word;
 use crate::telemetry::{Kind, Record, Telemetry};
 use crate::wire::ip::Headers;
 
@@ -25,6 +29,7 @@ use crate::wire::ip::Headers;
 pub struct Recorder {
     thread: Option<JoinHandle<()>>,
     stop: Arc<AtomicBool>,
+    bindings: Arc<OnceLock<Arc<Bindings>>>,
 }
 
 impl Recorder {
@@ -32,6 +37,7 @@ impl Recorder {
     pub fn start(snapshot: &Arc<ArcSwap<Snapshot>>, telemetry: &Telemetry) -> io::Result<Self> {
         let log = PacketLog::open(LOG_GROUP, PATIENCE)?;
         let stop = Arc::new(AtomicBool::new(false));
+        let bindings = Arc::new(OnceLock::new());
         let work = Work {
             log,
             current: snapshot.clone(),
@@ -39,9 +45,16 @@ impl Recorder {
             telemetry: telemetry.clone(),
             recent: Recent::new(Instant::now()),
             stop: stop.clone(),
+            bindings: bindings.clone(),
         };
         let thread = std::thread::Builder::new().name("kernel-records".into()).spawn(move || work.run())?;
-        Ok(Self { thread: Some(thread), stop })
+        Ok(Self { thread: Some(thread), stop, bindings })
+    }
+
+    /// Where the names are that DNS gave.
+    pub fn knows(&self, bindings: Arc<Bindings>) {
+        // A second call would tell of the same.
+        let _ = self.bindings.set(bindings);
     }
 }
 
@@ -63,6 +76,7 @@ struct Work {
     telemetry: Telemetry,
     recent: Recent,
     stop: Arc<AtomicBool>,
+    bindings: Arc<OnceLock<Arc<Bindings>>>,
 }
 
 impl Work {
@@ -72,9 +86,17 @@ impl Work {
         while !last {
             last = self.stop.load(Ordering::Relaxed);
             self.take_note();
-            let Self { log, known, telemetry, recent, .. } = &mut self;
+            let Self { log, known, telemetry, recent, bindings, .. } = &mut self;
             let now = Instant::now();
-            let lost = log.read(|logged| record(&logged, known, telemetry, recent, now));
+            let lost = log.read(|logged| match read(&logged, known) {
+                Some(judgement) if recent.is_new((judgement.packet, judgement.tag.direction), now) => {
+                    telemetry.count(|c| &c.judged_by_kernel);
+                    telemetry.record(judgement.record(bindings.get()));
+                }
+                Some(_) => {}
+                // Of another program's rules, or from before a start.
+                None => telemetry.count(|c| &c.kernel_records_lost),
+            });
             match lost {
                 Ok(0) => {}
                 Ok(lost) => telemetry.add(|c| &c.kernel_records_lost, lost.into()),
@@ -96,39 +118,54 @@ impl Work {
     }
 }
 
-fn record(logged: &Logged<'_>, known: &[Arc<Snapshot>], telemetry: &Telemetry, recent: &mut Recent, now: Instant) {
-    let found = || {
-        let tag: LogTag = logged.tag.parse().ok()?;
-        let headers = Headers::parse(logged.packet)?;
-        let snapshot = known.iter().rev().find(|snapshot| snapshot.generation == tag.generation)?;
-        let (network, judged) = tag.judged(snapshot)?;
-        Some((tag, headers, snapshot, network, judged))
-    };
-    // Of another program's rules, or from before a start.
-    let Some((tag, headers, snapshot, network, judged)) = found() else {
-        return telemetry.count(|c| &c.kernel_records_lost);
-    };
-    if !recent.is_new((headers, tag.direction), now) {
-        return;
-    }
-    telemetry.count(|c| &c.judged_by_kernel);
-    let base = Record::of_packet(Kind::Ip, SystemTime::now(), snapshot.enforcer.clone(), &headers);
-    telemetry.record(describe(base, network, tag.direction, judged));
+/// What the kernel did with a packet, and why.
+struct Judgement<'a> {
+    tag: LogTag,
+    packet: Headers,
+    snapshot: &'a Snapshot,
+    network: &'a Network,
+    judged: Judged<IpVerdict>,
 }
 
-fn describe(base: Record, network: &Network, direction: Direction, judged: Judged<IpVerdict>) -> Record {
-    let rule = network.rule(direction);
-    let verdict = Verdict {
-        pass: judged.verdict == IpVerdict::Allow,
-        reason: judged.reason,
-        ip: judged.verdict,
-        domain: None,
-        inspection: None,
-        list: judged.list,
-    };
-    let action = rule.filter(|_| network.mode == Mode::Enforce).map(|rule| rule.drop);
-    let policy = rule.map(|rule| rule.policy.name.clone());
-    base.judged_by(network.name.clone(), policy, direction).verdict(&verdict, action)
+fn read<'a>(logged: &Logged<'_>, known: &'a [Arc<Snapshot>]) -> Option<Judgement<'a>> {
+    let tag: LogTag = logged.tag.parse().ok()?;
+    let packet = Headers::parse(logged.packet)?;
+    let snapshot = known.iter().rev().find(|snapshot| snapshot.generation == tag.generation)?;
+    let (network, judged) = tag.judged(snapshot)?;
+    Some(Judgement { tag, packet, snapshot, network, judged })
+}
+
+impl Judgement<'_> {
+    fn record(self, bindings: Option<&Arc<Bindings>>) -> Record {
+        let Self { tag, packet, snapshot, network, judged } = self;
+        let now = SystemTime::now();
+        let rule = network.rule(tag.direction);
+        let mut verdict = Verdict {
+            pass: judged.verdict == IpVerdict::Allow,
+            reason: judged.reason,
+            ip: judged.verdict,
+            domain: None,
+            inspection: None,
+            list: judged.list,
+        };
+        let mut name = None;
+        if matches!(tag.by, By::Name { .. }) {
+            name = bindings.and_then(|own| own.name_for(packet.source, packet.destination, Instant::now()));
+            verdict.ip = rule.map_or(verdict.ip, |rule| rule.policy.judge_ip(packet.destination, now).verdict);
+        }
+        if let Some(name) = &name {
+            // The kernel's verdict stands, whatever has come to be known since.
+            verdict = Verdict { pass: verdict.pass, ..judge_bound(network, packet.destination, name, now) };
+        }
+        let action = rule.filter(|_| network.mode == Mode::Enforce).map(|rule| rule.drop);
+        let policy = rule.map(|rule| rule.policy.name.clone());
+        let kind = if name.is_some() { Kind::Domain } else { Kind::Ip };
+        let record = Record::of_packet(kind, now, snapshot.enforcer.clone(), &packet);
+        let mut record = record.judged_by(network.name.clone(), policy, tag.direction).verdict(&verdict, action);
+        record.via = name.as_ref().map(|_| via_word(Via::Dns));
+        record.domain = name;
+        record
+    }
 }
 
 /// The flows recorded of late: the repeated SYN of a blocked one, and further packets of one that nobody answers, are

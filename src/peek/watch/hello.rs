@@ -4,16 +4,16 @@
 //! other handshake message, nor after application data, unless that is early data, which a server that retries passes
 //! over (section 4.2.10). The server's own first message settles it for good.
 //!
-//! In TLS 1.2 a resumed handshake goes on in encrypted handshake records. Those can look like the beginning of a hello
-//! once in 2^16; then they are held back until the server's choice is seen, which comes first in that case.
+//! In TLS 1.2 a resumed handshake goes on in encrypted handshake records, and one in 256 of those looks like the
+//! beginning of a hello. The server's choice comes before them, so that they are not looked at.
 
 use std::borrow::Cow;
 
 use crate::peek::{Carrier, Discovery};
 use crate::wire::Malformed;
-use crate::wire::tls::ClientHello;
 use crate::wire::tls::records::{Followed, Records};
 use crate::wire::tls::server_hello;
+use crate::wire::tls::{CLIENT_HELLO, ClientHello};
 
 /// Watches both sides of a flow whose first hello was judged.
 #[derive(Clone, Debug)]
@@ -83,7 +83,7 @@ impl SecondHello {
         }
         let followed = self.records.follow(held);
         // Whatever stands behind another message, it is no hello.
-        if !self.records.may_be_hello() {
+        if self.records.message_type().is_some_and(|kind| kind != CLIENT_HELLO) {
             return Ok(Next::Splice);
         }
         let followed = followed?;

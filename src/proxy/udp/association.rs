@@ -2,6 +2,8 @@
 
 use std::time::{Duration, Instant};
 
+use tokio::task::JoinHandle;
+
 use super::hands::Hands;
 use crate::firewall::FlowKey;
 use crate::peek::Discovery;
@@ -18,6 +20,16 @@ pub(super) struct Association {
     state: State,
     /// When what is waiting must have come.
     deadline: Option<Instant>,
+    proving: Option<Proving>,
+}
+
+/// A connection whose name is being looked up before it is judged.
+#[derive(Debug)]
+struct Proving {
+    subject: Subject,
+    discovery: Discovery,
+    payload: Box<[u8]>,
+    look_up: JoinHandle<()>,
 }
 
 #[derive(Debug)]
@@ -39,7 +51,7 @@ enum State {
 impl Association {
     pub(super) fn new(flow: Flow, key: FlowKey) -> Self {
         let peek = UdpPeek::default();
-        Self { flow, key, peek, held: Vec::new(), state: State::Undecided, deadline: None }
+        Self { flow, key, peek, held: Vec::new(), state: State::Undecided, deadline: None, proving: None }
     }
 
     /// Takes in a datagram of the client.
@@ -72,6 +84,18 @@ impl Association {
             return;
         }
         self.deadline = None;
+        if let Some(proving) = self.proving.take() {
+            if !proving.look_up.is_finished() {
+                self.deadline = Some(now + LOOK_AGAIN);
+                self.proving = Some(proving);
+                return;
+            }
+            self.settle(proving.subject, &proving.discovery, &proving.payload, now, hands);
+            if !matches!(self.state, State::Blocked(..)) && self.peek.is_waiting() {
+                self.deadline = Some(now + self.patience());
+            }
+            return self.release(now, hands);
+        }
         let last = self.held.last().map(|held| held.payload.clone()).unwrap_or_default();
         for (subject, discovery) in self.peek.expire() {
             if !matches!(self.state, State::Blocked(..)) {
@@ -99,20 +123,35 @@ impl Association {
     /// Nobody inspects its port any more: judged by its address.
     fn without_inspection(&mut self, payload: &[u8], now: Instant, hands: &mut Hands) {
         if self.state == State::Undecided {
-            match self.flow.judge(None, &hands.worker.telemetry).ending {
-                Some(action) => return self.block(action, payload, now, hands),
-                None => self.state = State::Passed(now - OFFER_AGAIN),
+            let judgement = self.flow.judge(None, &hands.worker.telemetry);
+            if let Some(action) = judgement.ending {
+                return self.block(action, payload, now, hands);
             }
+            hands.begin(&self.key, judgement.closing);
+            self.state = State::Passed(now);
         }
         self.pass(payload, now, hands);
     }
 
+    /// Judges, if need be after a look-up of the name: until then its datagrams are held.
     fn judge(&mut self, subject: Subject, discovery: &Discovery, payload: &[u8], now: Instant, hands: &mut Hands) {
-        let ending = self.flow.judge(Some(discovery), &hands.worker.telemetry).ending;
-        self.peek.settle(subject, ending.is_none());
-        match (ending, self.state) {
+        if self.proving.is_none()
+            && let Some(look_up) = hands.worker.proofs.begin(&self.flow, discovery)
+        {
+            let (discovery, payload) = (discovery.clone(), payload.into());
+            self.proving = Some(Proving { subject, discovery, payload, look_up });
+            self.deadline = Some(now + LOOK_AGAIN);
+            return;
+        }
+        self.settle(subject, discovery, payload, now, hands);
+    }
+
+    fn settle(&mut self, subject: Subject, discovery: &Discovery, payload: &[u8], now: Instant, hands: &mut Hands) {
+        let judgement = self.flow.judge(Some(discovery), &hands.worker.telemetry);
+        self.peek.settle(subject, judgement.ending.is_none());
+        match (judgement.ending, self.state) {
             (None, State::Undecided) => {
-                hands.forward(&self.key);
+                hands.begin(&self.key, judgement.closing);
                 self.state = State::Passed(now);
             }
             (None, _) => {}
@@ -126,6 +165,7 @@ impl Association {
         hands.block(&self.key, action, payload);
         self.state = State::Blocked(now + hands.settings.blocked, action);
         self.deadline = None;
+        self.proving = None;
         self.let_go(hands);
         self.peek = UdpPeek::default();
     }
@@ -152,7 +192,7 @@ impl Association {
         hands.held += payload.len();
         self.held.push(Held { depends_on, payload: payload.into() });
         if self.deadline.is_none() && self.peek.is_waiting() {
-            self.deadline = Some(now + self.flow.inspection().map_or(Duration::ZERO, |own| own.timeout));
+            self.deadline = Some(now + self.patience());
         }
     }
 
@@ -173,7 +213,7 @@ impl Association {
                 _ => hands.dropped(),
             }
         }
-        if self.held.is_empty() && !self.peek.is_waiting() {
+        if self.held.is_empty() && !self.peek.is_waiting() && self.proving.is_none() {
             self.deadline = None;
         }
     }
@@ -186,6 +226,10 @@ impl Association {
         }
     }
 
+    fn patience(&self) -> Duration {
+        self.flow.inspection().map_or(Duration::ZERO, |own| own.timeout)
+    }
+
     fn weight(&self) -> usize {
         self.held.iter().map(|held| held.payload.len()).sum::<usize>() + self.peek.weight()
     }
@@ -196,5 +240,7 @@ impl Association {
     }
 }
 
+/// How often a look-up is asked for its end.
+const LOOK_AGAIN: Duration = Duration::from_millis(5);
 /// A flow that the kernel should forward and that still comes here is offered to it again after so long.
 const OFFER_AGAIN: Duration = Duration::from_secs(1);

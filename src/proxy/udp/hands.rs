@@ -1,15 +1,18 @@
-//! What a verdict does: datagrams sent on, and flows given to the kernel.
+//! What a verdict does: datagrams sent on, and flows given to the kernel or to a relay.
 
 use std::io;
 use std::rc::Rc;
 use std::time::Instant;
 
-use super::Settings;
+use super::relay::Relay;
+use super::{Settings, Way};
 use crate::firewall::{FlowKey, FlowSet};
 use crate::policy::DropAction;
+use crate::proxy::flow::Closing;
 use crate::proxy::worker::Worker;
 use crate::sys::nft::NftSocket;
 use crate::sys::udp::Outbox;
+use crate::telemetry::Telemetry;
 
 /// Collects what is to be done, and does it batch by batch: datagrams first, so that what the kernel forwards comes
 /// after what was held.
@@ -21,6 +24,18 @@ pub(super) struct Hands {
     pub(super) scratch: Vec<u8>,
     /// Octets held in all flows.
     pub(super) held: usize,
+    onward: Onward,
+}
+
+#[derive(Debug)]
+enum Onward {
+    Kernel(Box<Kernel>),
+    Relay(Box<Relay>),
+}
+
+/// What is given to the kernel.
+#[derive(Debug)]
+struct Kernel {
     outbox: Outbox,
     nft: NftSocket,
     changes: Vec<(FlowSet, FlowKey, std::time::Duration)>,
@@ -29,28 +44,72 @@ pub(super) struct Hands {
 }
 
 impl Hands {
-    /// Needs CAP_NET_ADMIN and CAP_NET_RAW.
-    pub(super) fn new(worker: Rc<Worker>, settings: Settings) -> io::Result<Self> {
-        Ok(Self {
-            worker,
-            settings,
-            scratch: Vec::new(),
-            held: 0,
-            outbox: Outbox::new(None)?,
-            nft: NftSocket::open()?,
-            changes: Vec::new(),
-            full: None,
-        })
+    /// [`Way::Kernel`] needs CAP_NET_ADMIN and CAP_NET_RAW.
+    pub(super) fn new(worker: Rc<Worker>, settings: Settings, way: Way) -> io::Result<Self> {
+        let onward = match way {
+            Way::Kernel => Onward::Kernel(Box::new(Kernel {
+                outbox: Outbox::new(None)?,
+                nft: NftSocket::open()?,
+                changes: Vec::new(),
+                full: None,
+            })),
+            Way::Relay(answers) => Onward::Relay(Box::new(Relay::new(answers, worker.telemetry.clone())?)),
+        };
+        Ok(Self { worker, settings, scratch: Vec::new(), held: 0, onward })
     }
 
-    /// Sends a datagram to the server, from the client's own address and port.
+    /// Sends a datagram to the server: from the client's own address and port, or from the flow's socket.
     pub(super) fn send(&mut self, flow: &FlowKey, payload: &[u8]) {
-        self.outbox.push(flow.client, flow.remote, payload);
+        match &mut self.onward {
+            Onward::Kernel(kernel) => kernel.outbox.push(flow.client, flow.remote, payload),
+            Onward::Relay(relay) => {
+                if !relay.send(flow, payload) {
+                    self.worker.telemetry.count(|c| &c.datagrams_unsent);
+                }
+            }
+        }
     }
 
-    /// Lets the kernel forward the flow from now on.
+    /// The flow may pass from now on. `closing` is what its `end` record will say.
+    pub(super) fn begin(&mut self, flow: &FlowKey, closing: Box<Closing>) {
+        match &mut self.onward {
+            Onward::Kernel(_) => self.forward(flow),
+            Onward::Relay(relay) => {
+                if let Err(error) = relay.begin(flow, closing) {
+                    self.worker.telemetry.count(|c| &c.unreachable);
+                    tracing::debug!(remote = %flow.remote, %error, "no socket for a UDP flow");
+                }
+            }
+        }
+    }
+
+    /// Lets the kernel forward the flow from now on, where it can.
     pub(super) fn forward(&mut self, flow: &FlowKey) {
-        self.changes.push((FlowSet::Forwarded, *flow, self.settings.forwarded));
+        if let Onward::Kernel(kernel) = &mut self.onward {
+            kernel.changes.push((FlowSet::Forwarded, *flow, self.settings.forwarded));
+        }
+    }
+
+    /// The flow is forgotten.
+    pub(super) fn end(&mut self, flow: &FlowKey) {
+        if let Onward::Relay(relay) = &mut self.onward {
+            relay.end(flow);
+        }
+    }
+
+    /// Waits until servers have answered flows that are relayed.
+    pub(super) async fn answered(&mut self) -> io::Result<()> {
+        match &mut self.onward {
+            Onward::Kernel(_) => std::future::pending().await,
+            Onward::Relay(relay) => relay.answered().await,
+        }
+    }
+
+    /// Gives clients what was answered.
+    pub(super) fn carry_answers(&mut self) {
+        if let Onward::Relay(relay) = &mut self.onward {
+            relay.carry_answers();
+        }
     }
 
     /// Ends a flow: all its packets, for a while.
@@ -59,7 +118,11 @@ impl Hands {
             DropAction::Discard => FlowSet::Silenced,
             DropAction::IcmpUnreachable | DropAction::TcpReset => FlowSet::Refused,
         };
-        self.changes.push((set, *flow, self.settings.blocked));
+        match &mut self.onward {
+            Onward::Kernel(kernel) => kernel.changes.push((set, *flow, self.settings.blocked)),
+            // Its packets go on coming here, and are refused here.
+            Onward::Relay(relay) => relay.end(flow),
+        }
         self.refuse(flow, action, quoted);
     }
 
@@ -79,25 +142,33 @@ impl Hands {
 
     /// Does what was collected.
     pub(super) fn flush(&mut self) {
+        if let Onward::Kernel(kernel) = &mut self.onward {
+            kernel.flush(&self.worker.telemetry);
+        }
+    }
+}
+
+impl Kernel {
+    fn flush(&mut self, telemetry: &Telemetry) {
         self.outbox.flush();
         for _ in 0..std::mem::take(&mut self.outbox.dropped) {
-            self.worker.telemetry.count(|c| &c.datagrams_unsent);
+            telemetry.count(|c| &c.datagrams_unsent);
         }
         if self.changes.is_empty() {
             return;
         }
         if self.nft.add_flows(&self.changes).is_err() {
-            self.add_one_by_one();
+            self.add_one_by_one(telemetry);
         }
         self.changes.clear();
     }
 
     /// One that the kernel refuses, for a full set as a rule, does not keep out the others. What it does not forward or
     /// block is sent on or dropped here.
-    fn add_one_by_one(&mut self) {
+    fn add_one_by_one(&mut self, telemetry: &Telemetry) {
         for (set, flow, timeout) in &self.changes {
             let Err(error) = self.nft.add_flow(*set, flow, Some(*timeout)) else { continue };
-            self.worker.telemetry.count(|c| &c.kernel_refused);
+            telemetry.count(|c| &c.kernel_refused);
             let now = Instant::now();
             if self.full.is_none_or(|full| now.duration_since(full) > QUIET) {
                 self.full = Some(now);

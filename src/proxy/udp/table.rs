@@ -136,6 +136,7 @@ impl Table {
     fn remove(&mut self, key: &FlowKey, hands: &mut Hands) {
         let Some(mut row) = self.rows.remove(key) else { return };
         row.association.let_go(hands);
+        hands.end(key);
         if row.counted {
             self.uncount(key.client.ip());
         }

@@ -4,6 +4,7 @@
 
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::os::fd::OwnedFd;
 
 use socket2::{Domain, Protocol, Socket, Type};
 
@@ -36,6 +37,14 @@ impl IcmpSocket {
             other => Some(other?),
         };
         Ok(Self { v4, v6 })
+    }
+
+    pub(super) fn from_sockets(v4: OwnedFd, v6: Option<OwnedFd>) -> Self {
+        Self { v4: v4.into(), v6: v6.map(Socket::from) }
+    }
+
+    pub(super) fn into_sockets(self) -> (OwnedFd, Option<OwnedFd>) {
+        (self.v4.into(), self.v6.map(OwnedFd::from))
     }
 
     pub(super) fn send(&self, refused: &Refused) -> io::Result<()> {

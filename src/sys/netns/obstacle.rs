@@ -33,7 +33,9 @@ impl Unavailable {
     /// A link between namespaces, its addresses or routes were refused.
     pub fn link(error: RtnlError) -> Self {
         let mut obstacles = Vec::new();
-        if error.errno() == Some(libc::EOPNOTSUPP) {
+        if !std::path::Path::new("/proc/thread-self/net/if_inet6").exists() {
+            obstacles.push("the kernel has no IPv6: boot without `ipv6.disable=1`".to_owned());
+        } else if error.errno() == Some(libc::EOPNOTSUPP) {
             obstacles.push("the kernel has no veth links: `modprobe veth`, or CONFIG_VETH is needed".to_owned());
         }
         Self { refused: "a link between namespaces", source: error.into_io(), obstacles }

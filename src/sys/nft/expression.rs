@@ -107,6 +107,7 @@ pub(super) fn add(list: &mut Message, expression: &Expression) {
         Expression::Counter => named(list, "counter", |_| {}),
         Expression::NoTrack => named(list, "notrack", |_| {}),
         Expression::NoLongHeader => match_no_long_header(list),
+        Expression::ShorterThan(length) => match_shorter_than(list, *length),
         Expression::Reject => reject(list),
         Expression::Reset => named(list, "reject", |reject| {
             const TCP_RESET: u32 = 1;
@@ -221,6 +222,23 @@ fn log(list: &mut Message, group: u16, prefix: &str) {
         log.bytes(1, &group.to_be_bytes());
         log.text(2, prefix);
         log.u32(3, COPIED);
+    });
+}
+
+fn match_shorter_than(list: &mut Message, length: u32) {
+    const META_LENGTH: u32 = 0;
+    const TO_NETWORK_ORDER: u32 = 1;
+    const LESS: u32 = 2;
+    load_meta(list, META_LENGTH, FIRST);
+    named(list, "byteorder", |byteorder| {
+        for (attribute, value) in [(1, FIRST), (2, FIRST), (3, TO_NETWORK_ORDER), (4, 4), (5, 4)] {
+            byteorder.u32(attribute, value);
+        }
+    });
+    named(list, "cmp", |cmp| {
+        cmp.u32(1, FIRST);
+        cmp.u32(2, LESS);
+        cmp.nest(3, |data| data.bytes(1, &length.to_be_bytes()));
     });
 }
 

@@ -51,13 +51,6 @@ impl Rtnl {
         self.change(|| format!("set link {name} up"), RouteNetlinkMessage::SetLink(link), 0, &[])
     }
 
-    /// Sets the link down, which also ends the flows that leave by it.
-    pub fn set_down(&mut self, name: &str) -> Result<(), RtnlError> {
-        let mut link = named(name);
-        link.header.change_mask = LinkFlags::Up;
-        self.change(|| format!("set link {name} down"), RouteNetlinkMessage::SetLink(link), 0, &[])
-    }
-
     /// Gives the link another name; the kernel demands that it is down, or IFF_LIVE_RENAME_OK.
     pub fn rename_link(&mut self, name: &str, new: &str) -> Result<(), RtnlError> {
         let operation = || format!("rename link {name} to {new}");

@@ -61,6 +61,22 @@ impl Rtnl {
         self.change(operation, message, NLM_F_CREATE | NLM_F_EXCL, &[libc::EEXIST])
     }
 
+    /// The same, where what is sent there without a source of its own comes from `source`.
+    pub fn add_local_prefix_from(&mut self, prefix: IpNet, source: IpAddr) -> Result<(), RtnlError> {
+        let mut message = self.local(prefix, LOCAL_TABLE)?;
+        message.attributes.push(RouteAttribute::PrefSource(RouteAddress::from(source)));
+        let operation = || format!("add route local {prefix} dev lo src {source}");
+        self.change(operation, RouteNetlinkMessage::NewRoute(message), NLM_F_CREATE | NLM_F_EXCL, &[libc::EEXIST])
+    }
+
+    /// Where this host sends packets of the family to others: the prefixes of its unicast routes, of any table.
+    pub fn reachable(&mut self, family: Family) -> Result<Vec<IpNet>, RtnlError> {
+        let request = route(default_of(family), u32::from(RouteHeader::RT_TABLE_UNSPEC));
+        let operation = || format!("list {family} routes");
+        let answer = self.query(operation, RouteNetlinkMessage::GetRoute(request), NLM_F_DUMP)?;
+        Ok(answer.iter().filter_map(|message| unicast(family, message)).collect())
+    }
+
     /// Makes every address of the family local to this host in `table` (`local default dev lo`): how packets that a
     /// rule sends to the table reach a transparent socket. The link `lo` must be up.
     pub fn add_local_default(&mut self, family: Family, table: u32) -> Result<(), RtnlError> {
@@ -187,6 +203,22 @@ fn read_rule(family: Family, message: &RouteNetlinkMessage) -> Option<FwmarkRule
         }
     }
     Some(FwmarkRule { family, mark: mark?, table, priority })
+}
+
+fn unicast(family: Family, message: &RouteNetlinkMessage) -> Option<IpNet> {
+    let RouteNetlinkMessage::NewRoute(route) = message else { return None };
+    if route.header.kind != RouteType::Unicast || route.header.address_family != family.into() {
+        return None;
+    }
+    let destination = route.attributes.iter().find_map(|attribute| match attribute {
+        RouteAttribute::Destination(RouteAddress::Inet(address)) => Some(IpAddr::from(*address)),
+        RouteAttribute::Destination(RouteAddress::Inet6(address)) => Some(IpAddr::from(*address)),
+        _ => None,
+    });
+    match destination {
+        Some(address) => IpNet::new(address, route.header.destination_prefix_length).ok(),
+        None => Some(default_of(family)),
+    }
 }
 
 /// The table in which the kernel keeps a host's own addresses.

@@ -252,7 +252,7 @@ mod tests {
             (b"\x03a.b\x07example\x03com\0", Some("a_b.example.com")),
             (b"\x01*\x07example\x03com\0", Some("_.example.com")),
             (b"\x02\xff\0\x07example\x03com\0", Some("__.example.com")),
-            (b"\x08xn--zzzz\x07example\x03com\0", Some("xn__zzzz.example.com")),
+            (b"\x08xn--zzzz\x07example\x03com\0", Some("xn--zzzz.example.com")),
             (b"\x041234\0", None),
             (b"\0", None),
         ];

@@ -4,6 +4,7 @@
 //! (`EHLO host`, `SSH-2.0-x`, `GET key` to a store) is not.
 //!
 //! Fails closed: bytes that could still become a request are [`Begin::Open`], and never settled before their line ends.
+//! A PROXY header, in which a client speaks for another one, would stand before whatever names the host: it is refused.
 
 /// What the bytes so far say.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -57,7 +58,8 @@ impl Beginning {
                 return self.settle(bytes);
             }
             if octet < b' ' && !is_space(octet) || octet == 0x7f || (octet >= 0x80 && self.stage == Stage::Method) {
-                return if self.stage == Stage::Request { Begin::Malformed } else { Begin::Other };
+                let is_refused = self.stage == Stage::Request || bytes.starts_with(PROXY_2);
+                return if is_refused { Begin::Malformed } else { Begin::Other };
             }
             self.stage = self.step(bytes, octet);
             self.at += 1;
@@ -114,6 +116,9 @@ impl Beginning {
             let is_preface = line == b"PRI * HTTP/2.0" && self.line == 0;
             return if is_preface { Begin::Http2 } else { Begin::Http1 };
         }
+        if line.starts_with(PROXY_1) && matches!(target, Some(b"TCP4" | b"TCP6" | b"UNKNOWN")) {
+            return Begin::Malformed;
+        }
         if self.stage != Stage::Request {
             return Begin::Other;
         }
@@ -133,6 +138,10 @@ fn is_cousin(target: &[u8], version: &[u8]) -> bool {
 fn is_space(octet: u8) -> bool {
     matches!(octet, b' ' | b'\t' | b'\r' | b'\n' | 0x0b | 0x0c)
 }
+
+/// How headers of the PROXY protocol begin, in versions 1 and 2.
+const PROXY_1: &[u8] = b"PROXY ";
+const PROXY_2: &[u8] = b"\r\n\r\n\0";
 
 const COUSINS: &[(&[u8], &[u8])] = &[
     (b"rtsp://", b"RTSP/"),

@@ -12,7 +12,6 @@
 
 use std::borrow::Cow;
 
-use super::CLIENT_HELLO;
 use crate::wire::Malformed;
 
 /// How far the records of one direction have been followed.
@@ -125,10 +124,9 @@ impl Records {
         (self.have >= MESSAGE_HEADER).then_some(MESSAGE_HEADER + length)
     }
 
-    /// Whether the message in progress may be a ClientHello of less than 2^16 octets, as far as its beginning tells.
-    pub fn may_be_hello(&self) -> bool {
-        let known = self.start.get(..self.have).unwrap_or(&self.start);
-        known.iter().zip([CLIENT_HELLO, 0]).all(|(octet, hello)| *octet == hello)
+    /// The type of the message in progress, once it is known.
+    pub fn message_type(&self) -> Option<u8> {
+        (self.have > 0).then_some(self.start[0])
     }
 
     /// The message that [`Records::follow`] found complete in `bytes`, its header included.

@@ -16,10 +16,13 @@ use crate::gateway::{DEADLINE, family_of};
 /// Answers to one question: each datagram that is to be sent for it, or on TCP each message.
 pub(crate) type Answerer = fn(&[u8]) -> Vec<Vec<u8>>;
 
+/// Who asked, and what.
+pub(crate) type Asked = (SocketAddr, Vec<u8>);
+
 /// A resolver that answers as it is told, and remembers what it was asked and by whom.
 pub(crate) struct Resolver {
     pub(crate) at: SocketAddr,
-    asked: Arc<Mutex<Vec<(SocketAddr, Vec<u8>)>>>,
+    asked: Arc<Mutex<Vec<Asked>>>,
 }
 
 impl Resolver {
@@ -54,7 +57,7 @@ impl Resolver {
     }
 
     /// What has been asked so far, and by whom.
-    pub(crate) fn asked(&self) -> Vec<(SocketAddr, Vec<u8>)> {
+    pub(crate) fn asked(&self) -> Vec<Asked> {
         self.asked.lock().unwrap().clone()
     }
 }
@@ -69,12 +72,7 @@ pub(crate) fn bind(at: SocketAddr, kind: Type) -> Socket {
     socket
 }
 
-fn serve_stream(
-    mut stream: TcpStream,
-    from: SocketAddr,
-    heard: &Mutex<Vec<(SocketAddr, Vec<u8>)>>,
-    answerer: Answerer,
-) {
+fn serve_stream(mut stream: TcpStream, from: SocketAddr, heard: &Mutex<Vec<Asked>>, answerer: Answerer) {
     while let Some(query) = read_frame(&mut stream) {
         heard.lock().unwrap().push((from, query.clone()));
         for answer in answerer(&query) {

@@ -1,0 +1,189 @@
+//! What of the host's file system an enclosed command does not see: its processes, and the sockets of its programs,
+//! by which another program would act for the command (a container engine, D-Bus, an agent of keys, a display).
+//!
+//! Every path socket that is bound on the host when the command starts, and every one below /run, is covered; below
+//! /run/user nothing is left, since sockets come and go there. A socket that is made elsewhere later is seen.
+//!
+//! Fails closed: a socket that cannot be covered, though it can be reached, ends the start.
+
+use std::collections::BTreeSet;
+use std::ffi::OsString;
+use std::fs::{self, File};
+use std::io;
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::os::unix::ffi::OsStrExt;
+use std::os::unix::fs::{FileTypeExt, PermissionsExt};
+use std::path::{Path, PathBuf};
+
+use nix::mount::{MntFlags, MsFlags, mount, umount2};
+use rustix::fs::{Mode, OFlags};
+
+/// What is seen and what is not, gathered outside, before the command's namespaces exist.
+#[derive(Debug)]
+pub(super) struct Hiding {
+    sockets: Vec<PathBuf>,
+    /// Let through although they stand below a folder that is emptied.
+    kept: Vec<(PathBuf, OwnedFd)>,
+    runtime_folders: Vec<OsString>,
+}
+
+impl Hiding {
+    /// `allowed`: the sockets that the command may use.
+    pub(super) fn gather(allowed: &[PathBuf]) -> io::Result<Self> {
+        let allowed: Vec<PathBuf> = allowed.iter().map(fs::canonicalize).collect::<io::Result<_>>()?;
+        let mut sockets = bound_sockets();
+        find_sockets(Path::new(RUN), DEPTH, &mut sockets);
+        sockets.retain(|path| !path.starts_with(RUN_USER) && !allowed.contains(path));
+        let below = allowed.iter().filter(|path| path.starts_with(RUN_USER));
+        let open =
+            |path: &PathBuf| Ok((path.clone(), rustix::fs::open(path, OFlags::PATH | OFlags::CLOEXEC, Mode::empty())?));
+        let kept = below.map(open).collect::<io::Result<_>>()?;
+        let runtime_folders = fs::read_dir(RUN_USER)
+            .map_or_else(|_| Vec::new(), |all| all.flatten().map(|one| one.file_name()).collect());
+        Ok(Self { sockets: sockets.into_iter().collect(), kept, runtime_folders })
+    }
+
+    /// Covers them in the mount namespace of this process, which must be its own.
+    pub(super) fn cover(&self) -> io::Result<()> {
+        for path in &self.sockets {
+            bind(Path::new("/dev/null"), path).or_else(|error| if is_reachable(path) { Err(error) } else { Ok(()) })?;
+        }
+        if Path::new(RUN_USER).is_dir() {
+            mount_tmpfs(Path::new(RUN_USER))?;
+            for folder in &self.runtime_folders {
+                let folder = Path::new(RUN_USER).join(folder);
+                fs::create_dir(&folder)?;
+                fs::set_permissions(&folder, fs::Permissions::from_mode(0o700))?;
+            }
+        }
+        for (path, descriptor) in &self.kept {
+            if let Some(folder) = path.parent() {
+                fs::create_dir_all(folder)?;
+            }
+            File::create(path)?;
+            bind(&PathBuf::from(format!("/proc/self/fd/{}", descriptor.as_fd().as_raw_fd())), path)?;
+        }
+        Ok(())
+    }
+}
+
+/// Cuts this mount namespace off from the host's: what is mounted from here on is seen on this side alone.
+pub(super) fn part_from_host() -> io::Result<()> {
+    Ok(mount(NONE, "/", NONE, MsFlags::MS_REC | MsFlags::MS_PRIVATE, NONE)?)
+}
+
+/// Shows the processes of this pid namespace alone.
+pub(super) fn hide_processes() -> io::Result<()> {
+    let flags = MsFlags::MS_NOSUID | MsFlags::MS_NODEV | MsFlags::MS_NOEXEC;
+    Ok(mount(Some("proc"), "/proc", Some("proc"), flags, NONE)?)
+}
+
+/// Puts a text in the place of a file. A file that is not there is no error: nobody reads it either.
+pub(super) fn replace_file(path: &Path, text: &str) -> io::Result<()> {
+    let Ok(path) = fs::canonicalize(path) else { return Ok(()) };
+    // Somewhere to write where nobody looks, gone again before the command starts; what was bound from it stays.
+    let place = Path::new("/tmp");
+    mount_tmpfs(place)?;
+    let written = place.join("tidegate");
+    let done = fs::write(&written, text)
+        .and_then(|()| fs::set_permissions(&written, fs::Permissions::from_mode(0o644)))
+        .and_then(|()| {
+            let file = rustix::fs::open(&written, OFlags::PATH | OFlags::CLOEXEC, Mode::empty())?;
+            bind_below(&path, place, &file, &written)
+        });
+    umount2(place, MntFlags::MNT_DETACH)?;
+    done
+}
+
+/// Where `path` itself stands below `place`, it is covered now: it cannot be replaced.
+fn bind_below(path: &Path, place: &Path, file: &OwnedFd, written: &Path) -> io::Result<()> {
+    if path.starts_with(place) {
+        let file = file.as_raw_fd();
+        return Err(io::Error::other(format!("{} stands in {} (descriptor {file})", path.display(), place.display())));
+    }
+    bind(written, path)
+}
+
+/// The environment that the command gets: no word of sockets that it cannot reach.
+pub(super) fn environment(
+    all: impl Iterator<Item = (OsString, OsString)>,
+    allowed: &[PathBuf],
+) -> Vec<(OsString, OsString)> {
+    let names_allowed = |value: &OsString| {
+        let value = value.as_bytes();
+        allowed
+            .iter()
+            .any(|path| value.windows(path.as_os_str().len().max(1)).any(|part| part == path.as_os_str().as_bytes()))
+    };
+    let display = allowed.iter().any(|path| path.starts_with("/tmp/.X11-unix"));
+    all.filter(|(name, value)| {
+        let is_of_socket = SOCKET_VARIABLES.iter().any(|own| name == own) && !names_allowed(value);
+        !is_of_socket && (name != "DISPLAY" || display)
+    })
+    .collect()
+}
+
+/// Every path to which a socket of this network namespace is bound.
+fn bound_sockets() -> BTreeSet<PathBuf> {
+    let table = fs::read("/proc/net/unix").unwrap_or_default();
+    let lines = table.split(|octet| *octet == b'\n');
+    let paths = lines.filter_map(|line| {
+        let at = line.iter().position(|octet| *octet == b'/')?;
+        Some(PathBuf::from(std::ffi::OsStr::from_bytes(line.get(at..)?)))
+    });
+    paths.filter_map(|path| fs::canonicalize(path).ok()).filter(|path| is_socket(path)).collect()
+}
+
+fn find_sockets(folder: &Path, depth: u32, found: &mut BTreeSet<PathBuf>) {
+    let Ok(entries) = fs::read_dir(folder) else { return };
+    for entry in entries.flatten() {
+        match entry.file_type() {
+            Ok(kind) if kind.is_socket() => _ = found.insert(entry.path()),
+            Ok(kind) if kind.is_dir() && depth > 0 => find_sockets(&entry.path(), depth - 1, found),
+            _ => {}
+        }
+    }
+}
+
+fn is_socket(path: &Path) -> bool {
+    fs::symlink_metadata(path).is_ok_and(|about| about.file_type().is_socket())
+}
+
+fn is_reachable(path: &Path) -> bool {
+    is_socket(path) && nix::unistd::access(path, nix::unistd::AccessFlags::W_OK).is_ok()
+}
+
+fn bind(from: &Path, to: &Path) -> io::Result<()> {
+    mount(Some(from), to, NONE, MsFlags::MS_BIND, NONE).map_err(|error| {
+        io::Error::new(io::Error::from(error).kind(), format!("cannot cover {}: {error}", to.display()))
+    })
+}
+
+fn mount_tmpfs(place: &Path) -> io::Result<()> {
+    let flags = MsFlags::MS_NOSUID | MsFlags::MS_NODEV;
+    Ok(mount(Some("tidegate"), place, Some("tmpfs"), flags, Some("mode=0755,size=16m"))?)
+}
+
+const NONE: Option<&str> = None;
+const RUN: &str = "/run";
+const RUN_USER: &str = "/run/user";
+/// Folders below /run that are looked through.
+const DEPTH: u32 = 4;
+
+/// Variables that tell programs of sockets.
+const SOCKET_VARIABLES: &[&str] = &[
+    "SSH_AUTH_SOCK",
+    "SSH_AGENT_PID",
+    "GPG_AGENT_INFO",
+    "DBUS_SESSION_BUS_ADDRESS",
+    "DBUS_SYSTEM_BUS_ADDRESS",
+    "WAYLAND_DISPLAY",
+    "WAYLAND_SOCKET",
+    "DOCKER_HOST",
+    "CONTAINER_HOST",
+    "PULSE_SERVER",
+    "NOTIFY_SOCKET",
+    "LISTEN_FDS",
+    "LISTEN_PID",
+    "LISTEN_FDNAMES",
+];
