@@ -60,6 +60,16 @@ counters! {
     lists_refused,
     /// Fetches of lists that failed, or gave nothing that may replace the last good copy.
     fetches_failed,
+    /// Packets that the kernel judged, of flows that are recorded.
+    judged_by_kernel,
+    /// Packets that the kernel judged and did not record: there were more than limits.kernel_records allows.
+    kernel_unrecorded,
+    /// Names that the kernel did not take, for a full set as a rule: the address decides instead.
+    names_untold,
+    /// Copies of judged packets that were lost on their way to be recorded.
+    kernel_records_lost,
+    /// Times that rules or routes were found damaged and put back.
+    rules_restored,
     /// Blocked flows that should have seen ICMP or nothing, and saw a reset since the kernel refused more.
     ended_by_reset,
 }
@@ -76,6 +86,10 @@ impl Telemetry {
 
     pub fn counters(&self) -> &Counters {
         &self.counters
+    }
+
+    pub fn add(&self, counter: impl Fn(&Counters) -> &AtomicU64, number: u64) {
+        counter(&self.counters).fetch_add(number, Ordering::Relaxed);
     }
 
     /// Adds one.

@@ -44,6 +44,9 @@ pub struct Limits {
     pub fetch_size: usize,
     /// How long fetching a list may take: 1 s to 1 day; default 15 min. Takes effect at the next reload.
     pub fetch_time: Duration,
+    /// Packets judged in the kernel that are recorded a second, for each Network, direction and reason; more are
+    /// counted: 1 to 1,000,000; default 1,000. Takes effect at start.
+    pub kernel_records: usize,
 }
 
 impl Limits {
@@ -69,6 +72,7 @@ impl Default for Limits {
             records: 65_536,
             fetch_size: 1 << 30,
             fetch_time: Duration::from_secs(15 * 60),
+            kernel_records: 1000,
         }
     }
 }
@@ -93,6 +97,7 @@ pub(super) fn read_limits(mut table: Table<'_>) -> Limits {
         records: table.count("records", 1..=(1 << 24), default.records),
         fetch_size: table.size("fetch_size", (1 << 10)..=(16 << 30), default.fetch_size),
         fetch_time: table.duration("fetch_time", SECOND..=24 * 3600 * SECOND, default.fetch_time),
+        kernel_records: table.count("kernel_records", 1..=1_000_000, default.kernel_records),
     }
 }
 
