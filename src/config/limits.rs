@@ -1,8 +1,11 @@
 //! `[gateway]` and `[limits]`: how a gateway behaves, and how much it may hold.
 
+mod dns;
+
 use std::time::Duration;
 
 use super::table::Table;
+pub use dns::DnsLimits;
 
 /// What a gateway does when tidegate is not there (SPEC R5).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -23,7 +26,7 @@ pub struct GatewaySettings {
 }
 
 /// `[limits]`: bounds of what is held at once.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug)]
 pub struct Limits {
     /// Flows held at once, TCP and UDP together: 1 to 10,000,000; default 100,000. A flow past it is refused, counted
     /// and logged. Takes effect at start.
@@ -38,6 +41,8 @@ pub struct Limits {
     /// Records that wait to be written; more are dropped and counted: 1 to 16,777,216; default 65,536. Takes
     /// effect at start.
     pub records: usize,
+    /// `[limits.dns]`.
+    pub dns: DnsLimits,
 }
 
 impl Default for GatewaySettings {
@@ -48,7 +53,14 @@ impl Default for GatewaySettings {
 
 impl Default for Limits {
     fn default() -> Self {
-        Self { flows: 100_000, held_bytes: 64 << 10, idle: Duration::from_secs(300), workers: 0, records: 65_536 }
+        Self {
+            flows: 100_000,
+            held_bytes: 64 << 10,
+            idle: Duration::from_secs(300),
+            workers: 0,
+            records: 65_536,
+            dns: DnsLimits::default(),
+        }
     }
 }
 
@@ -70,5 +82,6 @@ pub(super) fn read_limits(mut table: Table<'_>) -> Limits {
         idle: table.duration("idle", Duration::from_secs(1)..=week, default.idle),
         workers: table.count("workers", 0..=1024, default.workers),
         records: table.count("records", 1..=(1 << 24), default.records),
+        dns: table.table("dns").map(dns::read).unwrap_or_default(),
     }
 }

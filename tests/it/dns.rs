@@ -5,6 +5,7 @@
 //! ```
 
 mod binding;
+mod encrypted;
 mod forger;
 mod resolver;
 mod upstream;
