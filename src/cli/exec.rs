@@ -6,7 +6,7 @@ use std::ffi::OsString;
 use std::fs::{File, OpenOptions};
 use std::io;
 use std::net::{IpAddr, SocketAddr};
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::process::ExitCode;
 use std::sync::Arc;
 use std::time::Duration;
@@ -22,6 +22,7 @@ use crate::peek;
 use crate::policy::bindings;
 use crate::policy::network::{Network, ProtectedIp};
 use crate::proxy::{proof, relay, udp, worker};
+use crate::sys::fork::inherited;
 use written::Entry;
 
 #[derive(Clone, Debug, Args)]
@@ -63,7 +64,7 @@ pub fn exec(args: ExecArgs) -> ExitCode {
         Ok(loaded) => loaded,
         Err(status) => return status,
     };
-    let records = match args.records.as_deref().map(open_records).transpose() {
+    let records = match args.records.as_ref().map(open_records).transpose() {
         Ok(records) => records,
         Err(error) => return wrong(&format!("cannot write records: {error}")),
     };
@@ -167,7 +168,12 @@ fn nameservers(loaded: &Loaded) -> Vec<IpAddr> {
 }
 
 fn resolvers() -> Vec<SocketAddr> {
-    resolvers_of_host(&std::fs::read_to_string("/etc/resolv.conf").unwrap_or_default())
+    let mut own = resolvers_of_host(&std::fs::read_to_string("/etc/resolv.conf").unwrap_or_default());
+    if own.is_empty() {
+        // As the C library has it (resolv.conf(5)).
+        own.push(([127, 0, 0, 1], 53).into());
+    }
+    own
 }
 
 fn gateway_settings(loaded: &Loaded, configured: bool) -> gateway::Settings {
@@ -185,13 +191,15 @@ fn gateway_settings(loaded: &Loaded, configured: bool) -> gateway::Settings {
         udp: udp::Settings { flows: UDP_FLOWS, memory: UDP_IDLE, ..Default::default() },
         // Its two addresses are one client.
         bindings: bindings::Settings { of_each: false, ..Default::default() },
+        kernel_names: false,
     }
 }
 
-fn open_records(to: &Path) -> io::Result<File> {
-    let number = to.to_str().filter(|text| !text.is_empty() && text.bytes().all(|octet| octet.is_ascii_digit()));
-    let path = number.map_or_else(|| to.to_owned(), |number| format!("/proc/self/fd/{number}").into());
-    OpenOptions::new().append(true).create(number.is_none()).open(path)
+fn open_records(to: &PathBuf) -> io::Result<File> {
+    match to.to_str().and_then(|text| text.parse().ok()) {
+        Some(number) => Ok(inherited(number)?.into()),
+        None => OpenOptions::new().append(true).create(true).open(to),
+    }
 }
 
 fn wrong(what: &str) -> ExitCode {

@@ -41,6 +41,9 @@ pub struct Limits {
     /// Records that wait to be written; more are dropped and counted: 1 to 16,777,216; default 65,536. Takes
     /// effect at start.
     pub records: usize,
+    /// Packets judged in the kernel that are recorded a second, for each Network, direction and reason; more are
+    /// counted: 1 to 1,000,000; default 1,000. Takes effect at start.
+    pub kernel_records: usize,
     /// `[limits.dns]`.
     pub dns: DnsLimits,
 }
@@ -59,6 +62,7 @@ impl Default for Limits {
             idle: Duration::from_secs(300),
             workers: 0,
             records: 65_536,
+            kernel_records: 1000,
             dns: DnsLimits::default(),
         }
     }
@@ -82,6 +86,7 @@ pub(super) fn read_limits(mut table: Table<'_>) -> Limits {
         idle: table.duration("idle", Duration::from_secs(1)..=week, default.idle),
         workers: table.count("workers", 0..=1024, default.workers),
         records: table.count("records", 1..=(1 << 24), default.records),
+        kernel_records: table.count("kernel_records", 1..=1_000_000, default.kernel_records),
         dns: table.table("dns").map(dns::read).unwrap_or_default(),
     }
 }

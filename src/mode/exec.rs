@@ -340,3 +340,24 @@ impl std::error::Error for Failure {}
 
 /// How long what the command sent last may take from the kernel's queues to the worker.
 const SETTLE: Duration = Duration::from_millis(5);
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_resolver_is_replaced_and_the_rest_of_the_file_stays() {
+        let own = "search lan example.com\nnameserver 192.0.2.53\n nameserver 2001:db8::53\noptions ndots:2\n";
+        let servers = ["10.254.0.53".parse().unwrap()];
+        assert_eq!(resolv_conf(own, &servers), "nameserver 10.254.0.53\nsearch lan example.com\noptions ndots:2\n");
+    }
+
+    #[test]
+    fn a_failure_inside_keeps_its_reason() {
+        let told = [&[FAILED], &libc::EPERM.to_ne_bytes()[..], b"Operation not permitted"].concat();
+        assert_eq!(failure(&told).unwrap().raw_os_error(), Some(libc::EPERM));
+        let told = [&[FAILED], &0_i32.to_ne_bytes()[..], b"cannot cover /run/x"].concat();
+        assert_eq!(failure(&told).unwrap().to_string(), "cannot cover /run/x");
+        assert!(failure(GO).is_none());
+    }
+}

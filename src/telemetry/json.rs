@@ -58,7 +58,7 @@ impl Object<'_> {
         self.some_text("network", record.network.as_deref());
         self.some_text("policy", record.policy.as_deref());
         self.some_text("direction", record.direction);
-        self.text("protocol", record.protocol);
+        self.text("protocol", &record.protocol);
         self.address("source", record.source);
         self.number("source_port", record.source_port.map(u64::from));
         self.address("destination", record.destination);

@@ -7,7 +7,9 @@ use std::time::SystemTime;
 
 use crate::name::DomainName;
 use crate::peek::{Fingerprint, Via};
+use crate::policy::protocol::name_of;
 use crate::policy::{Direction, DropAction, Verdict};
+use crate::wire::ip::Headers;
 
 /// Fields that do not apply are left out.
 #[derive(Clone, Debug)]
@@ -18,7 +20,7 @@ pub struct Record {
     pub network: Option<Arc<str>>,
     pub policy: Option<Arc<str>>,
     pub direction: Option<&'static str>,
-    pub protocol: &'static str,
+    pub protocol: Cow<'static, str>,
     pub source: IpAddr,
     pub source_port: Option<u16>,
     pub destination: IpAddr,
@@ -87,7 +89,7 @@ impl Record {
             network: None,
             policy: None,
             direction: None,
-            protocol,
+            protocol: protocol.into(),
             source: source.ip(),
             source_port: Some(source.port()),
             destination: destination.ip(),
@@ -113,6 +115,18 @@ impl Record {
             closed_by: None,
             dns: None,
         }
+    }
+
+    /// A record of a packet that may be of any protocol.
+    pub fn of_packet(kind: Kind, time: SystemTime, enforcer: Arc<str>, packet: &Headers) -> Self {
+        let (source_port, destination_port) = packet.ports.unzip();
+        let at = |address, port: Option<u16>| SocketAddr::new(address, port.unwrap_or_default());
+        let (source, destination) = (at(packet.source, source_port), at(packet.destination, destination_port));
+        let protocol = match name_of(packet.protocol) {
+            Some(name) => name.into(),
+            None => packet.protocol.to_string().into(),
+        };
+        Self { protocol, source_port, destination_port, ..Self::new(kind, time, enforcer, "", source, destination) }
     }
 
     pub fn judged_by(mut self, network: Arc<str>, policy: Option<Arc<str>>, direction: Direction) -> Self {

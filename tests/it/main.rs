@@ -2,6 +2,7 @@
 
 #![allow(clippy::unwrap_used, clippy::panic)]
 
+mod agreement;
 mod architecture;
 mod capture;
 mod cli;
@@ -9,9 +10,11 @@ mod config;
 mod dns;
 mod ender;
 mod endings;
+mod exec;
 mod failing;
 mod gateway;
 mod inside;
+mod kernel;
 mod matrix;
 mod namespaces;
 mod nat;

@@ -31,7 +31,7 @@ pub struct Partner {
     pub name: Option<String>,
     /// Set where there is no name.
     pub address: Option<IpAddr>,
-    pub protocol: &'static str,
+    pub protocol: std::borrow::Cow<'static, str>,
     pub port: Option<u16>,
 }
 
@@ -79,7 +79,7 @@ impl Tally {
     fn question(&mut self, record: &Record) {
         let Some(name) = record.domain.as_ref().map(ToString::to_string) else { return };
         if record.verdict == Some("block") {
-            let partner = Partner { name: Some(name), address: None, protocol: "dns", port: None };
+            let partner = Partner { name: Some(name), address: None, protocol: "dns".into(), port: None };
             if let Some(dealings) = self.dealings(partner) {
                 dealings.blocked += 1;
             }
@@ -116,7 +116,7 @@ impl Tally {
         let shown = record.domain.as_ref().map(ToString::to_string);
         let name = shown.or_else(|| self.names.get(&record.destination).cloned());
         let address = name.is_none().then_some(record.destination);
-        Partner { name, address, protocol: record.protocol, port: record.destination_port }
+        Partner { name, address, protocol: record.protocol.clone(), port: record.destination_port }
     }
 
     fn dealings(&mut self, partner: Partner) -> Option<&mut Dealings> {
@@ -175,7 +175,7 @@ impl fmt::Display for Tally {
 
 fn row(partner: &Partner, dealings: &Dealings) -> [String; 6] {
     let name = partner.name.clone().unwrap_or_else(|| "-".to_owned());
-    let port = partner.port.map_or_else(|| partner.protocol.to_owned(), |port| format!("{}/{port}", partner.protocol));
+    let port = partner.port.map_or_else(|| partner.protocol.to_string(), |port| format!("{}/{port}", partner.protocol));
     let verdict = match (dealings.allowed, dealings.blocked) {
         (allowed, 0) => format!("allowed {allowed}"),
         (0, blocked) => format!("blocked {blocked}"),
@@ -204,3 +204,68 @@ const PARTNERS: usize = 16_384;
 /// Addresses in a row.
 const SHOWN: usize = 3;
 const HEAD: [&str; 6] = ["NAME", "PORT", "SENT", "RECEIVED", "FLOWS", "ADDRESSES"];
+
+#[cfg(test)]
+mod tests {
+    use std::time::SystemTime;
+
+    use super::*;
+    use crate::name::DomainName;
+    use crate::telemetry::record::Dns;
+
+    fn record(kind: Kind, protocol: &'static str, destination: &str) -> Record {
+        let source = ([10, 254, 0, 1], 40000).into();
+        Record::new(kind, SystemTime::UNIX_EPOCH, "e".into(), protocol, source, destination.parse().unwrap())
+    }
+
+    fn name(text: &str) -> Option<DomainName> {
+        DomainName::parse(text.as_bytes()).ok()
+    }
+
+    fn told(records: &[Record]) -> Tally {
+        let mut tally = Tally::default();
+        records.iter().for_each(|record| tally.record(record).unwrap());
+        tally
+    }
+
+    #[test]
+    fn flows_are_told_by_the_name_that_dns_gave_where_they_show_none() {
+        let mut question = record(Kind::Dns, "udp", "10.254.0.53:53");
+        question.domain = name("git.example");
+        question.dns = Some(Box::new(Dns { answers: vec!["192.0.2.7".parse().unwrap()], ..Dns::default() }));
+        let mut allowed = record(Kind::Ip, "tcp", "192.0.2.7:22");
+        allowed.verdict = Some("allow");
+        let mut end = record(Kind::End, "tcp", "192.0.2.7:22");
+        (end.bytes_out, end.bytes_in) = (Some(900), Some(1_500_000));
+        let mut blocked = record(Kind::Domain, "tcp", "192.0.2.8:443");
+        (blocked.domain, blocked.verdict) = (name("ads.example"), Some("block"));
+        let tally = told(&[question, allowed, end, blocked.clone(), blocked]);
+        assert_eq!(
+            tally.to_string(),
+            "NAME         PORT     SENT   RECEIVED  FLOWS      ADDRESSES\n\
+             git.example  tcp/22   900 B  1.5 MB    allowed 1  192.0.2.7\n\
+             ads.example  tcp/443  0 B    0 B       blocked 2  192.0.2.8\n"
+        );
+    }
+
+    #[test]
+    fn a_flow_that_is_held_for_its_name_is_no_verdict_yet() {
+        let mut held = record(Kind::Ip, "tcp", "192.0.2.7:443");
+        (held.verdict, held.reason) = (Some("allow"), Some("DOMAIN_INSPECT"));
+        assert_eq!(told(&[held]).partners().count(), 0);
+    }
+
+    #[test]
+    fn partners_past_the_limit_are_counted() {
+        let records: Vec<Record> = (0..PARTNERS as u32 + 5)
+            .map(|n| {
+                let mut one = record(Kind::Ip, "tcp", "192.0.2.7:443");
+                (one.destination, one.verdict) = (IpAddr::from(n.to_be_bytes()), Some("allow"));
+                one
+            })
+            .collect();
+        let tally = told(&records);
+        assert_eq!(tally.partners().count(), PARTNERS);
+        assert!(tally.to_string().ends_with("and 5 more, for which there was no room\n"));
+    }
+}
