@@ -1,8 +1,11 @@
 //! `[gateway]` and `[limits]`: how a gateway behaves, and how much it may hold.
 
+mod dns;
+
 use std::time::Duration;
 
 use super::table::Table;
+pub use dns::DnsLimits;
 
 /// What a gateway does when tidegate is not there (SPEC R5).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -23,7 +26,7 @@ pub struct GatewaySettings {
 }
 
 /// `[limits]`: bounds of what is held at once.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug)]
 pub struct Limits {
     /// Flows held at once, TCP and UDP together: 1 to 10,000,000; default 100,000. A flow past it is refused, counted
     /// and logged. Takes effect at start.
@@ -41,6 +44,8 @@ pub struct Limits {
     /// Packets judged in the kernel that are recorded a second, for each Network, direction and reason; more are
     /// counted: 1 to 1,000,000; default 1,000. Takes effect at start.
     pub kernel_records: usize,
+    /// `[limits.dns]`.
+    pub dns: DnsLimits,
 }
 
 impl Default for GatewaySettings {
@@ -58,6 +63,7 @@ impl Default for Limits {
             workers: 0,
             records: 65_536,
             kernel_records: 1000,
+            dns: DnsLimits::default(),
         }
     }
 }
@@ -81,5 +87,6 @@ pub(super) fn read_limits(mut table: Table<'_>) -> Limits {
         workers: table.count("workers", 0..=1024, default.workers),
         records: table.count("records", 1..=(1 << 24), default.records),
         kernel_records: table.count("kernel_records", 1..=1_000_000, default.kernel_records),
+        dns: table.table("dns").map(dns::read).unwrap_or_default(),
     }
 }
