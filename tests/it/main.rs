@@ -20,4 +20,5 @@ mod namespaces;
 mod nat;
 mod quic;
 mod running;
+mod slow;
 mod tcp;
