@@ -93,9 +93,11 @@ http {
     listen 80; listen [::]:80; listen 443 ssl; listen [::]:443 ssl;
     ssl_certificate $work/cert.pem; ssl_certificate_key $work/key.pem;
     location / { return 200 "served\n"; }
+    location /large { alias $work/large; }
   }
 }
 CONF
+  head -c 3000000 /dev/zero > "$work/large"
   (exec ip netns exec server nginx -c "$work/nginx.conf" 2>"$work/nginx.err") &
   local i; for i in $(seq 100); do
     on server curl -s -m 1 -o /dev/null http://127.0.0.1/ && return
