@@ -24,7 +24,7 @@ use crate::mode::gateway::kernel::Recorder;
 use crate::mode::gateway::{self, Gateway, Listeners};
 use crate::peek;
 use crate::policy::Direction;
-use crate::policy::bindings::{self, Bindings};
+use crate::policy::bindings::Bindings;
 use crate::policy::snapshot::Snapshot;
 use crate::proxy::{proof, relay, udp, worker};
 use crate::sys::capture::{self, Watch};
@@ -321,10 +321,10 @@ fn settings(limits: &Limits) -> io::Result<gateway::Settings> {
             proof: proof::Settings::new(resolvers()),
         },
         relay: relay::Settings { idle: limits.idle, connect: CONNECT },
-        dns: crate::dns::Settings::default(),
+        dns: limits.dns.dns.clone(),
         // Each worker has a table for each family.
         udp: udp::Settings { flows: (limits.flows / workers).max(1), ..udp::Settings::default() },
-        bindings: bindings::Settings::default(),
+        bindings: limits.dns.bindings.clone(),
         kernel_names: true,
     })
 }

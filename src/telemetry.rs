@@ -2,6 +2,7 @@
 //!
 //! Never stalls a flow: the queue is bounded, and what does not fit is counted and said (SPEC L3).
 
+pub mod json;
 pub mod queue;
 pub mod record;
 
@@ -48,6 +49,9 @@ counters! {
     ended_before_verdict,
     /// Allowed flows whose server could not be reached.
     unreachable,
+    /// DNS messages that were dropped unread: no query (an answer, a scrap), a datagram over 4,096 octets, or
+    /// encrypted, to a resolver that a reload has just authorized.
+    dns_unread,
     /// Captured datagrams that were dropped: of a blocked flow or connection, or past a limit.
     datagrams_dropped,
     /// Allowed datagrams that the kernel did not take from us.

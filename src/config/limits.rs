@@ -1,8 +1,11 @@
 //! `[gateway]` and `[limits]`: how a gateway behaves, and how much it may hold.
 
+mod dns;
+
 use std::time::Duration;
 
 use super::table::Table;
+pub use dns::DnsLimits;
 use crate::sys::fetch;
 
 /// What a gateway does when tidegate is not there (SPEC R5).
@@ -24,7 +27,7 @@ pub struct GatewaySettings {
 }
 
 /// `[limits]`: bounds of what is held at once.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug)]
 pub struct Limits {
     /// Flows held at once, TCP and UDP together: 1 to 10,000,000; default 100,000. A flow past it is refused, counted
     /// and logged. Takes effect at start.
@@ -47,6 +50,8 @@ pub struct Limits {
     /// Packets judged in the kernel that are recorded a second, for each Network, direction and reason; more are
     /// counted: 1 to 1,000,000; default 1,000. Takes effect at start.
     pub kernel_records: usize,
+    /// `[limits.dns]`.
+    pub dns: DnsLimits,
 }
 
 impl Limits {
@@ -73,6 +78,7 @@ impl Default for Limits {
             fetch_size: 1 << 30,
             fetch_time: Duration::from_secs(15 * 60),
             kernel_records: 1000,
+            dns: DnsLimits::default(),
         }
     }
 }
@@ -98,6 +104,7 @@ pub(super) fn read_limits(mut table: Table<'_>) -> Limits {
         fetch_size: table.size("fetch_size", (1 << 10)..=(16 << 30), default.fetch_size),
         fetch_time: table.duration("fetch_time", SECOND..=24 * 3600 * SECOND, default.fetch_time),
         kernel_records: table.count("kernel_records", 1..=1_000_000, default.kernel_records),
+        dns: table.table("dns").map(dns::read).unwrap_or_default(),
     }
 }
 

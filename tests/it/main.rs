@@ -22,5 +22,6 @@ mod namespaces;
 mod nat;
 mod quic;
 mod running;
+mod slow;
 mod tcp;
 mod web;
