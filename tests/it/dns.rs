@@ -5,8 +5,9 @@
 //! ```
 
 mod binding;
+mod encrypted;
 mod forger;
-mod resolver;
+pub(crate) mod resolver;
 mod upstream;
 
 use std::io::{ErrorKind, Read};
