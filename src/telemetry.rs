@@ -72,6 +72,12 @@ counters! {
     datagrams_unsent,
     /// UDP flows that the kernel did not take over, for a full set as a rule: they are served in user space.
     kernel_refused,
+    /// Lists that were replaced in force because a source of theirs changed.
+    lists_replaced,
+    /// Times that what a file of a list became was not taken.
+    lists_refused,
+    /// Fetches of lists that failed, or gave nothing that may replace the last good copy.
+    fetches_failed,
     /// Packets that the kernel judged, of flows that are recorded.
     judged_by_kernel,
     /// Packets that the kernel judged and did not record: there were more than limits.kernel_records allows.
