@@ -6,7 +6,7 @@
 
 mod binding;
 mod forger;
-mod resolver;
+pub(crate) mod resolver;
 mod upstream;
 
 use std::io::{ErrorKind, Read};
