@@ -154,6 +154,15 @@ impl NftSocket {
         self.transact(flows.iter().map(add).collect::<Result<_, _>>()?)
     }
 
+    /// Takes flows out of their sets in one transaction; if one of them is not there, none goes.
+    pub fn remove_flows(&mut self, flows: &[(FlowSet, FlowKey)]) -> Result<(), NftError> {
+        let remove = |(set, flow): &(FlowSet, FlowKey)| {
+            let (family, element) = flow.element().ok_or_else(|| mixed_families(flow))?;
+            Ok(encode::delete_elements(set.name(family), &[element]))
+        };
+        self.transact(flows.iter().map(remove).collect::<Result<_, _>>()?)
+    }
+
     /// False if the flow was not there.
     pub fn remove_flow(&mut self, set: FlowSet, flow: &FlowKey) -> Result<bool, NftError> {
         let Some((family, element)) = flow.element() else { return Err(mixed_families(flow)) };

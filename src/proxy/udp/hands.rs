@@ -249,12 +249,11 @@ impl Kernel {
     fn conclude(&mut self, flow: &FlowKey, closed_by: &'static str) {
         let Some(account) = self.accounts.close(flow) else { return };
         let family = if flow.client.is_ipv4() { Family::V4 } else { Family::V6 };
-        let [out, back] = [FlowSet::Sent, FlowSet::Answered].map(|set| {
-            let counted = self.nft.counted(set, flow).ok().flatten().unwrap_or_default();
-            // One that is gone already went with the rules.
-            let _ = self.nft.remove_flow(set, flow);
-            counted.payload(family)
-        });
+        let both = [FlowSet::Sent, FlowSet::Answered];
+        let counted = both.map(|set| self.nft.counted(set, flow).ok().flatten().unwrap_or_default());
+        let [out, back] = counted.map(|counted| counted.payload(family));
+        // Those that are gone already went with the rules.
+        let _ = self.nft.remove_flows(&both.map(|set| (set, *flow)));
         self.telemetry.record(account.closing.record(account.sent + out, back, closed_by));
     }
 }
