@@ -6,7 +6,7 @@ use std::ffi::OsString;
 use std::fs::{File, OpenOptions};
 use std::io;
 use std::net::{IpAddr, SocketAddr};
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::process::ExitCode;
 use std::sync::Arc;
 use std::time::Duration;
@@ -14,14 +14,16 @@ use std::time::Duration;
 use clap::Args;
 
 use super::{ConfigArg, USAGE, check};
+use crate::app::lists;
 use crate::config::{self, Loaded};
 use crate::dns::lookup::resolvers_of_host;
-use crate::mode::exec::{self, Failure, Settings, world};
+use crate::mode::exec::{self, Beside, Failure, Settings, world};
 use crate::mode::gateway;
 use crate::peek;
 use crate::policy::bindings;
 use crate::policy::network::{Network, ProtectedIp};
 use crate::proxy::{proof, relay, udp, worker};
+use crate::sys::fork::inherited;
 use written::Entry;
 
 #[derive(Clone, Debug, Args)]
@@ -63,7 +65,7 @@ pub fn exec(args: ExecArgs) -> ExitCode {
         Ok(loaded) => loaded,
         Err(status) => return status,
     };
-    let records = match args.records.as_deref().map(open_records).transpose() {
+    let records = match args.records.as_ref().map(open_records).transpose() {
         Ok(records) => records,
         Err(error) => return wrong(&format!("cannot write records: {error}")),
     };
@@ -127,6 +129,10 @@ impl ExecArgs {
             host_ports: self.host_port.clone(),
             sockets: self.allow_socket.clone(),
             drain: DRAIN,
+            beside: {
+                let loaded = loaded.clone();
+                Beside(Box::new(|snapshot, telemetry| lists::keep(loaded, snapshot, telemetry)))
+            },
         }
     }
 }
@@ -167,7 +173,12 @@ fn nameservers(loaded: &Loaded) -> Vec<IpAddr> {
 }
 
 fn resolvers() -> Vec<SocketAddr> {
-    resolvers_of_host(&std::fs::read_to_string("/etc/resolv.conf").unwrap_or_default())
+    let mut own = resolvers_of_host(&std::fs::read_to_string("/etc/resolv.conf").unwrap_or_default());
+    if own.is_empty() {
+        // As the C library has it (resolv.conf(5)).
+        own.push(([127, 0, 0, 1], 53).into());
+    }
+    own
 }
 
 fn gateway_settings(loaded: &Loaded, configured: bool) -> gateway::Settings {
@@ -189,10 +200,11 @@ fn gateway_settings(loaded: &Loaded, configured: bool) -> gateway::Settings {
     }
 }
 
-fn open_records(to: &Path) -> io::Result<File> {
-    let number = to.to_str().filter(|text| !text.is_empty() && text.bytes().all(|octet| octet.is_ascii_digit()));
-    let path = number.map_or_else(|| to.to_owned(), |number| format!("/proc/self/fd/{number}").into());
-    OpenOptions::new().append(true).create(number.is_none()).open(path)
+fn open_records(to: &PathBuf) -> io::Result<File> {
+    match to.to_str().and_then(|text| text.parse().ok()) {
+        Some(number) => Ok(inherited(number)?.into()),
+        None => OpenOptions::new().append(true).create(true).open(to),
+    }
 }
 
 fn wrong(what: &str) -> ExitCode {

@@ -91,7 +91,11 @@ pub struct Settings {
     pub sockets: Vec<PathBuf>,
     /// How long flows may go on once the command has ended: what it sent last is still on its way.
     pub drain: Duration,
+    pub beside: Beside,
 }
+
+/// Started beside the command, once there may be threads, with what judges its flows.
+pub struct Beside(pub Box<dyn FnOnce(Arc<ArcSwap<Snapshot>>, Telemetry) -> io::Result<()>>);
 
 /// How it went.
 #[derive(Debug)]
@@ -251,6 +255,7 @@ impl Running {
         let snapshot = Arc::new(ArcSwap::from_pointee(settings.snapshot));
         let gateway = Gateway::start(enclosed.passed.listeners, &settings.gateway, &snapshot, &telemetry)
             .map_err(step("start the worker"))?;
+        (settings.beside.0)(snapshot, telemetry.clone()).map_err(step("keep lists as new as their sources"))?;
         let ports = Ports::new(enclosed.passed.host_ports, exposed, lines.sockets);
         let ports = ports.serve().map_err(step("serve ports"))?;
         // Where init has failed, it has said why.
@@ -326,6 +331,12 @@ fn step(what: &'static str) -> impl Fn(io::Error) -> Failure {
     move |error| Failure::Step(what, error)
 }
 
+impl fmt::Debug for Beside {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Beside").finish_non_exhaustive()
+    }
+}
+
 impl fmt::Display for Failure {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
@@ -340,3 +351,24 @@ impl std::error::Error for Failure {}
 
 /// How long what the command sent last may take from the kernel's queues to the worker.
 const SETTLE: Duration = Duration::from_millis(5);
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_resolver_is_replaced_and_the_rest_of_the_file_stays() {
+        let own = "search lan example.com\nnameserver 192.0.2.53\n nameserver 2001:db8::53\noptions ndots:2\n";
+        let servers = ["10.254.0.53".parse().unwrap()];
+        assert_eq!(resolv_conf(own, &servers), "nameserver 10.254.0.53\nsearch lan example.com\noptions ndots:2\n");
+    }
+
+    #[test]
+    fn a_failure_inside_keeps_its_reason() {
+        let told = [&[FAILED], &libc::EPERM.to_ne_bytes()[..], b"Operation not permitted"].concat();
+        assert_eq!(failure(&told).unwrap().raw_os_error(), Some(libc::EPERM));
+        let told = [&[FAILED], &0_i32.to_ne_bytes()[..], b"cannot cover /run/x"].concat();
+        assert_eq!(failure(&told).unwrap().to_string(), "cannot cover /run/x");
+        assert!(failure(GO).is_none());
+    }
+}

@@ -4,6 +4,7 @@
 
 use std::ffi::{CString, c_int};
 use std::io;
+use std::os::fd::{FromRawFd, OwnedFd, RawFd};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
 use nix::sys::signal::{SaFlags, SigAction, SigHandler, SigSet, SigmaskHow, Signal, sigaction, sigprocmask};
@@ -55,6 +56,19 @@ pub fn close_from_on_exec(first: u32) -> io::Result<()> {
     #[allow(unsafe_code)]
     let done = unsafe { libc::syscall(libc::SYS_close_range, first, libc::c_uint::MAX, libc::CLOSE_RANGE_CLOEXEC) };
     if done == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
+}
+
+/// A descriptor that this process was given by who started it, by its number.
+pub fn inherited(number: RawFd) -> io::Result<OwnedFd> {
+    // SAFETY: the number is looked up by the kernel for this one call, which makes a descriptor of our own of it or fails.
+    #[allow(unsafe_code)]
+    let copy = unsafe { libc::fcntl(number, libc::F_DUPFD_CLOEXEC, 3) };
+    if copy < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    // SAFETY: the kernel has just made it, and nobody else knows it.
+    #[allow(unsafe_code)]
+    Ok(unsafe { OwnedFd::from_raw_fd(copy) })
 }
 
 /// Becomes another program, looked for as a shell does; returns only if that fails.

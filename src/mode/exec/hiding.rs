@@ -1,7 +1,8 @@
 //! What of the host's file system an enclosed command does not see: its processes, and the sockets of its programs,
 //! by which another program would act for the command (a container engine, D-Bus, an agent of keys, a display).
 //!
-//! Every path socket that is bound on the host when the command starts, and every one below /run, is covered; below
+//! When the command starts every path socket is covered that is bound in the host's network namespace, wherever it
+//! stands, and every one that is found below /run, in the temporary folder and the home, and in their folders. Below
 //! /run/user nothing is left, since sockets come and go there. A socket that is made elsewhere later is seen.
 //!
 //! Fails closed: a socket that cannot be covered, though it can be reached, ends the start.
@@ -32,7 +33,11 @@ impl Hiding {
     pub(super) fn gather(allowed: &[PathBuf]) -> io::Result<Self> {
         let allowed: Vec<PathBuf> = allowed.iter().map(fs::canonicalize).collect::<io::Result<_>>()?;
         let mut sockets = bound_sockets();
-        find_sockets(Path::new(RUN), DEPTH, &mut sockets);
+        // Those of programs in network namespaces of their own are not in that table.
+        find_sockets(Path::new(RUN), RUN_DEPTH, &mut sockets);
+        for folder in [Some(std::env::temp_dir()), std::env::home_dir()].into_iter().flatten() {
+            find_sockets(&folder, 1, &mut sockets);
+        }
         sockets.retain(|path| !path.starts_with(RUN_USER) && !allowed.contains(path));
         let below = allowed.iter().filter(|path| path.starts_with(RUN_USER));
         let open =
@@ -167,8 +172,8 @@ fn mount_tmpfs(place: &Path) -> io::Result<()> {
 const NONE: Option<&str> = None;
 const RUN: &str = "/run";
 const RUN_USER: &str = "/run/user";
-/// Folders below /run that are looked through.
-const DEPTH: u32 = 4;
+/// Folders below /run, one in another, that are looked through.
+const RUN_DEPTH: u32 = 4;
 
 /// Variables that tell programs of sockets.
 const SOCKET_VARIABLES: &[&str] = &[
@@ -187,3 +192,27 @@ const SOCKET_VARIABLES: &[&str] = &[
     "LISTEN_PID",
     "LISTEN_FDNAMES",
 ];
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn kept(name: &str, value: &str, allowed: &[&str]) -> bool {
+        let allowed: Vec<PathBuf> = allowed.iter().map(PathBuf::from).collect();
+        !environment([(name.into(), value.into())].into_iter(), &allowed).is_empty()
+    }
+
+    #[test]
+    fn variables_that_name_a_hidden_socket_are_not_passed_on() {
+        let agent = "/tmp/ssh-x/agent.1";
+        assert!(!kept("SSH_AUTH_SOCK", agent, &[]));
+        assert!(kept("SSH_AUTH_SOCK", agent, &[agent]));
+        assert!(!kept("SSH_AUTH_SOCK", agent, &["/tmp/ssh-y/agent.1"]));
+        let bus = "unix:path=/run/user/1000/bus";
+        assert!(!kept("DBUS_SESSION_BUS_ADDRESS", bus, &[]));
+        assert!(kept("DBUS_SESSION_BUS_ADDRESS", bus, &["/run/user/1000/bus"]));
+        assert!(!kept("DISPLAY", ":0", &[agent]));
+        assert!(kept("DISPLAY", ":0", &["/tmp/.X11-unix/X0"]));
+        assert!(kept("PATH", "/bin", &[]));
+    }
+}

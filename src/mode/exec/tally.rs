@@ -8,6 +8,7 @@ use std::fs::File;
 use std::io::{self, Write};
 use std::net::IpAddr;
 
+use crate::telemetry::json::Lines;
 use crate::telemetry::{Kind, Record, Writer};
 
 /// What was seen.
@@ -20,6 +21,8 @@ pub struct Tally {
     names: HashMap<IpAddr, String>,
     said: BTreeSet<String>,
     left_out: u64,
+    lines: Lines,
+    line: Vec<u8>,
 }
 
 /// Whom, and on which port. A name that was asked for and never connected to has no port.
@@ -58,9 +61,9 @@ impl Tally {
 
     fn record(&mut self, record: &Record) -> io::Result<()> {
         if let Some(file) = &mut self.records {
-            let mut line = serde_json::to_vec(record)?;
-            line.push(b'\n');
-            file.write_all(&line)?;
+            self.line.clear();
+            self.lines.write(record, &mut self.line);
+            file.write_all(&self.line)?;
         }
         if self.notices && record.verdict == Some("block") {
             self.notice(record);
@@ -201,3 +204,68 @@ const PARTNERS: usize = 16_384;
 /// Addresses in a row.
 const SHOWN: usize = 3;
 const HEAD: [&str; 6] = ["NAME", "PORT", "SENT", "RECEIVED", "FLOWS", "ADDRESSES"];
+
+#[cfg(test)]
+mod tests {
+    use std::time::SystemTime;
+
+    use super::*;
+    use crate::name::DomainName;
+    use crate::telemetry::record::Dns;
+
+    fn record(kind: Kind, protocol: &'static str, destination: &str) -> Record {
+        let source = ([10, 254, 0, 1], 40000).into();
+        Record::new(kind, SystemTime::UNIX_EPOCH, "e".into(), protocol, source, destination.parse().unwrap())
+    }
+
+    fn name(text: &str) -> Option<DomainName> {
+        DomainName::parse(text.as_bytes()).ok()
+    }
+
+    fn told(records: &[Record]) -> Tally {
+        let mut tally = Tally::default();
+        records.iter().for_each(|record| tally.record(record).unwrap());
+        tally
+    }
+
+    #[test]
+    fn flows_are_told_by_the_name_that_dns_gave_where_they_show_none() {
+        let mut question = record(Kind::Dns, "udp", "10.254.0.53:53");
+        question.domain = name("git.example");
+        question.dns = Some(Box::new(Dns { answers: vec!["192.0.2.7".parse().unwrap()], ..Dns::default() }));
+        let mut allowed = record(Kind::Ip, "tcp", "192.0.2.7:22");
+        allowed.verdict = Some("allow");
+        let mut end = record(Kind::End, "tcp", "192.0.2.7:22");
+        (end.bytes_out, end.bytes_in) = (Some(900), Some(1_500_000));
+        let mut blocked = record(Kind::Domain, "tcp", "192.0.2.8:443");
+        (blocked.domain, blocked.verdict) = (name("ads.example"), Some("block"));
+        let tally = told(&[question, allowed, end, blocked.clone(), blocked]);
+        assert_eq!(
+            tally.to_string(),
+            "NAME         PORT     SENT   RECEIVED  FLOWS      ADDRESSES\n\
+             git.example  tcp/22   900 B  1.5 MB    allowed 1  192.0.2.7\n\
+             ads.example  tcp/443  0 B    0 B       blocked 2  192.0.2.8\n"
+        );
+    }
+
+    #[test]
+    fn a_flow_that_is_held_for_its_name_is_no_verdict_yet() {
+        let mut held = record(Kind::Ip, "tcp", "192.0.2.7:443");
+        (held.verdict, held.reason) = (Some("allow"), Some("DOMAIN_INSPECT"));
+        assert_eq!(told(&[held]).partners().count(), 0);
+    }
+
+    #[test]
+    fn partners_past_the_limit_are_counted() {
+        let records: Vec<Record> = (0..PARTNERS as u32 + 5)
+            .map(|n| {
+                let mut one = record(Kind::Ip, "tcp", "192.0.2.7:443");
+                (one.destination, one.verdict) = (IpAddr::from(n.to_be_bytes()), Some("allow"));
+                one
+            })
+            .collect();
+        let tally = told(&records);
+        assert_eq!(tally.partners().count(), PARTNERS);
+        assert!(tally.to_string().ends_with("and 5 more, for which there was no room\n"));
+    }
+}
