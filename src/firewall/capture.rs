@@ -6,7 +6,8 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 
 use super::flows::{
-    FlowSet, answers_flows, begins_nothing, discarded_chain, flow_sets, in_flows, jump_to_discarded, udp_flow_rules,
+    ANSWERED_CHAIN, FlowSet, answered_chain, answers_flows, begins_nothing, discarded_chain, flow_sets, in_flows,
+    jump_to_discarded, sent_chain, udp_flow_rules,
 };
 use super::judge::{end_chains, network_chains};
 use super::lists::list_sets;
@@ -77,7 +78,8 @@ pub fn render(snapshot: &Snapshot, capture: &Capture) -> Ruleset {
             }
         }
     }
-    chains.extend([guard(capture), udp_chain(capture), prerouting_udp()]);
+    chains.extend(Family::BOTH.map(sent_chain));
+    chains.extend([answered_chain(), guard(capture), udp_chain(capture), prerouting_udp()]);
     chains.push(prerouting(capture));
     chains.push(forward(capture));
     Ruleset { table: TABLE, sets, lists, chains }
@@ -94,8 +96,13 @@ fn udp_chain(capture: &Capture) -> Chain {
 }
 
 fn prerouting_udp() -> Chain {
-    let inspected = vec![Expression::Protocol(UDP), of_interest(INSPECTED_UDP, false), goto(UDP_CHAIN)];
-    Chain::at(Hook::Prerouting, RAW, "prerouting_udp", vec![Rule(inspected)])
+    let inspected = |port, next| {
+        let port = Expression::InSet { key: vec![port], set: INSPECTED_UDP.to_owned(), negate: false };
+        Rule(vec![Expression::Protocol(UDP), port, next])
+    };
+    let rules =
+        vec![inspected(Key::SourcePort, jump(ANSWERED_CHAIN)), inspected(Key::DestinationPort, goto(UDP_CHAIN))];
+    Chain::at(Hook::Prerouting, RAW, "prerouting_udp", rules)
 }
 
 fn prerouting(capture: &Capture) -> Chain {
@@ -149,10 +156,9 @@ fn reply_passes() -> Rule {
 
 fn guard(capture: &Capture) -> Chain {
     let forwarded = |family| {
-        let known = in_flows(FlowSet::Forwarded, family);
-        let mut rule = vec![Expression::Protocol(UDP), Expression::Family(family), known];
+        let mut rule = vec![Expression::Protocol(UDP), Expression::Family(family)];
         rule.extend(begins_nothing());
-        rule.push(accept());
+        rule.extend([in_flows(FlowSet::Forwarded, family), accept()]);
         Rule(rule)
     };
     let mut rules: Vec<Rule> = Family::BOTH.map(forwarded).into();
@@ -345,6 +351,11 @@ fn inspected_set(stage: Stage, snapshot: &Snapshot, capture: &Capture) -> Set {
         Stage::Capture => INSPECTED,
         Stage::Guard | Stage::Judge => GUARDED,
     };
+    if stage == Stage::CaptureUdp {
+        // Of ports alone, the kernel makes a bitmap, which is asked for both ports of every UDP packet.
+        let ports = pairs.into_iter().map(|(_, port)| Element::exactly(vec![Datum::Service(port)]));
+        return Set::new(name, vec![Field::Service], SetKind::Hash, ports.collect());
+    }
     let element = |(protocol, port)| Element::exactly(vec![Datum::Protocol(protocol), Datum::Service(port)]);
     Set::new(name, vec![Field::Protocol, Field::Service], SetKind::Hash, pairs.into_iter().map(element).collect())
 }
@@ -419,7 +430,7 @@ mod tests {
         let rules = rules(vec![network("office", PREFIX)], &Capture::tcp(Listener::on(1)));
         assert_eq!(text_of(&rules, "to_udp"), "chain to_udp {\ncounter drop\n}\n");
         assert!(text_of(&rules, "inspected").contains("{ tcp . 80, tcp . 443 }"));
-        assert!(text_of(&rules, "inspected_udp").contains("{ udp . 443 }"));
+        assert!(text_of(&rules, "inspected_udp").contains("{ 443 }"));
     }
 
     #[test]

@@ -38,6 +38,15 @@ pub enum SetKind {
     Interval,
     /// Exact keys that come and go while the rules stand, each for `timeout` unless it says otherwise; at most `size`.
     Dynamic { timeout: Duration, size: u32 },
+    /// Exact keys that come and go while the rules stand, at most `size`; each counts the packets that ask for it.
+    Counted { size: u32 },
+}
+
+impl SetKind {
+    /// Its elements are no part of the ruleset: they come and go while it stands.
+    pub fn comes_and_goes(self) -> bool {
+        matches!(self, Self::Dynamic { .. } | Self::Counted { .. })
+    }
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -122,7 +131,7 @@ pub enum Expression {
     /// `@th,64,8 & 0x80 == 0`: the first bit after the UDP header is there and clear, so that no server takes the datagram
     /// for the beginning of a QUIC connection: long headers have it set in every version (RFC 8999, section 5.1).
     NoLongHeader,
-    /// `meta length < N`: octets from the IP header on.
+    /// `meta length < N`: octets from the IP header on. N is a power of two.
     ShorterThan(u32),
     /// `KEY @set`, `KEY != @set`
     InSet {

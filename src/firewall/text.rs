@@ -34,6 +34,7 @@ impl Display for Set {
             SetKind::Hash => writeln!(f)?,
             SetKind::Interval => writeln!(f, "\n\t\tflags interval")?,
             SetKind::Ending => writeln!(f, "\n\t\tflags timeout")?,
+            SetKind::Counted { size } => writeln!(f, "\n\t\tsize {size}\n\t\tflags dynamic\n\t\tcounter")?,
             SetKind::Dynamic { timeout, size } => {
                 writeln!(f, "\n\t\tsize {size}\n\t\tflags dynamic,timeout\n\t\ttimeout {}s", timeout.as_secs())?;
             }

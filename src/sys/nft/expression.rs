@@ -223,19 +223,10 @@ fn log(list: &mut Message, group: u16, prefix: &str) {
 
 fn match_shorter_than(list: &mut Message, length: u32) {
     const META_LENGTH: u32 = 0;
-    const TO_NETWORK_ORDER: u32 = 1;
-    const LESS: u32 = 2;
     load_meta(list, META_LENGTH, FIRST);
-    named(list, "byteorder", |byteorder| {
-        for (attribute, value) in [(1, FIRST), (2, FIRST), (3, TO_NETWORK_ORDER), (4, 4), (5, 4)] {
-            byteorder.u32(attribute, value);
-        }
-    });
-    named(list, "cmp", |cmp| {
-        cmp.u32(1, FIRST);
-        cmp.u32(2, LESS);
-        cmp.nest(3, |data| data.bytes(1, &length.to_be_bytes()));
-    });
+    // No comparison but this one is made without a change of byte order first.
+    bitwise_and(list, FIRST, &(!length.saturating_sub(1)).to_ne_bytes());
+    compare(list, FIRST, &[0; 4]);
 }
 
 fn reject(list: &mut Message) {
