@@ -1,7 +1,7 @@
 //! Nanoseconds to find the name in what a client sends first.
 //!
 //! `cargo bench --bench peek`. Best of several rounds for each row, so that a busy machine shows what the code costs.
-//! `goal` is what issue 5 asks for; a row over its goal is marked.
+//! `goal` is the most that is accepted; a row over it is marked.
 
 #![allow(clippy::unwrap_used, clippy::print_stdout)]
 

@@ -1,7 +1,7 @@
 //! Nanoseconds to find the name in the first datagrams of a QUIC client.
 //!
 //! `cargo bench --bench quic`. Best of several rounds for each row, so that a busy machine shows what the code costs.
-//! The goal of issue 4 is a verdict within 50 microseconds of the datagram that completes the hello.
+//! The goal is a verdict within 50 microseconds of the datagram that completes the hello.
 
 #![allow(clippy::unwrap_used, clippy::print_stdout)]
 

@@ -6,22 +6,26 @@
 use std::io;
 use std::path::Path;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use arc_swap::ArcSwap;
 use tokio::runtime::Runtime;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 
-use crate::config::limits::Limits;
+use crate::config::limits::{self, Limits};
 use crate::config::{self, Loaded};
-use crate::firewall::{self, Capture, Ruleset};
+use crate::dns::service::tell;
+use crate::firewall::{self, Capture, OnFailure, Ruleset, uses_names};
+use crate::mode::gateway::kernel::Recorder;
 use crate::mode::gateway::{self, Gateway, Listeners};
 use crate::peek;
-use crate::policy::bindings;
+use crate::policy::Direction;
+use crate::policy::bindings::{self, Bindings};
 use crate::policy::snapshot::Snapshot;
 use crate::proxy::{proof, relay, udp, worker};
-use crate::sys::capture;
+use crate::sys::capture::{self, Watch};
 use crate::sys::limits::raise_descriptors;
+use crate::sys::nft::NftSocket;
 use crate::telemetry::{Queue, Telemetry};
 
 /// How the program ends, from the command line.
@@ -45,6 +49,10 @@ struct App {
     capture: Capture,
     /// The rules in force.
     rules: Option<Ruleset>,
+    watch: Option<Watch>,
+    /// Once there are workers.
+    bindings: Option<Arc<Bindings>>,
+    telemetry: Telemetry,
     generation: u64,
 }
 
@@ -75,24 +83,39 @@ fn serve(loaded: Loaded, path: &Path, ending: Ending, telemetry: &Telemetry) -> 
             udp: Some(listeners.udp),
             dns_udp: Some(listeners.dns.udp),
             dns_tcp: Some(listeners.dns.tcp),
+            directions: vec![Direction::Outbound, Direction::Inbound],
+            on_failure: match loaded.gateway.on_failure {
+                limits::OnFailure::Closed => OnFailure::Closed,
+                limits::OnFailure::Open => OnFailure::Open,
+            },
+            records_per_second: u32::try_from(loaded.limits.kernel_records).unwrap_or(u32::MAX),
             ..Capture::tcp(listeners.tcp)
         },
         rules: None,
+        watch: None,
+        bindings: None,
+        telemetry: telemetry.clone(),
         generation: 1,
     };
+    let recorder = Recorder::start(&app.snapshot, telemetry).map_err(because("listen to what the kernel judges"))?;
     app.apply(&loaded)?;
     for warning in capture::warnings() {
         tracing::warn!("{warning}");
     }
     let gateway =
         Gateway::start(listeners, &settings, &app.snapshot, telemetry).map_err(because("start the workers"))?;
+    app.bindings = Some(gateway.bindings.clone());
+    recorder.knows(gateway.bindings.clone());
     eprintln!("ready");
     let _ = sd_notify::notify(&[sd_notify::NotifyState::Ready]);
     app.follow(signals, path);
     let _ = sd_notify::notify(&[sd_notify::NotifyState::Stopping]);
     // Live flows need the rules that bring their packets here: they go last.
     gateway.stop(ending.drain);
-    if ending.keep_rules { Ok(()) } else { capture::remove().map_err(because("take the rules away")) }
+    app.mend();
+    let removed = if ending.keep_rules { Ok(()) } else { capture::remove() };
+    drop(recorder);
+    removed.map_err(because("take the rules away"))
 }
 
 /// The signals that `run` obeys, kept from the moment this is made.
@@ -122,23 +145,77 @@ impl App {
         let next = loaded.snapshot(self.generation);
         let ruleset = firewall::render(&next, &self.capture);
         // First who judges, then what is captured: nothing is captured that nobody would judge.
-        self.snapshot.store(Arc::new(next));
+        let before = self.snapshot.swap(Arc::new(next));
         self.generation += 1;
-        match &self.rules {
+        let done = match &self.rules {
             None => capture::install(&ruleset),
             Some(standing) => capture::update(standing, &ruleset),
+        };
+        if let Err(error) = done {
+            self.snapshot.store(before);
+            // Where the old rules stand still, this changes nothing.
+            if let Some(Err(error)) = self.rules.as_ref().map(capture::install) {
+                tracing::error!(%error, "the rules that were in force could not be put back");
+            }
+            return Err(because("put the rules in place")(error));
         }
-        .map_err(because("put the rules in place"))?;
-        self.rules = Some(ruleset);
+        self.look_after(ruleset);
+        self.judge_names_anew();
         Ok(())
+    }
+
+    /// What the kernel holds of names was judged by the policy before, or is gone with the rules before. Until each
+    /// is told anew the old verdict stands, or that of the address.
+    fn judge_names_anew(&self) {
+        let snapshot = self.snapshot.load();
+        let Some(bindings) = self.bindings.as_ref().filter(|_| uses_names(&snapshot)) else { return };
+        let Ok(mut kernel) = NftSocket::open() else { return self.telemetry.count(|c| &c.names_untold) };
+        bindings.each(Instant::now(), |client, remote, name, lasts| {
+            if tell(&mut kernel, &snapshot, (client, remote), name, lasts).is_err() {
+                self.telemetry.count(|c| &c.names_untold);
+            }
+        });
+    }
+
+    fn look_after(&mut self, ruleset: Ruleset) {
+        let watch = Watch::begin(&ruleset);
+        self.watch = watch.inspect_err(|error| tracing::error!(%error, "the rules are in place, unwatched")).ok();
+        self.rules = Some(ruleset);
+    }
+
+    /// Puts back what somebody else took out of the kernel or changed there.
+    fn mend(&mut self) {
+        let (Some(ruleset), Some(watch)) = (&self.rules, &mut self.watch) else { return };
+        match watch.is_intact(ruleset) {
+            Ok(true) => {
+                let unrecorded = watch.take_unrecorded().unwrap_or_default();
+                return self.telemetry.add(|c| &c.kernel_unrecorded, unrecorded);
+            }
+            Ok(false) => tracing::error!("somebody has changed our rules or routes"),
+            Err(error) => return tracing::error!(%error, "the rules in the kernel cannot be read"),
+        }
+        self.telemetry.count(|c| &c.rules_restored);
+        match capture::install(ruleset) {
+            Ok(()) => {
+                if let Some(ruleset) = self.rules.take() {
+                    self.look_after(ruleset);
+                }
+                self.judge_names_anew();
+                tracing::warn!("rules and routes are put back");
+            }
+            Err(error) => tracing::error!(%error, "they could not be put back, and will be tried again"),
+        }
     }
 
     /// Reloads at SIGHUP; returns at SIGTERM or SIGINT.
     fn follow(&mut self, signals: Signals, path: &Path) {
         let Signals { runtime, mut hangup, mut terminate, mut interrupt } = signals;
         runtime.block_on(async {
+            let mut round = tokio::time::interval(ROUND);
+            round.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
             loop {
                 tokio::select! {
+                    _ = round.tick() => self.mend(),
                     _ = hangup.recv() => self.reload(path),
                     _ = terminate.recv() => return,
                     _ = interrupt.recv() => return,
@@ -183,6 +260,7 @@ fn settings(limits: &Limits) -> io::Result<gateway::Settings> {
         // Each worker has a table for each family.
         udp: udp::Settings { flows: (limits.flows / workers).max(1), ..udp::Settings::default() },
         bindings: bindings::Settings::default(),
+        kernel_names: true,
     })
 }
 
@@ -211,6 +289,8 @@ impl std::fmt::Display for Failure {
 
 impl std::error::Error for Failure {}
 
+/// How often rules and routes are looked after.
+const ROUND: Duration = Duration::from_secs(2);
 /// How long a server may take to answer.
 const CONNECT: Duration = Duration::from_secs(15);
 /// Its two sockets.

@@ -14,7 +14,7 @@ mod named;
 mod nearest;
 mod network;
 mod policy;
-pub(crate) mod port;
+mod port;
 mod rule;
 mod table;
 mod tie;
@@ -38,7 +38,6 @@ use mistake::{Report, Source};
 use named::{Named, name_of};
 use network::{Known, Written};
 use table::Table;
-pub(crate) use unbuilt::UNJUDGED;
 use value::Located;
 
 /// A configuration without mistakes.
@@ -163,12 +162,7 @@ impl Objects {
 
     fn networks_of(&self, enforcer: &Located<String>, report: &Report) -> Vec<Arc<Network>> {
         let own = self.networks.iter().filter(|written| written.acts_on(&enforcer.value));
-        let own: Vec<_> = own.collect();
-        let place = own.iter().find_map(|written| written.places.first());
-        if let Some(place) = place.filter(|_| report.errors() == 0) {
-            report.warning(place, UNJUDGED, "let another firewall judge them");
-        }
-        let own: Vec<_> = own.into_iter().map(|written| written.network.clone()).collect();
+        let own: Vec<_> = own.map(|written| written.network.clone()).collect();
         if own.is_empty() && report.errors() == 0 {
             let what = format!("no network acts on this enforcer, `{}`: nothing is judged", enforcer.value);
             report.warning(&enforcer.place, what, "add a [[network]], or name this enforcer in `enforcers`");

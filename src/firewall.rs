@@ -3,12 +3,14 @@
 //! ```text
 //! prerouting (raw), UDP alone                      forward (filter)
 //!   forwarded flows, no long header -> pass          marked for us, yet forwarded    -> drop
-//!   refused and silenced flows    -> reject, drop    forwarded flows, no long header -> pass
-//!   what a Network inspects       -> tproxy, untracked, or drop where nobody listens
+//!   refused and silenced flows    -> reject, drop    replies                         -> pass
+//!   what a Network inspects       -> tproxy,         forwarded flows, no long header -> pass
+//!             untracked, or drop where nobody listens
 //! prerouting (mangle)                                what a Network should have had  -> drop
-//!   to our listeners directly     -> drop            all else passes
-//!   flows that we hold            -> to us
-//!   discarded flows               -> drop
+//!   to our listeners directly     -> drop            of flows that were let in       -> pass
+//!   flows that we hold            -> to us           new flows of a Network          -> by their addresses: pass,
+//!   discarded flows               -> drop                                               drop, answer; and a record
+//!   replies                       -> pass            all else passes
 //!   the gateway's own addresses   -> pass
 //!   what a Network inspects       -> tproxy, or drop where nobody listens
 //!   all else passes
@@ -31,6 +33,9 @@ mod enclosure;
 #[cfg(test)]
 mod fixture;
 mod flows;
+mod judge;
+mod lists;
+mod names;
 mod ruleset;
 mod selection;
 mod text;
@@ -38,8 +43,11 @@ mod text;
 pub use capture::render;
 pub use enclosure::enclose;
 pub use flows::{FlowKey, FlowSet};
+pub use judge::{By, LOG_GROUP, LogTag};
+pub use lists::{Change, Class, Entry, ListSets};
+pub use names::{name_element, name_set, naming_networks, uses_names};
 pub use ruleset::{
-    Base, Chain, Datum, Element, Expression, Family, Field, Hook, Key, Rule, Ruleset, Set, SetKind, Verdict,
+    Base, Chain, Connection, Datum, Element, Expression, Family, Field, Hook, Key, Rule, Ruleset, Set, SetKind, Verdict,
 };
 
 use std::time::Duration;
@@ -48,6 +56,12 @@ use crate::policy::Direction;
 
 /// The table of family `inet` that is ours.
 pub const TABLE: &str = "tidegate";
+
+/// The bit of connection tracking's labels by which a flow is known that was let in: the last of 128.
+pub const JUDGED_LABEL: u8 = 127;
+
+/// The counter of packets that were judged and not recorded, since more came than may be recorded.
+pub const UNRECORDED: &str = "unrecorded";
 
 /// Marks what must be delivered to us ("ti"), and names the routing table that does it.
 pub const MARK: u32 = 0x7469;
@@ -77,6 +91,12 @@ pub struct Capture {
     pub forwarded: u32,
     /// How long the kernel forwards a UDP flow after its client's last packet. Default 5 min.
     pub udp_idle: Duration,
+    /// Pairs of client and address that a name lets pass, and as many that one blocks, for each Network and family.
+    /// Default 262,144.
+    pub named: u32,
+    /// Packets that are recorded a second, for each Network, direction and reason; those past it are counted. Default
+    /// 1,000.
+    pub records_per_second: u32,
 }
 
 /// The port of a listener on 127.0.0.1 and on `[::1]`. Without one of them, what it should have had is dropped.
@@ -107,6 +127,8 @@ impl Capture {
             discarded: 65_536,
             forwarded: 131_072,
             udp_idle: Duration::from_secs(300),
+            named: 262_144,
+            records_per_second: 1000,
         }
     }
 }

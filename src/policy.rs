@@ -6,6 +6,7 @@ pub mod bindings;
 pub mod judge;
 pub mod matrix;
 pub mod network;
+pub mod protocol;
 pub mod rules;
 pub mod snapshot;
 

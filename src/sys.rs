@@ -1,5 +1,6 @@
 //! The Linux edge, and the only place with `unsafe`: sockets, netlink, namespaces, privileges.
 
+mod attributes;
 pub mod capture;
 pub mod channel;
 pub mod child;
@@ -10,6 +11,7 @@ pub mod limits;
 pub mod list_store;
 pub mod mapped;
 pub mod netns;
+pub mod nflog;
 pub mod nft;
 pub mod pipe;
 pub mod progress;

@@ -54,6 +54,16 @@ counters! {
     datagrams_unsent,
     /// UDP flows that the kernel did not take over, for a full set as a rule: they are served in user space.
     kernel_refused,
+    /// Packets that the kernel judged, of flows that are recorded.
+    judged_by_kernel,
+    /// Packets that the kernel judged and did not record: there were more than limits.kernel_records allows.
+    kernel_unrecorded,
+    /// Names that the kernel did not take, for a full set as a rule: the address decides instead.
+    names_untold,
+    /// Copies of judged packets that were lost on their way to be recorded.
+    kernel_records_lost,
+    /// Times that rules or routes were found damaged and put back.
+    rules_restored,
     /// Blocked flows that should have seen ICMP or nothing, and saw a reset since the kernel refused more.
     ended_by_reset,
 }
@@ -70,6 +80,10 @@ impl Telemetry {
 
     pub fn counters(&self) -> &Counters {
         &self.counters
+    }
+
+    pub fn add(&self, counter: impl Fn(&Counters) -> &AtomicU64, number: u64) {
+        counter(&self.counters).fetch_add(number, Ordering::Relaxed);
     }
 
     /// Adds one.

@@ -8,6 +8,7 @@ pub mod fingerprint;
 pub mod hpack;
 pub mod http;
 pub mod http2;
+pub mod ip;
 pub mod quic;
 pub mod reader;
 pub mod tls;

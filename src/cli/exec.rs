@@ -191,6 +191,7 @@ fn gateway_settings(loaded: &Loaded, configured: bool) -> gateway::Settings {
         udp: udp::Settings { flows: UDP_FLOWS, memory: UDP_IDLE, ..Default::default() },
         // Its two addresses are one client.
         bindings: bindings::Settings { of_each: false, ..Default::default() },
+        kernel_names: false,
     }
 }
 

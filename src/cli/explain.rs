@@ -9,8 +9,8 @@ use std::time::SystemTime;
 use clap::Args;
 
 use super::{ConfigArg, USAGE};
-use crate::config::port::number_of;
 use crate::name::DomainName;
+use crate::policy::protocol::number_of;
 use account::{Account, Flow};
 
 #[derive(Clone, Debug, Args)]

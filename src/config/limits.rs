@@ -38,6 +38,9 @@ pub struct Limits {
     /// Records that wait to be written; more are dropped and counted: 1 to 16,777,216; default 65,536. Takes
     /// effect at start.
     pub records: usize,
+    /// Packets judged in the kernel that are recorded a second, for each Network, direction and reason; more are
+    /// counted: 1 to 1,000,000; default 1,000. Takes effect at start.
+    pub kernel_records: usize,
 }
 
 impl Default for GatewaySettings {
@@ -48,7 +51,14 @@ impl Default for GatewaySettings {
 
 impl Default for Limits {
     fn default() -> Self {
-        Self { flows: 100_000, held_bytes: 64 << 10, idle: Duration::from_secs(300), workers: 0, records: 65_536 }
+        Self {
+            flows: 100_000,
+            held_bytes: 64 << 10,
+            idle: Duration::from_secs(300),
+            workers: 0,
+            records: 65_536,
+            kernel_records: 1000,
+        }
     }
 }
 
@@ -70,5 +80,6 @@ pub(super) fn read_limits(mut table: Table<'_>) -> Limits {
         idle: table.duration("idle", Duration::from_secs(1)..=week, default.idle),
         workers: table.count("workers", 0..=1024, default.workers),
         records: table.count("records", 1..=(1 << 24), default.records),
+        kernel_records: table.count("kernel_records", 1..=1_000_000, default.kernel_records),
     }
 }

@@ -7,29 +7,7 @@ use super::mistake::Report;
 use super::table::Table;
 use super::value::{Located, Value};
 use crate::policy::network::{Port, Protocol};
-
-/// Names of IP protocols, with their numbers (IANA, Assigned Internet Protocol Numbers).
-pub(crate) const PROTOCOLS: &[(&str, u8)] = &[
-    ("icmp", 1),
-    ("igmp", 2),
-    ("ipip", 4),
-    ("tcp", 6),
-    ("udp", 17),
-    ("dccp", 33),
-    ("ipv6", 41),
-    ("rsvp", 46),
-    ("gre", 47),
-    ("esp", 50),
-    ("ah", 51),
-    ("icmpv6", 58),
-    ("eigrp", 88),
-    ("ospf", 89),
-    ("pim", 103),
-    ("vrrp", 112),
-    ("l2tp", 115),
-    ("sctp", 132),
-    ("udplite", 136),
-];
+use crate::policy::protocol::{PROTOCOLS, number_of};
 
 pub(super) const TCP: u8 = 6;
 pub(super) const UDP: u8 = 17;
@@ -81,12 +59,6 @@ fn protocol_number(value: &Value<'_>) -> Option<u8> {
     }
     let names: Vec<&str> = PROTOCOLS.iter().map(|(name, _)| *name).collect();
     value.refuse(format!("no protocol `{}`", written.value), format!("write 0 to 255, or one of {}", names.join(", ")))
-}
-
-/// The number of a protocol that is written as a name or a number.
-pub(crate) fn number_of(text: &str) -> Option<u8> {
-    let named = PROTOCOLS.iter().find(|(name, _)| name.eq_ignore_ascii_case(text)).map(|(_, number)| *number);
-    named.or_else(|| text.parse().ok())
 }
 
 /// `443`, `:443`, `9870-9880` or `:9870-:9880`.

@@ -11,9 +11,10 @@ use ipnet::IpNet;
 use super::mistake::{Place, Report};
 use super::named::Named;
 use super::network::Written;
-use super::port::{PROTOCOLS, TCP, UDP};
+use super::port::{TCP, UDP};
 use crate::policy::Direction;
 use crate::policy::network::{Mode, Port, Protocol};
+use crate::policy::protocol::PROTOCOLS;
 
 struct Claim<'a> {
     written: &'a Written,

@@ -19,20 +19,13 @@ const ROWS: &[(&str, Refused, &str)] = &[
     ("sidecar", Always, "running as a sidecar"),
     ("geoip", Always, "country and ASN databases"),
     ("telemetry", Always, "sinks other than standard output"),
-    ("gateway.on_failure", As("open"), "letting traffic pass uncaptured after a failure"),
     ("gateway.recheck", As("true"), "ending live flows that a new configuration forbids"),
     ("list.url", Always, "fetching lists"),
     ("list.refresh", Always, "fetching lists"),
     ("policy.countries", Filled, "country rules"),
     ("policy.asns", Filled, "ASN rules"),
     ("policy.fingerprints.alert", Always, "recording a fingerprint without acting on it"),
-    ("network.directions", As("inbound"), "judging inbound flows"),
-    ("network.directions", As("both"), "judging inbound flows"),
-    ("network.inbound", Always, "judging inbound flows"),
 ];
-
-/// What no key can be refused for, and everybody must know. It goes when the kernel judges by address.
-pub(crate) const UNJUDGED: &str = "in this version only flows on inspection ports are judged: all others pass";
 
 /// What does not exist yet of this key with this value: `text` is its string or boolean, `filled` whether it is
 /// a table or an array with something in it.

@@ -1,7 +1,8 @@
 //! What a worker's DNS does over UDP and TCP alike: judge a question, answer it here, release an answer.
 
 use std::cell::RefCell;
-use std::net::SocketAddr;
+use std::io;
+use std::net::{IpAddr, SocketAddr};
 use std::os::fd::OwnedFd;
 use std::rc::Rc;
 use std::sync::Arc;
@@ -14,16 +15,19 @@ use super::cache::Cache;
 use super::exchange::{Decision, Exchange, is_canary};
 use super::record::{ANSWERED, Outcome, record};
 use super::review::{Findings, Reader, Review};
+use crate::firewall::naming_networks;
+use crate::name::DomainName;
 use crate::policy::bindings::Bindings;
+use crate::policy::judge::judge_bound;
 use crate::policy::snapshot::Snapshot;
 use crate::policy::{DropAction, Reason, Transport};
 use crate::sys::ending::{Ended, Ender};
+use crate::sys::nft::NftSocket;
 use crate::telemetry::Telemetry;
 use crate::wire::dns::query::{self, Local, Query};
 use crate::wire::dns::{HEADER, Header, Message, rcode};
 
 /// One worker's share of DNS.
-#[derive(Clone)]
 pub struct Service {
     pub settings: Settings,
     pub snapshot: Arc<ArcSwap<Snapshot>>,
@@ -32,6 +36,8 @@ pub struct Service {
     pub cache: Arc<Cache<Waiter>>,
     pub telemetry: Telemetry,
     pub ender: Rc<RefCell<Ender>>,
+    /// To tell it of names before their answers are released (SPEC V12).
+    pub kernel: Option<RefCell<NftSocket>>,
 }
 
 /// A client that waits for an answer to its question.
@@ -169,8 +175,33 @@ impl Service {
         for (address, ttl) in &findings.addresses {
             let ttl = Duration::from_secs(u64::from(*ttl).min(LONGEST_BINDING));
             self.bindings.bind(exchange.client.ip(), *address, &findings.names, ttl, now);
+            if let Some((kernel, (name, lasts))) =
+                self.kernel.as_ref().zip(self.bindings.bound(exchange.client.ip(), *address, now))
+            {
+                let pair = (exchange.client.ip(), *address);
+                let told = tell(&mut kernel.borrow_mut(), &self.snapshot.load(), pair, &name, lasts);
+                if told.is_err() {
+                    self.telemetry.count(|c| &c.names_untold);
+                }
+            }
         }
     }
+}
+
+/// Has the kernel judge a client's flows to an address by the name that DNS gave for it, in every Network that wants
+/// this. Where the kernel does not take it, the address decides.
+pub fn tell(
+    kernel: &mut NftSocket,
+    snapshot: &Snapshot,
+    (client, remote): (IpAddr, IpAddr),
+    name: &DomainName,
+    lasts: Duration,
+) -> io::Result<()> {
+    for network in naming_networks(snapshot, client) {
+        let passes = judge_bound(network, remote, name, SystemTime::now()).pass;
+        kernel.set_name(network, (client, remote), Some(passes), lasts)?;
+    }
+    Ok(())
 }
 
 /// Gives an answer the id of its query and its question byte for byte, in the client's own case.

@@ -5,9 +5,14 @@ use std::net::{Ipv4Addr, Ipv6Addr};
 
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 
-use super::flows::{FlowSet, begins_nothing, discarded_chain, flow_sets, in_flows, jump_to_discarded, udp_flow_rules};
+use super::flows::{
+    FlowSet, answers_flows, begins_nothing, discarded_chain, flow_sets, in_flows, jump_to_discarded, udp_flow_rules,
+};
+use super::judge::{end_chains, network_chains};
+use super::lists::list_sets;
+use super::names::name_sets;
 use super::ruleset::{
-    Chain, Datum, Element, Expression, Family, Field, Hook, Key, Rule, Ruleset, Set, SetKind, Verdict,
+    Chain, Connection, Datum, Element, Expression, Family, Field, Hook, Key, Rule, Ruleset, Set, SetKind, Verdict,
 };
 use super::selection::{Stage, network_chain, port_sets, select, selection_chain};
 use super::{Capture, DNS_PORT, Listener, MARK, OnFailure, TABLE, TCP, UDP};
@@ -42,12 +47,19 @@ pub fn render(snapshot: &Snapshot, capture: &Capture) -> Ruleset {
     sets.extend([Stage::CaptureUdp, Stage::Capture, Stage::Guard].map(|stage| inspected_set(stage, snapshot, capture)));
     sets.push(questions_set(capture));
     sets.extend(port_sets(snapshot));
+    sets.extend(snapshot.networks().iter().flat_map(|network| name_sets(network, capture)));
     let mut chains = vec![loopback_chain(capture)];
     chains.extend(Family::BOTH.map(discarded_chain));
     chains.extend(services(capture).map(|service| service.chain(capture.on_failure)));
-    for stage in [Stage::CaptureUdp, Stage::Capture, Stage::Guard] {
+    let lists = list_sets(snapshot);
+    chains.extend(end_chains());
+    for stage in [Stage::CaptureUdp, Stage::Capture, Stage::Guard, Stage::Judge] {
         for direction in &capture.directions {
             for (index, network) in snapshot.networks().iter().enumerate() {
+                if stage == Stage::Judge {
+                    chains.extend(network_chains(snapshot, (index, network), *direction, &lists, capture));
+                    continue;
+                }
                 chains.push(Chain::new(
                     network_chain(stage, *direction, index, network),
                     network_rules(stage, *direction, network, capture),
@@ -63,7 +75,7 @@ pub fn render(snapshot: &Snapshot, capture: &Capture) -> Ruleset {
     chains.extend([guard(capture), udp_chain(capture), prerouting_udp()]);
     chains.push(prerouting(capture));
     chains.push(forward(capture));
-    Ruleset { table: TABLE, sets, chains }
+    Ruleset { table: TABLE, sets, lists, chains }
 }
 
 /// UDP on ports that are inspected for QUIC.
@@ -101,20 +113,37 @@ fn prerouting(capture: &Capture) -> Chain {
     }
     rules.extend(Family::BOTH.map(jump_to_discarded));
     rules.push(Rule(vec![of_interest(INSPECTED, true), accept()]));
+    rules.push(reply_passes());
     rules.extend(to_the_gateway(capture));
     rules.extend(selections(Stage::Capture, capture));
     Chain::at(Hook::Prerouting, MANGLE, "prerouting", rules)
 }
 
-/// Nothing here should ever match: it stands for the case that the policy routes are gone, or that another table took
-/// the mark away or changed the destination between the two hooks.
 fn forward(capture: &Capture) -> Chain {
     let mut rules = Vec::new();
     if capture.on_failure == OnFailure::Closed {
         rules.push(Rule(vec![Expression::MarkIs(MARK), Expression::Counter, drop()]));
-        rules.push(Rule(vec![of_interest(GUARDED, false), goto(GUARD)]));
     }
+    rules.push(reply_passes());
+    rules.push(Rule(vec![of_interest(GUARDED, false), jump(GUARD)]));
+    // Not whatever connection tracking knows: it may have begun before anybody judged.
+    rules.push(Rule(vec![Expression::Judged, accept()]));
+    rules.push(Rule(vec![Expression::Connection(&[Connection::Related]), accept()]));
+    rules.extend(Family::BOTH.map(|family| {
+        // Connection tracking may have forgotten a flow that we have not.
+        let answers = answers_flows(FlowSet::Forwarded, family);
+        Rule(vec![Expression::Protocol(UDP), Expression::Family(family), answers, accept()])
+    }));
+    rules.extend(selections(Stage::Judge, capture));
+    rules.push(Rule(vec![Expression::SetJudged]));
     Chain::at(Hook::Forward, FILTER, "forward", rules)
+}
+
+/// It was judged by who opened the flow (SPEC N5), and does not open one itself even if it goes to a port that is
+/// inspected.
+fn reply_passes() -> Rule {
+    let of_a_flow = Expression::Connection(&[Connection::Established, Connection::Related]);
+    Rule(vec![Expression::Reply, of_a_flow, accept()])
 }
 
 fn guard(capture: &Capture) -> Chain {
@@ -245,7 +274,11 @@ fn network_rules(stage: Stage, direction: Direction, network: &Network, capture:
         let mut rule = vec![Expression::Protocol(service.protocol), Expression::DestinationPort(port)];
         match stage {
             Stage::CaptureUdp | Stage::Capture => rule.push(goto(service.chain)),
-            Stage::Guard => rule.extend([Expression::Counter, drop()]),
+            // The case that the policy routes are gone, or that another table took the mark away or changed the
+            // destination between the two hooks.
+            Stage::Guard if capture.on_failure == OnFailure::Closed => rule.extend([Expression::Counter, drop()]),
+            Stage::Guard => rule.push(accept()),
+            Stage::Judge => {}
         }
         Rule(rule)
     };
@@ -264,7 +297,7 @@ fn inspected_set(stage: Stage, snapshot: &Snapshot, capture: &Capture) -> Set {
     let name = match stage {
         Stage::CaptureUdp => INSPECTED_UDP,
         Stage::Capture => INSPECTED,
-        Stage::Guard => GUARDED,
+        Stage::Guard | Stage::Judge => GUARDED,
     };
     let element = |(protocol, port)| Element::exactly(vec![Datum::Protocol(protocol), Datum::Service(port)]);
     Set::new(name, vec![Field::Protocol, Field::Service], SetKind::Hash, pairs.into_iter().map(element).collect())
@@ -282,6 +315,10 @@ fn of_interest(set: &str, negate: bool) -> Expression {
 
 fn goto(chain: &str) -> Expression {
     Expression::Verdict(Verdict::Goto(chain.to_owned()))
+}
+
+fn jump(chain: &str) -> Expression {
+    Expression::Verdict(Verdict::Jump(chain.to_owned()))
 }
 
 fn accept() -> Expression {

@@ -33,7 +33,7 @@ pub fn enclose(capture: &Capture, own: &[IpAddr]) -> Ruleset {
     chains.extend(Family::BOTH.map(discarded_chain));
     chains.extend(services.iter().map(Service::chain));
     chains.push(Chain::at(Hook::Prerouting, MANGLE, "prerouting", rules));
-    Ruleset { table: TABLE, sets: flow_sets(capture), chains }
+    Ruleset { table: TABLE, sets: flow_sets(capture), lists: Vec::new(), chains }
 }
 
 struct Service {

@@ -4,6 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::{Capture, Ruleset, render};
+use crate::list::{DomainSet, List, ListVerdict};
 use crate::policy::network::{
     Bind, Dns, Ech, HttpRequests, Inspection, Mode, Network, Otherwise, Port, ProtectedIp, Protocol, Rule,
 };
@@ -34,8 +35,24 @@ pub(super) fn port(protocols: &[(u8, &[std::ops::RangeInclusive<u16>])]) -> Arc<
     Arc::new(Port { name: "port".into(), description: String::new(), protocols: protocols.collect() })
 }
 
+/// The Network with these lists in its outbound policy, malware blocked from 50 on.
+pub(super) fn with_policy(network: Network, lists: Vec<Arc<List>>, default: IpVerdict) -> Network {
+    let thresholds = [("malware".into(), 50)].into_iter().collect();
+    let policy = Policy { lists, default, thresholds, ..policy() };
+    Network { outbound: Some(Rule { policy: Arc::new(policy), drop: DropAction::Discard }), ..network }
+}
+
+pub(super) fn list(name: &str, verdict: ListVerdict, prefixes: &[&str]) -> Arc<List> {
+    let prefixes = prefixes.iter().map(|prefix| (prefix.parse().unwrap(), None)).collect();
+    Arc::new(List { name: name.into(), verdict, domains: DomainSet::default(), prefixes })
+}
+
+pub(super) fn snapshot(networks: Vec<Network>) -> Snapshot {
+    Snapshot::new("edge-1".into(), 1, networks.into_iter().map(Arc::new).collect())
+}
+
 pub(super) fn rules(networks: Vec<Network>, capture: &Capture) -> Ruleset {
-    render(&Snapshot::new("edge-1".into(), 1, networks.into_iter().map(Arc::new).collect()), capture)
+    render(&snapshot(networks), capture)
 }
 
 /// The text of one set or chain, without the indentation of the table.

@@ -134,6 +134,12 @@ pub(super) fn in_flows(set: FlowSet, family: Family) -> Expression {
     Expression::InSet { key: key_of_packet(family), set: set.name(family).to_owned(), negate: false }
 }
 
+/// `KEY @set` for the packets that a client is sent.
+pub(super) fn answers_flows(set: FlowSet, family: Family) -> Expression {
+    let key = vec![Key::Protocol, Key::Destination(family), Key::DestinationPort, Key::Source(family), Key::SourcePort];
+    Expression::InSet { key, set: set.name(family).to_owned(), negate: false }
+}
+
 /// What marks the packets of a forwarded flow that begin no QUIC connection.
 ///
 /// The kernel carries datagrams of one length as one packet until somebody cuts it, from a sender on this host or in a
@@ -155,6 +161,11 @@ pub(super) fn udp_flow_rules(family: Family) -> Vec<Rule> {
         Expression::Verdict(Verdict::Accept),
     ]);
     vec![
+        Rule(vec![
+            Expression::Family(family),
+            answers_flows(FlowSet::Forwarded, family),
+            Expression::Verdict(Verdict::Accept),
+        ]),
         Rule(forward),
         Rule(vec![
             Expression::Family(family),

@@ -6,11 +6,15 @@ use std::time::Duration;
 
 use ipnet::IpNet;
 
+use super::lists::ListSets;
+
 /// One table of family `inet`, replaced whole.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug)]
 pub struct Ruleset {
     pub table: &'static str,
     pub sets: Vec<Set>,
+    /// The sets of the lists that judge, which may be large.
+    pub lists: Vec<ListSets>,
     pub chains: Vec<Chain>,
 }
 
@@ -28,6 +32,8 @@ pub struct Set {
 pub enum SetKind {
     /// Exact keys.
     Hash,
+    /// Exact keys, each of which ends at a time of its own.
+    Ending,
     /// Ranges in each part of the key.
     Interval,
     /// Exact keys to verdicts.
@@ -56,7 +62,7 @@ pub struct Element {
     pub verdict: Option<Verdict>,
 }
 
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Datum {
     Ipv4(Ipv4Addr),
     Ipv6(Ipv6Addr),
@@ -105,6 +111,12 @@ pub enum Expression {
     FromLoopback,
     /// `meta mark`
     MarkIs(u32),
+    /// `ct state STATES`
+    Connection(&'static [Connection]),
+    /// `ct direction reply`: it goes to who opened the flow.
+    Reply,
+    /// `ct label LABEL`: the flow was let in by [`Expression::SetJudged`].
+    Judged,
     /// `tcp flags & (syn | ack) == syn`: somebody opens a connection.
     TcpOpening,
     /// `socket wildcard 0 socket transparent 1`: a transparent socket of ours, connected or listening for exactly this.
@@ -138,17 +150,41 @@ pub enum Expression {
         map: String,
     },
     SetMark(u32),
+    /// `ct label set LABEL`
+    SetJudged,
     /// `tproxy ip to 127.0.0.1:PORT`. Where nobody listens the rule ends here, and the next one runs.
     Tproxy {
         family: Family,
         port: u16,
     },
     Counter,
+    /// `counter name unrecorded`: judged, but beyond the rate of records.
+    CountUnrecorded,
     /// `notrack`
     NoTrack,
     /// `reject with icmpx admin-prohibited`
     Reject,
+    /// `reject with tcp reset`; for TCP alone.
+    Reset,
+    /// `limit rate over N/second`: matches what goes beyond, after a burst as long.
+    Beyond {
+        per_second: u32,
+    },
+    /// `log prefix TEXT group N`: a copy of the packet for who listens to that group.
+    Log {
+        group: u16,
+        prefix: String,
+    },
     Verdict(Verdict),
+}
+
+/// What connection tracking makes of a packet.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Connection {
+    /// Of a flow that has been answered.
+    Established,
+    /// Of a flow that another one announced, or an error about a packet of one.
+    Related,
 }
 
 /// A part of a packet that a set is asked for.

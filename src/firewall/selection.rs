@@ -20,6 +20,7 @@ pub(super) enum Stage {
     CaptureUdp,
     Capture,
     Guard,
+    Judge,
 }
 
 impl Stage {
@@ -28,16 +29,21 @@ impl Stage {
             Self::CaptureUdp => "udp",
             Self::Capture => "capture",
             Self::Guard => "guard",
+            Self::Judge => "judge",
         }
     }
 }
 
 /// The chain of one Network for one stage and direction.
 pub(super) fn network_chain(stage: Stage, direction: Direction, index: usize, network: &Network) -> String {
+    format!("{}_{direction}_{index}_{}", stage.word(), plain_name(&network.name))
+}
+
+/// A Network's name as nftables takes it. Others may look the same.
+pub(super) fn plain_name(name: &str) -> String {
     const LONGEST_NAME: usize = 40;
     let plain = |c: char| if c.is_ascii_alphanumeric() { c.to_ascii_lowercase() } else { '_' };
-    let name: String = network.name.chars().map(plain).take(LONGEST_NAME).collect();
-    format!("{}_{direction}_{index}_{name}", stage.word())
+    name.chars().map(plain).take(LONGEST_NAME).collect()
 }
 
 /// The chain that finds the Network of a packet.

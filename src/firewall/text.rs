@@ -5,14 +5,19 @@ use std::fmt::{self, Display, Formatter};
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 
 use super::ruleset::{
-    Base, Chain, Datum, Element, Expression, Family, Field, Hook, Key, Rule, Ruleset, Set, SetKind, Verdict,
+    Base, Chain, Connection, Datum, Element, Expression, Family, Field, Hook, Key, Rule, Ruleset, Set, SetKind, Verdict,
 };
+use super::{JUDGED_LABEL, UNRECORDED};
 
 impl Display for Ruleset {
     fn fmt(&self, f: &mut Formatter<'_>) -> fmt::Result {
         writeln!(f, "table inet {} {{", self.table)?;
+        writeln!(f, "\tcounter {UNRECORDED} {{\n\t}}")?;
         for set in &self.sets {
             write!(f, "{set}")?;
+        }
+        for list in &self.lists {
+            write!(f, "{list}")?;
         }
         for chain in &self.chains {
             write!(f, "{chain}")?;
@@ -29,6 +34,7 @@ impl Display for Set {
         match self.kind {
             SetKind::Hash => writeln!(f)?,
             SetKind::Interval => writeln!(f, "\n\t\tflags interval")?,
+            SetKind::Ending => writeln!(f, "\n\t\tflags timeout")?,
             SetKind::VerdictMap => writeln!(f, " : verdict")?,
             SetKind::Dynamic { timeout, size } => {
                 writeln!(f, "\n\t\tsize {size}\n\t\tflags dynamic,timeout\n\t\ttimeout {}s", timeout.as_secs())?;
@@ -81,6 +87,10 @@ impl Display for Expression {
             Self::SourcePort(port) => write!(f, "th sport {port}"),
             Self::FromLoopback => f.write_str("meta iif \"lo\""),
             Self::MarkIs(mark) => write!(f, "meta mark {mark:#x}"),
+            Self::Connection(states) => write!(f, "ct state {}", Joined(states, ",")),
+            Self::Reply => f.write_str("ct direction reply"),
+            Self::Judged => write!(f, "ct label {JUDGED_LABEL}"),
+            Self::SetJudged => write!(f, "ct label set {JUDGED_LABEL}"),
             Self::TcpOpening => f.write_str("tcp flags & (syn | ack) == syn"),
             Self::TransparentSocket => f.write_str("socket wildcard 0 socket transparent 1"),
             Self::DestinationIsLocal => f.write_str("fib daddr type local"),
@@ -96,10 +106,25 @@ impl Display for Expression {
             Self::Tproxy { family: Family::V4, port } => write!(f, "tproxy ip to 127.0.0.1:{port}"),
             Self::Tproxy { family: Family::V6, port } => write!(f, "tproxy ip6 to [::1]:{port}"),
             Self::Counter => f.write_str("counter"),
+            Self::CountUnrecorded => write!(f, "counter name \"{UNRECORDED}\""),
             Self::NoTrack => f.write_str("notrack"),
             Self::Reject => f.write_str("reject with icmpx admin-prohibited"),
+            Self::Reset => f.write_str("reject with tcp reset"),
+            Self::Beyond { per_second } => {
+                write!(f, "limit rate over {per_second}/second burst {per_second} packets")
+            }
+            Self::Log { group, prefix } => write!(f, "log prefix \"{prefix}\" group {group}"),
             Self::Verdict(verdict) => write!(f, "{verdict}"),
         }
+    }
+}
+
+impl Display for Connection {
+    fn fmt(&self, f: &mut Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Established => "established",
+            Self::Related => "related",
+        })
     }
 }
 

@@ -3,6 +3,7 @@
 //! Each worker is a thread with a runtime, listeners and a relay of its own; flows never move between workers.
 
 pub mod dns;
+pub mod kernel;
 
 use std::cell::RefCell;
 use std::io;
@@ -28,6 +29,7 @@ use crate::proxy::relay::{self, ClosedBy, Relay};
 use crate::proxy::tcp::refuser;
 use crate::proxy::worker::{self, Census, Worker};
 use crate::sys::ending::Ender;
+use crate::sys::nft::NftSocket;
 use crate::sys::{tcp, udp};
 use crate::telemetry::Telemetry;
 
@@ -40,6 +42,8 @@ pub struct Settings {
     pub dns: crate::dns::Settings,
     pub udp: proxy::udp::Settings,
     pub bindings: bindings::Settings,
+    /// Whether the kernel is told which flows a name lets pass or blocks, on ports that nobody inspects.
+    pub kernel_names: bool,
 }
 
 /// The listeners of every worker, and the ports that the kernel's rules must name.
@@ -65,6 +69,8 @@ pub struct Gateway {
     threads: Vec<JoinHandle<io::Result<()>>>,
     stop: watch::Sender<Option<Instant>>,
     pub census: Arc<Census>,
+    /// Which names DNS gave for which addresses.
+    pub bindings: Arc<Bindings>,
 }
 
 impl Listeners {
@@ -139,7 +145,7 @@ impl Gateway {
             };
             threads.push(std::thread::Builder::new().name(format!("worker-{number}")).spawn(move || seat.work())?);
         }
-        Ok(Self { threads, stop, census })
+        Ok(Self { threads, stop, census, bindings })
     }
 
     /// Takes no more flows, lets the live ones go on for up to `drain`, then resets what is left.
@@ -180,7 +186,9 @@ impl Seat {
             self.telemetry.clone(),
             refuser(ender.clone(), self.telemetry.clone()),
         )?;
+        let kernel = if self.settings.kernel_names { Some(RefCell::new(NftSocket::open()?)) } else { None };
         let dns = Rc::new(crate::dns::Service {
+            kernel,
             settings: self.settings.dns.clone(),
             snapshot: self.snapshot.clone(),
             bindings: self.bindings.clone(),

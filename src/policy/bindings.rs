@@ -107,6 +107,23 @@ impl Bindings {
         self.find(client, remote, |bound| bound.iter().rev().find(|own| now < own.ends).map(|own| own.name.clone()))?
     }
 
+    /// The same, with the time that it is good for.
+    pub fn bound(&self, client: IpAddr, remote: IpAddr, now: Instant) -> Option<(DomainName, Duration)> {
+        self.find(client, remote, |bound| newest(bound, now))?
+    }
+
+    /// Every pair of client and address that has a name, with the newest, and the time that this is good for. Shard by
+    /// shard: what is bound meanwhile may be left out.
+    pub fn each(&self, now: Instant, mut each: impl FnMut(IpAddr, IpAddr, &DomainName, Duration)) {
+        for shard in &self.shards {
+            let pairs: Vec<_> = {
+                let shard = lock(shard);
+                shard.pairs.iter().filter_map(|(pair, bound)| Some((*pair, newest(bound, now)?))).collect()
+            };
+            pairs.iter().for_each(|(pair, (name, lasts))| each(pair.client, pair.remote, name, *lasts));
+        }
+    }
+
     /// Pairs held now, ended ones among them.
     pub fn len(&self) -> usize {
         self.shards.iter().map(|shard| lock(shard).pairs.len()).sum()
@@ -136,6 +153,11 @@ impl Bindings {
         // There are always SHARDS of them.
         lock(self.shards.get(place).unwrap_or(&self.shards[0]))
     }
+}
+
+fn newest(bound: &[Bound], now: Instant) -> Option<(DomainName, Duration)> {
+    let newest = bound.iter().rev().find(|own| now < own.ends)?;
+    Some((newest.name.clone(), newest.ends.duration_since(now)))
 }
 
 impl Shard {

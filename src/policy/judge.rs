@@ -8,7 +8,7 @@ use super::network::{Bind, Ech, Network, Otherwise, Rule};
 use super::rules::{FingerprintDemand, Policy};
 use super::{Direction, DomainVerdict, IpVerdict, Judged, Reason, Verdict};
 use crate::name::DomainName;
-use crate::peek::{Discovery, Fingerprint, Outcome};
+use crate::peek::{Discovery, Fingerprint, Outcome, Via};
 
 /// Whether DNS gave the remote address for the peeked name (SPEC V11).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -47,6 +47,14 @@ pub fn judge(network: &Network, direction: Direction, facts: &Facts<'_>) -> Verd
         return Verdict { pass: false, reason: Reason::Fingerprint, list: None, ..verdict };
     }
     verdict
+}
+
+/// The verdict of a name that DNS gave for an address, on outbound flows that show none themselves (SPEC V12).
+pub fn judge_bound(network: &Network, remote: IpAddr, name: &DomainName, now: SystemTime) -> Verdict {
+    let outcome = Outcome::Name(name.clone());
+    let discovery = Discovery { outcome, via: Some(Via::Dns), fingerprint: None, ech: false };
+    let facts = Facts { remote, discovery: Some(&discovery), binding: Binding::Match, now };
+    judge(network, Direction::Outbound, &facts)
 }
 
 fn by_name(network: &Network, rule: &Rule, ip: Judged<IpVerdict>, name: &DomainName, facts: &Facts<'_>) -> Verdict {

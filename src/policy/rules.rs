@@ -61,11 +61,17 @@ impl Policy {
         }
     }
 
-    fn first_list(&self, holds: impl Fn(&List) -> bool) -> Option<(&List, Reason)> {
-        [Reason::AllowList, Reason::BlockList, Reason::Threat].into_iter().find_map(|reason| {
-            let list = self.lists.iter().find(|list| self.counts_as(list, reason) && holds(list))?;
-            Some((&**list, reason))
+    /// The lists that count, each with the reason that it gives and its place in `lists`: the first that holds an
+    /// address or a name decides. Threat lists below their threshold are not here.
+    pub fn in_order(&self) -> impl Iterator<Item = (Reason, usize, &Arc<List>)> {
+        [Reason::AllowList, Reason::BlockList, Reason::Threat].into_iter().flat_map(move |reason| {
+            let counting = self.lists.iter().enumerate().filter(move |(_, list)| self.counts_as(list, reason));
+            counting.map(move |(place, list)| (reason, place, list))
         })
+    }
+
+    fn first_list(&self, holds: impl Fn(&List) -> bool) -> Option<(&List, Reason)> {
+        self.in_order().find(|(_, _, list)| holds(list)).map(|(reason, _, list)| (&**list, reason))
     }
 
     fn counts_as(&self, list: &List, reason: Reason) -> bool {

@@ -305,7 +305,7 @@ impl Flow {
             Some(turn) => turn,
             None => {
                 let ends = Ends { from: self.client.as_fd(), to: self.server.as_fd() };
-                self.up.turn(ends, pool, scratch, None).map_err(up_broken)?
+                self.up.turn(ends, pool, scratch, None, self.down.is_finished()).map_err(up_broken)?
             }
         };
         if turn == Turn::Finished {
@@ -316,11 +316,12 @@ impl Flow {
 
     fn down(&mut self, pool: &mut Pool, scratch: &mut [u8]) -> Result<Turn, Over> {
         let ends = Ends { from: self.server.as_fd(), to: self.client.as_fd() };
+        let is_last = self.up.is_finished();
         let turn = match &mut self.watched {
             Some(watched) if watched.watch.wants_server() => {
-                self.down.turn(ends, pool, scratch, Some(&mut |octets| watched.watch.server(octets)))
+                self.down.turn(ends, pool, scratch, Some(&mut |octets| watched.watch.server(octets)), is_last)
             }
-            _ => self.down.turn(ends, pool, scratch, None),
+            _ => self.down.turn(ends, pool, scratch, None, is_last),
         };
         let turn = turn.map_err(|broken| match broken {
             Broken::Sender(_) => Over::Closed(ClosedBy::ServerReset),

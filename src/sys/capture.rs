@@ -14,7 +14,7 @@
 use std::io;
 
 use crate::firewall::{MARK, RULE_PRIORITY, Ruleset};
-use crate::sys::nft::NftSocket;
+use crate::sys::nft::{Fingerprint, NftSocket};
 use crate::sys::rtnl::{Family, Rtnl};
 
 /// Puts rules and routes in place, replacing those of an earlier run. The listeners must be bound before.
@@ -31,6 +31,41 @@ pub fn update(standing: &Ruleset, next: &Ruleset) -> io::Result<()> {
     match NftSocket::open()?.update(standing, next) {
         Ok(()) => add_routes(),
         Err(_) => install(next),
+    }
+}
+
+/// Rules and routes in force, looked after.
+#[derive(Debug)]
+pub struct Watch {
+    nft: NftSocket,
+    rules: Fingerprint,
+}
+
+impl Watch {
+    /// Of a ruleset that has just been put in place.
+    pub fn begin(ruleset: &Ruleset) -> io::Result<Self> {
+        let mut nft = NftSocket::open()?;
+        let rules = nft.fingerprint(ruleset)?;
+        Ok(Self { nft, rules })
+    }
+
+    /// Whether rules and routes are as they were put in place; false if somebody changed them.
+    pub fn is_intact(&mut self, ruleset: &Ruleset) -> io::Result<bool> {
+        // A table that changes under the first look, as sets of flows do, is looked at twice.
+        Ok((self.has_rules(ruleset)? || self.has_rules(ruleset)?) && has_routes()?)
+    }
+
+    fn has_rules(&mut self, ruleset: &Ruleset) -> io::Result<bool> {
+        match self.nft.fingerprint(ruleset) {
+            Ok(found) => Ok(found == self.rules),
+            Err(error) if error.source.raw_os_error() == Some(libc::ENOENT) => Ok(false),
+            Err(error) => Err(error.into()),
+        }
+    }
+
+    /// Packets that were judged and not recorded since this was asked last.
+    pub fn take_unrecorded(&mut self) -> io::Result<u64> {
+        Ok(self.nft.take_unrecorded()?)
     }
 }
 
@@ -64,6 +99,16 @@ fn add_routes() -> io::Result<()> {
         rtnl.add_fwmark_rule(family, MARK, MARK, RULE_PRIORITY).map_err(|e| e.into_io())?;
     }
     Ok(())
+}
+
+fn has_routes() -> io::Result<bool> {
+    let mut rtnl = Rtnl::open().map_err(|e| e.into_io())?;
+    for family in families().filter(|family| !is_off(*family)) {
+        if !rtnl.delivers(family, MARK).map_err(|e| e.into_io())? {
+            return Ok(false);
+        }
+    }
+    Ok(true)
 }
 
 /// Those that this kernel has.

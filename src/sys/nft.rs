@@ -8,20 +8,25 @@
 mod answer;
 mod encode;
 mod expression;
+mod list;
 mod message;
+mod watch;
 
 use std::fmt;
 use std::io;
+use std::net::IpAddr;
 use std::os::fd::{FromRawFd, IntoRawFd, OwnedFd};
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use netlink_sys::protocols::NETLINK_NETFILTER;
 use netlink_sys::{Socket, SocketAddr};
 use nix::sys::socket::{setsockopt, sockopt};
 
-use crate::firewall::{FlowKey, FlowSet, Ruleset, TABLE};
+use crate::firewall::{FlowKey, FlowSet, Ruleset, TABLE, name_element, name_set};
+use crate::policy::network::Network;
 use answer::Answers;
 use message::{GET_TABLE, Message};
+pub use watch::Fingerprint;
 
 /// What the kernel refused, and why.
 #[derive(Debug)]
@@ -104,13 +109,13 @@ impl NftSocket {
     /// Puts the ruleset in the place of the table that is there, if any. Packets meet the old rules or the new ones,
     /// never none. Elements of dynamic sets are forgotten.
     pub fn replace(&mut self, ruleset: &Ruleset) -> Result<(), NftError> {
-        self.transact(encode::replace(ruleset))
+        self.transact(encode::replace(ruleset, SystemTime::now()))
     }
 
     /// Turns the ruleset that stands into another in one step. Unlike [`Self::replace`] it keeps what lies in dynamic
     /// sets; it is an error if something else stands.
     pub fn update(&mut self, standing: &Ruleset, next: &Ruleset) -> Result<(), NftError> {
-        self.transact(encode::update(standing, next))
+        self.transact(encode::update(standing, next, SystemTime::now()))
     }
 
     /// Takes our table away; nothing happens if there is none.
@@ -154,6 +159,31 @@ impl NftSocket {
             Err(error) if error.source.raw_os_error() == Some(libc::ENOENT) => Ok(false),
             Err(error) => Err(error),
         }
+    }
+
+    /// From now on the flows of a client to a remote address have the verdict of its name, for so long; `None`: that of
+    /// the address. A full set is an error of errno ENFILE, and a ruleset without names one of ENOENT.
+    pub fn set_name(
+        &mut self,
+        network: &Network,
+        (client, remote): (IpAddr, IpAddr),
+        passes: Option<bool>,
+        lasts: Duration,
+    ) -> Result<(), NftError> {
+        let Some((family, element)) = name_element(client, remote) else { return Ok(()) };
+        let element = [element];
+        let lasts = u64::try_from(lasts.as_millis()).unwrap_or(u64::MAX).max(1);
+        let mut messages = Vec::with_capacity(5);
+        for verdict in [true, false] {
+            let set = name_set(network, verdict, family);
+            // Deleting what is not there is an error; adding what is there changes nothing, not even its time.
+            messages.push(encode::new_elements(&set, &element, Some(lasts)));
+            messages.push(encode::delete_elements(&set, &element));
+            if passes == Some(verdict) {
+                messages.push(encode::new_elements(&set, &element, Some(lasts)));
+            }
+        }
+        self.transact(messages)
     }
 
     /// All of the messages take effect, or none.

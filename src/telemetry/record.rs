@@ -9,7 +9,9 @@ use serde::{Serialize, Serializer};
 
 use crate::name::DomainName;
 use crate::peek::{Fingerprint, Via};
+use crate::policy::protocol::name_of;
 use crate::policy::{Direction, DropAction, Verdict};
+use crate::wire::ip::Headers;
 
 /// Fields that do not apply are left out.
 #[derive(Clone, Debug, Serialize)]
@@ -24,7 +26,7 @@ pub struct Record {
     pub policy: Option<Arc<str>>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub direction: Option<&'static str>,
-    pub protocol: &'static str,
+    pub protocol: Cow<'static, str>,
     pub source: IpAddr,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub source_port: Option<u16>,
@@ -120,7 +122,7 @@ impl Record {
             network: None,
             policy: None,
             direction: None,
-            protocol,
+            protocol: protocol.into(),
             source: source.ip(),
             source_port: Some(source.port()),
             destination: destination.ip(),
@@ -146,6 +148,18 @@ impl Record {
             closed_by: None,
             dns: None,
         }
+    }
+
+    /// A record of a packet that may be of any protocol.
+    pub fn of_packet(kind: Kind, time: SystemTime, enforcer: Arc<str>, packet: &Headers) -> Self {
+        let (source_port, destination_port) = packet.ports.unzip();
+        let at = |address, port: Option<u16>| SocketAddr::new(address, port.unwrap_or_default());
+        let (source, destination) = (at(packet.source, source_port), at(packet.destination, destination_port));
+        let protocol = match name_of(packet.protocol) {
+            Some(name) => name.into(),
+            None => packet.protocol.to_string().into(),
+        };
+        Self { protocol, source_port, destination_port, ..Self::new(kind, time, enforcer, "", source, destination) }
     }
 
     pub fn judged_by(mut self, network: Arc<str>, policy: Option<Arc<str>>, direction: Direction) -> Self {

@@ -1,4 +1,32 @@
-# Sourced by run.sh: namespaces, an nginx server, and gateways by inspection type.
+# Sourced by the scripts here: namespaces, certificates, an nginx server, gateways by inspection type, and a count of
+# checks.
+
+# Starts the script again inside namespaces of its own, once the programs that it needs are found.
+enter() { # script tidegate programs...
+  local script=$1 tidegate=$2 program user=()
+  shift 2
+  PATH=$PATH:/usr/sbin:/sbin
+  if [ -z "${TIDEGATE_INSIDE:-}" ]; then
+    for program in "$@"; do
+      command -v "$program" >/dev/null || { echo "missing: $program"; exit 1; }
+    done
+    [ "$(id -u)" = 0 ] || user=(--user --map-root-user)
+    TIDEGATE_INSIDE=1 exec unshare "${user[@]}" --net --mount --pid --fork --kill-child --mount-proc \
+      "./${script##*/}" "${tidegate:-$(readlink -f ../../target/debug/tidegate)}"
+  fi
+  work=$(mktemp -d) passed=0 failed=0
+  trap 'rm -rf "$work"' EXIT
+  mount -t tmpfs none /run && mkdir -p /run/netns
+}
+
+check() { # what, expected, seen
+  if [ "$2" = "$3" ]; then passed=$((passed + 1)); else failed=$((failed + 1)); echo "FAILED $1: expected $2, saw $3"; fi
+}
+
+finish() {
+  echo "$passed passed, $failed failed"
+  [ $failed = 0 ]
+}
 
 on() { ip netns exec "$@"; }
 
@@ -28,9 +56,25 @@ link() { # host v4 v6 gateway v4 v6
   on "$4" ip link set "to-$1" up
 }
 
-server_up() {
+certificate() {
   openssl req -x509 -newkey ec -pkeyopt ec_paramgen_curve:prime256v1 -nodes -days 2 -subj /CN=server.example \
     -keyout "$work/key.pem" -out "$work/cert.pem" 2>/dev/null
+}
+
+# Waits until every server of a list (lines of `name protocol address port log`) takes connections.
+ready() {
+  local name address port i
+  while read -r name _ address port _; do
+    for i in $(seq 100); do
+      on server bash -c "exec 3<>/dev/tcp/$address/$port" 2>/dev/null && continue 2
+      sleep 0.1
+    done
+    echo "$name does not start:"; cat "$work/${name%-*}".{said,err} 2>/dev/null; exit 1
+  done < "$1"
+}
+
+server_up() {
+  certificate
   cat > "$work/nginx.conf" <<CONF
 daemon off; worker_processes 1; pid $work/nginx.pid; error_log $work/nginx.log;
 user root;
@@ -54,7 +98,7 @@ CONF
 }
 
 gateway_up() { # inspection type
-  sed "s/TYPE/$1/" gateway.toml > "$work/gateway.toml"
+  sed "s/TYPE/$1/" "${configuration:-gateway.toml}" > "$work/gateway.toml"
   (exec ip netns exec gateway "$tidegate" run --config "$work/gateway.toml" >"$work/records" 2>"$work/messages") &
   gateway=$!
   local i; for i in $(seq 100); do grep -q '^ready' "$work/messages" && return; sleep 0.1; done

@@ -9,24 +9,9 @@
 set -u
 [ $# = 0 ] || set -- "$(readlink -f "$1")"
 cd "$(dirname "$0")"
-if [ -z "${TIDEGATE_INSIDE:-}" ]; then
-  for program in curl openssl nginx ip unshare; do
-    PATH=$PATH:/usr/sbin:/sbin command -v $program >/dev/null || { echo "missing: $program"; exit 1; }
-  done
-  user=(); [ "$(id -u)" = 0 ] || user=(--user --map-root-user)
-  program=${1:-$(readlink -f ../../target/debug/tidegate)}
-  TIDEGATE_INSIDE=1 exec unshare "${user[@]}" --net --mount --pid --fork --kill-child --mount-proc \
-    ./run.sh "$program"
-fi
-PATH=$PATH:/usr/sbin:/sbin
-tidegate=$1 work=$(mktemp -d) passed=0 failed=0
-trap 'rm -rf "$work"' EXIT
-mount -t tmpfs none /run && mkdir -p /run/netns
 . ./lab.sh
-
-check() { # what, expected, seen
-  if [ "$2" = "$3" ]; then passed=$((passed + 1)); else failed=$((failed + 1)); echo "FAILED $1: expected $2, saw $3"; fi
-}
+enter "$0" "${1:-}" curl openssl nginx ip unshare
+tidegate=$1
 
 # what the client saw: pass, or how it was refused
 http() { # name address
@@ -73,5 +58,4 @@ prefer-both    pass,block,pass,pass   block,block,block,block
 explicit       pass,block,pass,pass   pass,block,block,block
 MATRIX
 
-echo "$passed passed, $failed failed"
-[ $failed = 0 ]
+finish

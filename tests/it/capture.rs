@@ -444,7 +444,7 @@ fn listen(address: &str) -> TcpListener {
     listener
 }
 
-fn ruleset(text: &str, capture: &Capture) -> Ruleset {
+pub(crate) fn ruleset(text: &str, capture: &Capture) -> Ruleset {
     render(&snapshot(text), capture)
 }
 

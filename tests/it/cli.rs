@@ -90,7 +90,7 @@ fn check_sums_up_what_it_read_on_standard_output_and_shows_mistakes_on_standard_
 
 #[test]
 fn a_command_that_is_not_built_says_so_whatever_its_arguments() {
-    for command in ["exec", "network", "import", "export", "learn"] {
+    for command in ["network", "import", "export", "learn"] {
         let output = tidegate(&[command, "--anything", "at", "all"]);
         assert_eq!(output.status.code(), Some(2), "{command}");
         let said = String::from_utf8_lossy(&output.stderr).into_owned();

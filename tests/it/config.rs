@@ -146,14 +146,13 @@ fn the_reference_speaks_of_every_key_of_the_interface() {
 }
 
 #[test]
-fn the_configurations_of_conf_are_good_and_warn_of_this_version_alone() {
+fn the_configurations_of_conf_are_good_and_warn_of_nothing() {
     let mut files = toml_files(&conf("examples"));
     assert!(files.len() >= 4, "{files:?}");
     files.extend(toml_files(&conf("")));
     for file in files {
         let loaded = config::load(&file).unwrap_or_else(|mistakes| panic!("{mistakes}"));
-        let warnings: Vec<_> = loaded.warnings.0.iter().filter(|w| !w.what.starts_with("in this version")).collect();
-        assert!(warnings.is_empty(), "{}", loaded.warnings);
+        assert!(loaded.warnings.0.is_empty(), "{}", loaded.warnings);
         assert!(!loaded.networks.is_empty(), "{}", file.display());
     }
 }
@@ -181,7 +180,7 @@ fn what_conf_leaves_out_as_not_built_is_refused_as_not_built() {
         assert!(refused, "{line}\n{mistakes}");
         seen += 1;
     }
-    assert!(seen > 10, "{seen} lines");
+    assert!(seen > 0, "no line is left: this test has done its work");
 }
 
 /// The file with one commented line in force, in place of the line that sets the same key just above it.

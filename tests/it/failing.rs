@@ -80,7 +80,6 @@ fn rules_that_are_kept_go_on_shutting_captured_flows_out() {
 
 /// client -- gateway (tidegate) -- server
 #[test]
-#[ignore = "the rules do not judge by address yet"]
 fn ports_that_are_not_inspected_are_judged_by_address_in_the_kernel() {
     in_lab(|lab| {
         let accepted = crate::gateway::listen(lab, 8443);

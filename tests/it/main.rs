@@ -2,6 +2,7 @@
 
 #![allow(clippy::unwrap_used, clippy::panic)]
 
+mod agreement;
 mod architecture;
 mod capture;
 mod cli;
@@ -13,6 +14,7 @@ mod exec;
 mod failing;
 mod gateway;
 mod inside;
+mod kernel;
 mod matrix;
 mod namespaces;
 mod nat;

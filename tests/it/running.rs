@@ -252,7 +252,6 @@ fn http_2_with_prior_knowledge_is_judged_by_its_authority() {
 
 /// client (remote) -- gateway -- server (protected)
 #[test]
-#[ignore = "inbound flows are not judged yet"]
 fn inbound_flows_are_judged_by_the_address_of_who_opens_them_and_by_name() {
     in_lab(|lab| {
         let (_origins, trust) = servers(lab);

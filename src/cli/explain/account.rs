@@ -8,7 +8,6 @@ use ipnet::IpNet;
 use serde::Serialize;
 
 use super::Protocol;
-use crate::config::UNJUDGED;
 use crate::name::DomainName;
 use crate::peek::{Discovery, Fingerprint, Outcome, Unreadable, Via};
 use crate::policy::judge::{Binding, Facts, judge};
@@ -234,9 +233,6 @@ impl Question<'_> {
         }
         if inspected && !rule.policy.fingerprints.is_empty() && self.flow.fingerprint.is_none() {
             notes.push("the policy has fingerprint rules, and no --fingerprint is given");
-        }
-        if !inspected {
-            notes.push(UNJUDGED);
         }
         if self.network.mode == Mode::Monitor {
             notes.push("the Network is in monitor mode: the verdict is recorded, nothing is blocked");

@@ -28,7 +28,7 @@ pub struct Partner {
     pub name: Option<String>,
     /// Set where there is no name.
     pub address: Option<IpAddr>,
-    pub protocol: &'static str,
+    pub protocol: std::borrow::Cow<'static, str>,
     pub port: Option<u16>,
 }
 
@@ -76,7 +76,7 @@ impl Tally {
     fn question(&mut self, record: &Record) {
         let Some(name) = record.domain.as_ref().map(ToString::to_string) else { return };
         if record.verdict == Some("block") {
-            let partner = Partner { name: Some(name), address: None, protocol: "dns", port: None };
+            let partner = Partner { name: Some(name), address: None, protocol: "dns".into(), port: None };
             if let Some(dealings) = self.dealings(partner) {
                 dealings.blocked += 1;
             }
@@ -113,7 +113,7 @@ impl Tally {
         let shown = record.domain.as_ref().map(ToString::to_string);
         let name = shown.or_else(|| self.names.get(&record.destination).cloned());
         let address = name.is_none().then_some(record.destination);
-        Partner { name, address, protocol: record.protocol, port: record.destination_port }
+        Partner { name, address, protocol: record.protocol.clone(), port: record.destination_port }
     }
 
     fn dealings(&mut self, partner: Partner) -> Option<&mut Dealings> {
@@ -172,7 +172,7 @@ impl fmt::Display for Tally {
 
 fn row(partner: &Partner, dealings: &Dealings) -> [String; 6] {
     let name = partner.name.clone().unwrap_or_else(|| "-".to_owned());
-    let port = partner.port.map_or_else(|| partner.protocol.to_owned(), |port| format!("{}/{port}", partner.protocol));
+    let port = partner.port.map_or_else(|| partner.protocol.to_string(), |port| format!("{}/{port}", partner.protocol));
     let verdict = match (dealings.allowed, dealings.blocked) {
         (allowed, 0) => format!("allowed {allowed}"),
         (0, blocked) => format!("blocked {blocked}"),

@@ -62,20 +62,22 @@ impl Half {
     }
 
     /// Moves what can be moved, up to a share that leaves the other flows theirs. `observer` is shown the octets; with
-    /// one they are copied, never spliced.
+    /// one they are copied, never spliced. `is_last`: the other direction has ended, so that closing will tell the
+    /// receiver.
     pub fn turn(
         &mut self,
         ends: Ends<'_>,
         pool: &mut Pool,
         scratch: &mut [u8],
         mut observer: Option<Observer<'_>>,
+        is_last: bool,
     ) -> Result<Turn, Broken> {
         for _ in 0..ROUNDS {
             if !(self.send_pending(ends)? && self.drain_pipe(ends, pool)?) {
                 return Ok(Turn::Waiting);
             }
             if self.ended {
-                return Ok(self.finish(ends));
+                return Ok(self.finish(ends, is_last));
             }
             let came = match &mut observer {
                 None if self.bulk => self.fill_pipe(ends, pool)?,
@@ -200,11 +202,11 @@ impl Half {
         }
     }
 
-    fn finish(&mut self, ends: Ends<'_>) -> Turn {
-        if !self.finished {
+    fn finish(&mut self, ends: Ends<'_>, is_last: bool) -> Turn {
+        if !self.finished && !is_last {
             tcp::end_sending(ends.to);
-            self.finished = true;
         }
+        self.finished = true;
         Turn::Finished
     }
 }

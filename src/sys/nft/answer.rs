@@ -81,6 +81,11 @@ fn likely_cause(object: &str, errno: i32) -> Option<String> {
         ("tproxy", "nft_tproxy"),
         ("socket", "nft_socket"),
         ("fib", "nft_fib_inet"),
+        ("ct label", "CONFIG_NF_CONNTRACK_LABELS"),
+        ("ct ", "nft_ct"),
+        ("log ", "nft_log and nfnetlink_log"),
+        ("limit ", "nft_limit"),
+        ("reject ", "nft_reject_inet"),
         ("table", "nf_tables with CONFIG_NF_TABLES_INET"),
     ];
     let missing = modules.iter().find(|(word, _)| object.contains(word))?;

@@ -1,26 +1,33 @@
 //! From the ruleset's model to the messages that make it.
 
+use std::time::SystemTime;
+
 use super::expression::{self, add_verdict};
+use super::list;
 use super::message::{
     APPEND, CREATE, DELETE_CHAIN, DELETE_ELEMENT, DELETE_RULE, DELETE_SET, DELETE_TABLE, Message, NEW_CHAIN,
-    NEW_ELEMENT, NEW_RULE, NEW_SET, NEW_TABLE,
+    NEW_ELEMENT, NEW_OBJECT, NEW_RULE, NEW_SET, NEW_TABLE,
 };
-use crate::firewall::{Chain, Datum, Element, Field, Hook, Rule, Ruleset, Set, SetKind};
+use crate::firewall::{Chain, Datum, Element, Field, Hook, Rule, Ruleset, Set, SetKind, UNRECORDED};
+
+/// For so long, in milliseconds, entries that have ended take up memory, and no packet meets them. Looking for them
+/// more often costs more than they do.
+const ENDED_ENTRIES_STAY: u32 = 60_000;
 
 /// A list attribute is at most 64 KiB long; the largest element that we make has some 130 bytes.
 const ELEMENTS_A_MESSAGE: usize = 400;
 
 /// The messages that put a ruleset in the place of whatever table of its name exists.
-pub(super) fn replace(ruleset: &Ruleset) -> Vec<Message> {
+pub(super) fn replace(ruleset: &Ruleset, now: SystemTime) -> Vec<Message> {
     // Deleting what does not exist is an error, making what exists is none.
-    let mut messages = vec![new_table(), delete_table(), new_table()];
-    messages.extend(fill(ruleset, &ruleset.sets.iter().collect::<Vec<_>>()));
+    let mut messages = vec![new_table(), delete_table(), new_table(), new_counter()];
+    messages.extend(fill(ruleset, &ruleset.sets.iter().collect::<Vec<_>>(), list::changes(&[], &ruleset.lists, now)));
     messages
 }
 
 /// The messages that turn the one ruleset, which stands, into the other, and keep what lies in the dynamic sets of
-/// both.
-pub(super) fn update(standing: &Ruleset, next: &Ruleset) -> Vec<Message> {
+/// both. Of the sets of lists it sends the entries that come and go.
+pub(super) fn update(standing: &Ruleset, next: &Ruleset, now: SystemTime) -> Vec<Message> {
     let kept = |set: &Set| {
         let same = |other: &Set| (&other.name, &other.key, other.kind) == (&set.name, &set.key, set.kind);
         matches!(set.kind, SetKind::Dynamic { .. }) && standing.sets.iter().any(same) && next.sets.iter().any(same)
@@ -29,14 +36,17 @@ pub(super) fn update(standing: &Ruleset, next: &Ruleset) -> Vec<Message> {
     let mut messages = vec![Message::in_table(DELETE_RULE, 0, 1, "all rules")];
     messages.extend(standing.sets.iter().filter(|set| !kept(set)).map(delete_set));
     messages.extend(standing.chains.iter().map(delete_chain));
-    messages.extend(fill(next, &next.sets.iter().filter(|set| !kept(set)).collect::<Vec<_>>()));
+    let sets: Vec<_> = next.sets.iter().filter(|set| !kept(set)).collect();
+    messages.extend(fill(next, &sets, list::changes(&standing.lists, &next.lists, now)));
     messages
 }
 
 /// Sets before elements, and chains before whatever may name them.
-fn fill(ruleset: &Ruleset, sets: &[&Set]) -> Vec<Message> {
-    let mut messages: Vec<_> = (1..).zip(sets).map(|(id, set)| new_set(set, id)).collect();
+fn fill(ruleset: &Ruleset, sets: &[&Set], lists: list::Changes) -> Vec<Message> {
+    let mut messages: Vec<_> = lists.gone.iter().map(delete_set).collect();
+    messages.extend((1..).zip(sets.iter().copied().chain(&lists.new)).map(|(id, set)| new_set(set, id)));
     messages.extend(ruleset.chains.iter().map(new_chain));
+    messages.extend(lists.entries);
     for set in sets {
         let parts = set.elements.chunks(ELEMENTS_A_MESSAGE);
         messages.extend(parts.map(|elements| new_elements(&set.name, elements, None)));
@@ -60,6 +70,16 @@ fn delete_table() -> Message {
     Message::in_table(DELETE_TABLE, 0, 1, "table inet tidegate")
 }
 
+/// Nothing happens if it is there.
+fn new_counter() -> Message {
+    const COUNTER: u32 = 1;
+    let mut message = Message::in_table(NEW_OBJECT, CREATE, 1, format!("counter {UNRECORDED}"));
+    message.text(2, UNRECORDED);
+    message.u32(3, COUNTER);
+    message.nest(4, |_| {});
+    message
+}
+
 fn new_set(set: &Set, id: u32) -> Message {
     const CONSTANT: u32 = 0x2;
     const INTERVAL: u32 = 0x4;
@@ -75,6 +95,7 @@ fn new_set(set: &Set, id: u32) -> Message {
             SetKind::Hash => 0,
             SetKind::Interval => INTERVAL | CONSTANT,
             SetKind::VerdictMap => MAP,
+            SetKind::Ending => TIMEOUT,
             SetKind::Dynamic { .. } => TIMEOUT | EVAL,
         };
     let mut message = Message::in_table(NEW_SET, CREATE, 1, format!("set {}", set.name));
@@ -101,6 +122,9 @@ fn new_set(set: &Set, id: u32) -> Message {
     message.u32(10, id);
     if let SetKind::Dynamic { timeout, .. } = set.kind {
         message.u64(11, u64::try_from(timeout.as_millis()).unwrap_or(u64::MAX));
+    }
+    if set.kind == SetKind::Ending {
+        message.u32(12, ENDED_ENTRIES_STAY);
     }
     message
 }
@@ -167,6 +191,36 @@ fn change_elements(kind: u16, flags: u16, set: &str, elements: &[Element], timeo
     message.nest(3, |list| {
         for element in elements {
             list.nest(1, |own| add_element(own, element, timeout));
+        }
+    });
+    message
+}
+
+/// Entries of a list that come to a set, each with the milliseconds after which it ends, if it does.
+pub(super) fn new_entries(set: &str, entries: &[(Datum, Option<u64>)]) -> Message {
+    change_entries(NEW_ELEMENT, CREATE, set, entries)
+}
+
+pub(super) fn delete_entries(set: &str, entries: &[(Datum, Option<u64>)]) -> Message {
+    change_entries(DELETE_ELEMENT, 0, set, entries)
+}
+
+fn change_entries(kind: u16, flags: u16, set: &str, entries: &[(Datum, Option<u64>)]) -> Message {
+    let object = format!("{} entries of set {set}", entries.len());
+    let mut message = Message::in_table(kind, flags, 1, object);
+    message.text(2, set);
+    message.nest(3, |list| {
+        for (datum, timeout) in entries {
+            list.nest(1, |own| {
+                own.nest(1, |key| match datum {
+                    Datum::Ipv4(address) => key.bytes(1, &address.octets()),
+                    Datum::Ipv6(address) => key.bytes(1, &address.octets()),
+                    Datum::Protocol(_) | Datum::Service(_) => key.bytes(1, &key_bytes(&[*datum])),
+                });
+                if let Some(timeout) = timeout {
+                    own.u64(4, *timeout);
+                }
+            });
         }
     });
     message

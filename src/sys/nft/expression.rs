@@ -3,7 +3,7 @@
 use ipnet::IpNet;
 
 use super::message::Message;
-use crate::firewall::{Expression, Family, Key, Verdict};
+use crate::firewall::{Connection, Expression, Family, JUDGED_LABEL, Key, UNRECORDED, Verdict};
 
 // Sixteen registers of four bytes; a key is laid out over as many as it needs.
 const FIRST: u32 = 8;
@@ -20,7 +20,13 @@ const META_L4PROTO: u32 = 16;
 const NETWORK_HEADER: u32 = 1;
 const TRANSPORT_HEADER: u32 = 2;
 
+const CT_LABELS: u32 = 13;
+
 const EQUAL: u32 = 0;
+const NOT_EQUAL: u32 = 1;
+
+/// Octets of a packet that its copy has: the headers, with some of IPv6's extensions.
+const COPIED: u32 = 256;
 
 const UPDATE: u32 = 1;
 const DELETE: u32 = 2;
@@ -51,6 +57,25 @@ pub(super) fn add(list: &mut Message, expression: &Expression) {
         Expression::MarkIs(mark) => {
             load_meta(list, META_MARK, FIRST);
             compare(list, FIRST, &mark.to_ne_bytes());
+        }
+        Expression::Connection(states) => match_connection(list, states),
+        Expression::Reply => {
+            const DIRECTION: u32 = 1;
+            const REPLY: u8 = 1;
+            load_ct(list, DIRECTION);
+            compare(list, FIRST, &[REPLY]);
+        }
+        Expression::Judged => {
+            load_ct(list, CT_LABELS);
+            bitwise_and(list, FIRST, &judged());
+            compare_with(list, FIRST, NOT_EQUAL, &[0; 16]);
+        }
+        Expression::SetJudged => {
+            immediate(list, FIRST, &judged());
+            named(list, "ct", |ct| {
+                ct.u32(2, CT_LABELS);
+                ct.u32(4, FIRST);
+            });
         }
         Expression::TcpOpening => match_opening(list),
         Expression::TransparentSocket => match_transparent_socket(list),
@@ -84,6 +109,17 @@ pub(super) fn add(list: &mut Message, expression: &Expression) {
         Expression::NoLongHeader => match_no_long_header(list),
         Expression::ShorterThan(length) => match_shorter_than(list, *length),
         Expression::Reject => reject(list),
+        Expression::Reset => named(list, "reject", |reject| {
+            const TCP_RESET: u32 = 1;
+            reject.u32(1, TCP_RESET);
+        }),
+        Expression::CountUnrecorded => named(list, "objref", |reference| {
+            const COUNTER: u32 = 1;
+            reference.u32(1, COUNTER);
+            reference.text(2, UNRECORDED);
+        }),
+        Expression::Beyond { per_second } => beyond(list, *per_second),
+        Expression::Log { group, prefix } => log(list, *group, prefix),
         Expression::Verdict(verdict) => named(list, "immediate", |immediate| {
             immediate.u32(1, VERDICT_REGISTER);
             immediate.nest(2, |data| add_verdict(data, verdict));
@@ -143,6 +179,50 @@ fn match_no_long_header(list: &mut Message) {
     load_payload(list, TRANSPORT_HEADER, UDP_HEADER, 1, FIRST);
     bitwise_and(list, FIRST, &[0x80]);
     compare(list, FIRST, &[0]);
+}
+
+fn match_connection(list: &mut Message, states: &[Connection]) {
+    const STATE: u32 = 0;
+    let bits: u32 = states
+        .iter()
+        .map(|state| match state {
+            Connection::Established => 0x2,
+            Connection::Related => 0x4,
+        })
+        .sum();
+    load_ct(list, STATE);
+    bitwise_and(list, FIRST, &bits.to_ne_bytes());
+    compare_with(list, FIRST, NOT_EQUAL, &[0; 4]);
+}
+
+fn load_ct(list: &mut Message, key: u32) {
+    named(list, "ct", |ct| {
+        ct.u32(1, FIRST);
+        ct.u32(2, key);
+    });
+}
+
+/// The labels of a flow that has ours alone, as the kernel keeps them.
+fn judged() -> [u8; 16] {
+    (1_u128 << JUDGED_LABEL).to_ne_bytes()
+}
+
+fn beyond(list: &mut Message, per_second: u32) {
+    const INVERTED: u32 = 1;
+    named(list, "limit", |limit| {
+        limit.u64(1, per_second.into());
+        limit.u64(2, 1);
+        limit.u32(3, per_second);
+        limit.u32(5, INVERTED);
+    });
+}
+
+fn log(list: &mut Message, group: u16, prefix: &str) {
+    named(list, "log", |log| {
+        log.bytes(1, &group.to_be_bytes());
+        log.text(2, prefix);
+        log.u32(3, COPIED);
+    });
 }
 
 fn match_shorter_than(list: &mut Message, length: u32) {
@@ -290,9 +370,13 @@ fn load_payload(list: &mut Message, base: u32, offset: u32, length: u32, registe
 }
 
 fn compare(list: &mut Message, register: u32, value: &[u8]) {
+    compare_with(list, register, EQUAL, value);
+}
+
+fn compare_with(list: &mut Message, register: u32, operation: u32, value: &[u8]) {
     named(list, "cmp", |cmp| {
         cmp.u32(1, register);
-        cmp.u32(2, EQUAL);
+        cmp.u32(2, operation);
         cmp.nest(3, |data| data.bytes(1, value));
     });
 }

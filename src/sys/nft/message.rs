@@ -1,22 +1,32 @@
 //! Netlink messages for nf_tables: attributes, nests and the batch around them, as bytes.
 
+use std::io;
+
 use crate::firewall::TABLE;
 
 pub(super) const NEW_TABLE: u16 = 0;
 pub(super) const GET_TABLE: u16 = 1;
 pub(super) const DELETE_TABLE: u16 = 2;
 pub(super) const NEW_CHAIN: u16 = 3;
+pub(super) const GET_CHAIN: u16 = 4;
 pub(super) const DELETE_CHAIN: u16 = 5;
 pub(super) const NEW_RULE: u16 = 6;
+pub(super) const GET_RULE: u16 = 7;
 pub(super) const DELETE_RULE: u16 = 8;
 pub(super) const NEW_SET: u16 = 9;
+pub(super) const GET_SET: u16 = 10;
 pub(super) const DELETE_SET: u16 = 11;
 pub(super) const NEW_ELEMENT: u16 = 12;
+pub(super) const GET_ELEMENT: u16 = 13;
 pub(super) const DELETE_ELEMENT: u16 = 14;
+pub(super) const NEW_OBJECT: u16 = 18;
+pub(super) const GET_OBJECT_RESET: u16 = 21;
 
 pub(super) const REQUEST: u16 = 0x1;
 pub(super) const ACK: u16 = 0x4;
 pub(super) const CREATE: u16 = 0x400;
+/// All objects of a kind.
+pub(super) const DUMP: u16 = 0x300;
 pub(super) const APPEND: u16 = 0x800;
 
 const NFNL_SUBSYS_NFTABLES: u16 = 10;
@@ -133,4 +143,29 @@ impl Message {
     fn pad(&mut self) {
         self.bytes.resize(self.bytes.len().next_multiple_of(4), 0);
     }
+}
+
+/// Adds the bodies of the messages in a datagram that answer the question of this number; true at the end of the answer.
+pub(super) fn answers_of(mut datagram: &[u8], sequence: u32, found: &mut Vec<Vec<u8>>) -> io::Result<bool> {
+    const NETLINK_HEADER: usize = 16;
+    const ERROR: u16 = 2;
+    const DONE: u16 = 3;
+    while let Some(&[l0, l1, l2, l3, k0, k1, _, _, s0, s1, s2, s3]) = datagram.first_chunk::<12>() {
+        let length = usize::try_from(u32::from_ne_bytes([l0, l1, l2, l3])).unwrap_or(usize::MAX);
+        let damaged = || io::Error::from(io::ErrorKind::InvalidData);
+        let body = datagram.get(NETLINK_HEADER..length).ok_or_else(damaged)?;
+        datagram = datagram.get(length.next_multiple_of(4)..).unwrap_or_default();
+        if u32::from_ne_bytes([s0, s1, s2, s3]) != sequence {
+            continue;
+        }
+        match u16::from_ne_bytes([k0, k1]) {
+            DONE => return Ok(true),
+            ERROR => {
+                let code = body.first_chunk::<4>().map_or(0, |code| i32::from_ne_bytes(*code));
+                return if code == 0 { Ok(true) } else { Err(io::Error::from_raw_os_error(code.wrapping_neg())) };
+            }
+            _ => found.push(body.get(HEADERS - NETLINK_HEADER..).unwrap_or_default().to_vec()),
+        }
+    }
+    Ok(false)
 }

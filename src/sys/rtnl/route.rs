@@ -1,9 +1,9 @@
 //! Routes and policy rules.
 
-use std::net::IpAddr;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use ipnet::IpNet;
-use netlink_packet_core::{NLM_F_CREATE, NLM_F_DUMP, NLM_F_EXCL};
+use netlink_packet_core::{NLM_F_ACK, NLM_F_CREATE, NLM_F_DUMP, NLM_F_EXCL};
 use netlink_packet_route::route::{
     RouteAddress, RouteAttribute, RouteFlags, RouteHeader, RouteMessage, RouteProtocol, RouteScope, RouteType,
 };
@@ -124,6 +124,28 @@ impl Rtnl {
         Ok(answer.iter().filter_map(|message| read_rule(family, message)).collect())
     }
 
+    /// Whether packets with this mark are delivered to this host, wherever they go.
+    pub fn delivers(&mut self, family: Family, mark: u32) -> Result<bool, RtnlError> {
+        let (anywhere, length) = match family {
+            Family::V4 => (IpAddr::V4(DOCUMENTATION_V4), 32),
+            Family::V6 => (IpAddr::V6(DOCUMENTATION_V6), 128),
+        };
+        let mut request = RouteMessage::default();
+        request.header.address_family = family.into();
+        request.header.destination_prefix_length = length;
+        request.attributes.push(RouteAttribute::Destination(RouteAddress::from(anywhere)));
+        request.attributes.push(RouteAttribute::Mark(mark));
+        let operation = || format!("find the {family} route of packets marked {mark:#x}");
+        let local = |message: &RouteNetlinkMessage| matches!(message, RouteNetlinkMessage::NewRoute(route) if route.header.kind == RouteType::Local);
+        match self.query(operation, RouteNetlinkMessage::GetRoute(request), NLM_F_ACK) {
+            Ok(answer) => Ok(answer.iter().any(local)),
+            Err(error) if matches!(error.source.raw_os_error(), Some(libc::ENETUNREACH | libc::EHOSTUNREACH)) => {
+                Ok(false)
+            }
+            Err(error) => Err(error),
+        }
+    }
+
     fn local(&mut self, prefix: IpNet, table: u32) -> Result<RouteMessage, RtnlError> {
         let mut message = route(prefix, table);
         message.header.kind = RouteType::Local;
@@ -208,3 +230,7 @@ fn unicast(family: Family, message: &RouteNetlinkMessage) -> Option<IpNet> {
 
 /// The table in which the kernel keeps a host's own addresses.
 const LOCAL_TABLE: u32 = 255;
+
+/// Addresses that are nobody's (RFC 5737, RFC 3849).
+const DOCUMENTATION_V4: Ipv4Addr = Ipv4Addr::new(192, 0, 2, 1);
+const DOCUMENTATION_V6: Ipv6Addr = Ipv6Addr::new(0x2001, 0xdb8, 0, 0, 0, 0, 0, 1);

@@ -175,3 +175,33 @@ fn a_flow_that_shows_no_name_has_the_one_that_dns_gave_for_its_address() {
         });
     });
 }
+
+/// V12: on ports that nobody inspects the kernel judges, by the name that DNS gave, for as long as its record lives.
+#[test]
+fn the_kernel_judges_by_the_name_that_dns_gave_on_ports_that_nobody_inspects() {
+    in_lab(|lab| {
+        let (gateway, resolvers) = start(lab, "use_bindings = true");
+        let accepted = listen(lab, 9874);
+        each_family(|family| {
+            let named = at(Site::B, family, 1, 9874);
+            // Before DNS has spoken the address decides, and it is blocked.
+            let before = lab.client.run(|| try_to_connect(named)).unwrap();
+            assert!(before.is_err());
+            resolvers.tell_the_client_of(lab, family);
+            let client = connect(lab, named);
+            accepted.recv_timeout(crate::gateway::DEADLINE).unwrap();
+            let record = gateway.verdict_on(client.local_addr().unwrap());
+            for (field, value) in
+                [("kind", "domain"), ("type", "DNS"), ("domain", "allowed.example"), ("verdict", "allow")]
+            {
+                assert_eq!(record[field], value, "{record:#}");
+            }
+            let unnamed = at(Site::B, family, 2, 9874);
+            assert!(lab.client.run(|| try_to_connect(unnamed)).unwrap().is_err());
+        });
+    });
+}
+
+fn try_to_connect(destination: std::net::SocketAddr) -> std::io::Result<std::net::TcpStream> {
+    std::net::TcpStream::connect_timeout(&destination, crate::gateway::DEADLINE)
+}

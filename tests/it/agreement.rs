@@ -1,0 +1,358 @@
+//! The kernel and the judgement that `explain` shows agree, over random policies and packets of every protocol.
+//!
+//! ```text
+//! client 10.1.0.2-.31 -- gateway (rules alone, no tidegate) -- server 198.51.100.0/24, 203.0.113.0/24
+//! ```
+
+use std::collections::{BTreeMap, HashSet};
+use std::io::ErrorKind;
+use std::net::{IpAddr, SocketAddr, UdpSocket};
+use std::sync::Arc;
+use std::time::{Duration, Instant, SystemTime};
+
+use proptest::prelude::*;
+use proptest::test_runner::{Config, TestRunner};
+use socket2::{Domain, Protocol as Number, Socket, Type};
+use tidegate::firewall::{By, Capture, LOG_GROUP, Listener, LogTag, render};
+use tidegate::list::{DomainSet, List, ListVerdict};
+use tidegate::mode::demo::lab::{Lab, Site, client_address, server_address};
+use tidegate::policy::judge::{Binding, Facts, judge};
+use tidegate::policy::network::{Dns, Mode, Network, Port, ProtectedIp, Protocol, Rule};
+use tidegate::policy::rules::Policy;
+use tidegate::policy::snapshot::Snapshot;
+use tidegate::policy::{Direction, DropAction, IpVerdict};
+use tidegate::sys::capture;
+use tidegate::sys::nflog::PacketLog;
+use tidegate::sys::rtnl::Family;
+use tidegate::wire::ip::Headers;
+
+use crate::inside::in_lab;
+
+#[test]
+fn kernel_and_judgement_agree_on_random_policies_and_packets() {
+    in_lab(|lab| {
+        let world = World::new(lab);
+        let config = Config { cases: 60, failure_persistence: None, ..Config::default() };
+        let asked = (plans(), prop::collection::vec(packets(), 40..60));
+        let outcome = TestRunner::new(config).run(&asked, |(plan, packets)| world.check(&plan, &packets));
+        outcome.unwrap_or_else(|failure| panic!("{failure}"));
+        let (passed, blocked, recorded) = world.seen.into_inner();
+        // Policies that pass all or block all would prove nothing.
+        assert!(
+            passed > 300 && blocked > 300 && recorded > 600,
+            "{passed} passed, {blocked} blocked, {recorded} records"
+        );
+    });
+}
+
+/// An address of the lab: who, and in which family.
+#[derive(Clone, Copy, Debug)]
+struct Place {
+    family: Family,
+    /// 0: clients; 1, 2: the sites.
+    kind: u8,
+    host: u8,
+}
+
+impl Place {
+    fn address(self) -> IpAddr {
+        match self.kind {
+            0 => client_address(self.family, self.host),
+            1 => Site::A.address(self.family, self.host + 1),
+            _ => Site::B.address(self.family, self.host + 1),
+        }
+    }
+
+    fn prefix(self, length: u8) -> ipnet::IpNet {
+        let lengths = match self.family {
+            Family::V4 => [0, 8, 24, 28, 30, 31, 32, 32],
+            Family::V6 => [0, 16, 64, 120, 126, 127, 128, 128],
+        };
+        ipnet::IpNet::new(self.address(), lengths[usize::from(length)]).unwrap().trunc()
+    }
+}
+
+type WrittenList = (u8, Vec<(Place, u8, u8)>);
+type WrittenRule = Option<(usize, u8)>;
+
+/// A configuration, in numbers.
+#[derive(Clone, Debug)]
+struct Plan {
+    lists: Vec<WrittenList>,
+    /// Whether it allows by default, the lists it has, and its threshold.
+    policies: Vec<(bool, u8, u8)>,
+    /// Whether it monitors; its prefixes with their Ports; outbound; inbound.
+    networks: Vec<(bool, Vec<(Place, u8, usize)>, WrittenRule, WrittenRule)>,
+}
+
+/// Source's host, destination, protocol, destination port.
+type Sent = (u8, Place, u8, u16);
+
+fn places(kinds: std::ops::Range<u8>) -> impl Strategy<Value = Place> {
+    (any::<bool>(), kinds, 0u8..8).prop_map(|(six, kind, host)| Place {
+        family: if six { Family::V6 } else { Family::V4 },
+        kind,
+        host,
+    })
+}
+
+fn plans() -> impl Strategy<Value = Plan> {
+    let list = (0u8..4, prop::collection::vec((places(0..3), 2u8..8, 0u8..4), 0..8));
+    let rule = || prop::option::weighted(0.8, (0usize..8, 0u8..3));
+    let network =
+        (prop::bool::weighted(0.2), prop::collection::vec((places(0..3), 0u8..8, 0usize..6), 1..4), rule(), rule());
+    (
+        prop::collection::vec(list, 1..5),
+        prop::collection::vec((any::<bool>(), any::<u8>(), 1u8..100), 1..4),
+        prop::collection::vec(network, 1..5),
+    )
+        .prop_map(|(lists, policies, networks)| Plan { lists, policies, networks })
+}
+
+fn packets() -> impl Strategy<Value = Sent> {
+    let protocol = prop::sample::select(vec![6u8, 6, 17, 17, 1, 47, 50, 132, 150, 151, 152, 153, 253]);
+    (0u8..8, places(1..3), protocol, 9870u16..9876)
+}
+
+impl Plan {
+    fn snapshot(&self) -> Snapshot {
+        let lists: Vec<_> = self.lists.iter().enumerate().map(|(number, list)| self.list(number, list)).collect();
+        let policy = |(number, (allows, of, least)): (usize, &(bool, u8, u8))| {
+            let lists =
+                lists.iter().enumerate().filter(|(place, _)| of >> place & 1 == 1).map(|(_, list)| list.clone());
+            Arc::new(Policy {
+                name: format!("policy {number}").into(),
+                default: if *allows { IpVerdict::Allow } else { IpVerdict::Block },
+                lists: lists.collect(),
+                thresholds: [("malware".into(), *least)].into_iter().collect(),
+                fingerprints: Vec::new(),
+            })
+        };
+        let policies: Vec<_> = self.policies.iter().enumerate().map(policy).collect();
+        let rule = |written: &WrittenRule| {
+            written.map(|(policy, drop)| Rule {
+                policy: policies[policy % policies.len()].clone(),
+                drop: [DropAction::Discard, DropAction::IcmpUnreachable, DropAction::TcpReset][usize::from(drop)],
+            })
+        };
+        let ports = ports();
+        // Configuration refuses two claims to one prefix.
+        let mut claimed = HashSet::new();
+        let networks = self.networks.iter().enumerate().map(|(number, (monitor, ips, outbound, inbound))| {
+            let ips = ips.iter().map(|(place, length, port)| (place.prefix(*length), ports.get(*port).cloned()));
+            Arc::new(Network {
+                name: format!("network {number}").into(),
+                description: String::new(),
+                mode: if *monitor { Mode::Monitor } else { Mode::Enforce },
+                ips: ips
+                    .filter(|(prefix, _)| claimed.insert(*prefix))
+                    .map(|(prefix, port)| ProtectedIp { prefix, port })
+                    .collect(),
+                outbound: rule(outbound),
+                inbound: rule(inbound),
+                inspection: None,
+                dns: Dns::default(),
+            })
+        });
+        Snapshot::new("edge-1".into(), 7, networks.collect())
+    }
+
+    fn list(&self, number: usize, (verdict, entries): &WrittenList) -> Arc<List> {
+        let verdict = match verdict {
+            0 => ListVerdict::Allow,
+            1 => ListVerdict::Block,
+            _ => ListVerdict::Threat { category: "malware".into(), score: 50 },
+        };
+        let ends = |which: u8| match which {
+            0 => Some(SystemTime::now() - Duration::from_secs(3600)),
+            1 => Some(SystemTime::now() + Duration::from_secs(3600)),
+            _ => None,
+        };
+        let prefixes = entries.iter().map(|(place, length, which)| (place.prefix(*length), ends(*which))).collect();
+        Arc::new(List { name: format!("list {number}").into(), verdict, domains: DomainSet::default(), prefixes })
+    }
+}
+
+fn ports() -> [Arc<Port>; 3] {
+    let protocol = |number, ports: &[std::ops::RangeInclusive<u16>]| Protocol { number, ports: ports.to_vec() };
+    [
+        vec![protocol(6, &[9871..=9872, 9875..=9875]), protocol(17, &[9870..=9873])],
+        vec![protocol(50, &[]), protocol(1, &[]), protocol(58, &[]), protocol(17, &[9875..=9875])],
+        vec![protocol(6, &[1..=65535])],
+    ]
+    .map(|protocols| Arc::new(Port { name: "port".into(), description: String::new(), protocols }))
+}
+
+/// The lab with what looks on.
+struct World<'a> {
+    lab: &'a Lab,
+    /// At the server: all IPv4, all IPv6.
+    taps: [Socket; 2],
+    log: std::cell::RefCell<PacketLog>,
+    /// Packets that passed, packets that did not, judgements that were recorded.
+    seen: std::cell::Cell<(usize, usize, usize)>,
+    sentinel: std::cell::Cell<u16>,
+    portless: std::cell::RefCell<HashSet<(IpAddr, IpAddr, u8)>>,
+}
+
+impl<'a> World<'a> {
+    fn new(lab: &'a Lab) -> Self {
+        let tap = |ethertype: i32| {
+            let socket = Socket::new(Domain::PACKET, Type::DGRAM, Some(Number::from(ethertype))).unwrap();
+            socket.set_recv_buffer_size(1 << 20).unwrap();
+            socket.set_read_timeout(Some(DEADLINE)).unwrap();
+            socket
+        };
+        let taps = lab.server.run(|| [0x0008, 0xdd86].map(tap)).unwrap();
+        let log = lab.gateway.run(|| PacketLog::open(LOG_GROUP, Duration::from_millis(20))).unwrap().unwrap();
+        Self {
+            lab,
+            taps,
+            log: log.into(),
+            seen: Default::default(),
+            sentinel: 40_000.into(),
+            portless: Default::default(),
+        }
+    }
+
+    fn check(&self, plan: &Plan, packets: &[Sent]) -> Result<(), TestCaseError> {
+        let snapshot = plan.snapshot();
+        let capture = Capture {
+            directions: vec![Direction::Outbound, Direction::Inbound],
+            ..Capture::tcp(Listener { v4: None, v6: None })
+        };
+        self.lab.gateway.run(|| capture::install(&render(&snapshot, &capture))).unwrap().unwrap();
+        let (mut expected, mut tags) = (HashSet::new(), BTreeMap::new());
+        // Sent once each: who sends it, and so its source port, makes it a flow of its own.
+        let sent: Vec<_> = packets.iter().filter_map(|packet| self.send(*packet)).collect();
+        for headers in &sent {
+            let (passes, judged) = judged(&snapshot, headers);
+            if passes {
+                expected.insert(*headers);
+            }
+            for tag in judged {
+                *tags.entry(format!("{headers:?} {tag}")).or_insert(0) += 1;
+            }
+        }
+        let arrived: HashSet<_> = self.arrived().into_iter().filter(|headers| sent.contains(headers)).collect();
+        prop_assert_eq!(&arrived, &expected, "what arrived, and what should have\n{}", render(&snapshot, &capture));
+        let recorded = self.recorded(&sent, tags.values().sum());
+        prop_assert_eq!(recorded, tags.clone(), "what was recorded, and what should have been");
+        let (passed, blocked, records) = self.seen.get();
+        self.seen.set((passed + arrived.len(), blocked + sent.len() - arrived.len(), records + tags.len()));
+        Ok(())
+    }
+
+    /// A packet of a new flow from the client. A protocol without ports has one flow between two ends, and what was once
+    /// let in stays so: `None` the second time.
+    fn send(&self, (host, to, protocol, port): Sent) -> Option<Headers> {
+        let source = client_address(to.family, host);
+        let destination = to.address();
+        let protocol = if protocol == 1 && to.family == Family::V6 { 58 } else { protocol };
+        let has_ports = matches!(protocol, 6 | 17);
+        if !has_ports && !self.portless.borrow_mut().insert((source, destination, protocol)) {
+            return None;
+        }
+        let ports = self.lab.client.run(|| {
+            let domain = Domain::for_address(SocketAddr::new(destination, port));
+            let own = SocketAddr::new(source, 0);
+            match protocol {
+                17 => {
+                    let socket = UdpSocket::bind(own).unwrap();
+                    socket.send_to(b"datagram", SocketAddr::new(destination, port)).unwrap();
+                    Some((socket.local_addr().unwrap().port(), port))
+                }
+                6 => {
+                    let socket = Socket::new(domain, Type::STREAM, None).unwrap();
+                    socket.bind(&own.into()).unwrap();
+                    socket.set_nonblocking(true).unwrap();
+                    let _ = socket.connect(&SocketAddr::new(destination, port).into());
+                    Some((socket.local_addr().unwrap().as_socket().unwrap().port(), port))
+                }
+                _ => {
+                    let socket = Socket::new(domain, Type::RAW, Some(Number::from(i32::from(protocol)))).unwrap();
+                    socket.bind(&own.into()).unwrap();
+                    // As ICMP it is nothing that anybody answers.
+                    let body = [if protocol == 58 { 200 } else { 8 }, 0, 1, 2, 3, 4, 5, 6];
+                    socket.send_to(&body, &SocketAddr::new(destination, 0).into()).unwrap();
+                    None
+                }
+            }
+        });
+        Some(Headers { source, destination, protocol, ports: ports.unwrap() })
+    }
+
+    /// What reached the server. A sentinel from the gateway comes behind it.
+    fn arrived(&self) -> Vec<Headers> {
+        let port = self.sentinel.get();
+        self.sentinel.set(port + 1);
+        let mut found = Vec::new();
+        for (family, tap) in Family::BOTH.into_iter().zip(&self.taps) {
+            let sentinel = SocketAddr::new(server_address(family), port);
+            self.lab.gateway.run(|| UdpSocket::bind("[::]:0")?.send_to(b"", sentinel)).unwrap().unwrap();
+            loop {
+                let mut buffer = [0; 2048];
+                let length = std::io::Read::read(&mut &*tap, &mut buffer).unwrap();
+                let Some(headers) = Headers::parse(&buffer[..length]) else { continue };
+                if headers.destination == sentinel.ip() && headers.ports.is_some_and(|(_, to)| to == port) {
+                    break;
+                }
+                found.push(headers);
+            }
+        }
+        found
+    }
+
+    /// The records of these packets, counted: as many as are expected, and whatever comes with them.
+    fn recorded(&self, sent: &[Headers], expected: usize) -> BTreeMap<String, usize> {
+        let mut found = BTreeMap::new();
+        let mut count = 0;
+        let deadline = Instant::now() + DEADLINE;
+        let mut quiet = false;
+        while (count < expected || !quiet) && Instant::now() < deadline {
+            quiet = true;
+            let read = self.log.borrow_mut().read(|logged| {
+                quiet = false;
+                let Some(headers) = Headers::parse(logged.packet).filter(|headers| sent.contains(headers)) else {
+                    return;
+                };
+                let tag: LogTag = logged.tag.parse().unwrap();
+                *found.entry(format!("{headers:?} {tag}")).or_insert(0) += 1;
+                count += 1;
+            });
+            match read {
+                Ok(lost) => assert_eq!(lost, 0),
+                Err(error) => assert_eq!(error.kind(), ErrorKind::WouldBlock),
+            }
+        }
+        found
+    }
+}
+
+/// Whether the packet passes, and the tags of all who judged it: outbound by its source's Network, then inbound by its
+/// destination's (SPEC N4).
+fn judged(snapshot: &Snapshot, packet: &Headers) -> (bool, Vec<LogTag>) {
+    let mut tags = Vec::new();
+    let port = packet.ports.map(|(_, to)| to);
+    let ends = [
+        (Direction::Outbound, packet.source, packet.destination),
+        (Direction::Inbound, packet.destination, packet.source),
+    ];
+    for (direction, own, remote) in ends {
+        let Some(network) = snapshot.network_of(own, packet.protocol, port) else { continue };
+        let Some(rule) = network.rule(direction) else { continue };
+        let facts = Facts { remote, discovery: None, binding: Binding::Unknown, now: SystemTime::now() };
+        let verdict = judge(network, direction, &facts);
+        let place = |name| rule.policy.lists.iter().position(|list| list.name == name).unwrap();
+        let by = verdict.list.map_or(By::Default, |name| By::List(place(name)));
+        let index = snapshot.networks().iter().position(|own| Arc::ptr_eq(own, network)).unwrap();
+        tags.push(LogTag { generation: snapshot.generation, network: index, direction, by });
+        if !verdict.pass && network.mode == Mode::Enforce {
+            return (false, tags);
+        }
+    }
+    (true, tags)
+}
+
+/// Far beyond what anything here needs.
+const DEADLINE: Duration = Duration::from_secs(10);
