@@ -37,20 +37,28 @@ def send(text):
     os.write(terminal, text.encode())
 
 
-await_words("prompt> ")
-send("sh -c 'echo be''gun; exec sleep 100'\n")
-await_words("begun")
+def start_cat():
+    """A program that shows by its answer that it reads from the terminal."""
+    await_words("prompt> ")
+    send("echo be''gun; cat\n")
+    await_words("begun")
+    send("ping\n")
+    await_words("ping\r\nping")
+
+
+start_cat()
 send("\x03")
 await_words("prompt> ")
 send("echo first=$?\n")
 await_words("first=130")
-send("sh -c 'echo be''gun; exec sleep 100'\n")
-await_words("begun")
+start_cat()
 send("\x1a")
 await_words("Stopped")
 await_words("prompt> ")
 send("fg\n")
-await_words("exec sleep 100")
+await_words("cat")
+send("pong\n")
+await_words("pong\r\npong")
 send("\x03")
 await_words("prompt> ")
 send("echo second=$?\n")
