@@ -3,6 +3,8 @@
 //! Fails closed: a configuration that cannot be applied whole leaves the one before in force, and at start the
 //! listeners and rules are all in place or the program ends with an error.
 
+pub(crate) mod lists;
+
 use std::io;
 use std::path::Path;
 use std::sync::Arc;
@@ -11,22 +13,26 @@ use std::time::{Duration, Instant};
 use arc_swap::ArcSwap;
 use tokio::runtime::Runtime;
 use tokio::signal::unix::{Signal, SignalKind, signal};
+use tokio::sync::mpsc;
+use tokio::task::{JoinError, JoinSet};
 
 use crate::config::limits::{self, Limits};
-use crate::config::{self, Loaded};
+use crate::config::{self, Loaded, Mistakes};
 use crate::dns::service::tell;
 use crate::firewall::{self, Capture, OnFailure, Ruleset, uses_names};
 use crate::mode::gateway::kernel::Recorder;
 use crate::mode::gateway::{self, Gateway, Listeners};
 use crate::peek;
 use crate::policy::Direction;
-use crate::policy::bindings::{self, Bindings};
+use crate::policy::bindings::Bindings;
 use crate::policy::snapshot::Snapshot;
 use crate::proxy::{proof, relay, udp, worker};
 use crate::sys::capture::{self, Watch};
 use crate::sys::limits::raise_descriptors;
 use crate::sys::nft::NftSocket;
 use crate::telemetry::{Queue, Telemetry};
+
+use lists::{Fresh, Keeper};
 
 /// How the program ends, from the command line.
 #[derive(Clone, Copy, Debug)]
@@ -45,6 +51,8 @@ pub struct Failure {
 /// The running program.
 #[derive(Debug)]
 struct App {
+    /// The configuration in force, with the lists that became others since it was read.
+    loaded: Loaded,
     snapshot: Arc<ArcSwap<Snapshot>>,
     capture: Capture,
     /// The rules in force.
@@ -96,9 +104,10 @@ fn serve(loaded: Loaded, path: &Path, ending: Ending, telemetry: &Telemetry) -> 
         bindings: None,
         telemetry: telemetry.clone(),
         generation: 1,
+        loaded: loaded.clone(),
     };
     let recorder = Recorder::start(&app.snapshot, telemetry).map_err(because("listen to what the kernel judges"))?;
-    app.apply(&loaded)?;
+    app.apply(loaded)?;
     for warning in capture::warnings() {
         tracing::warn!("{warning}");
     }
@@ -141,7 +150,7 @@ impl Signals {
 
 impl App {
     /// Puts a checked configuration in force.
-    fn apply(&mut self, loaded: &Loaded) -> Result<(), Failure> {
+    fn apply(&mut self, loaded: Loaded) -> Result<(), Failure> {
         let next = loaded.snapshot(self.generation);
         let ruleset = firewall::render(&next, &self.capture);
         // First who judges, then what is captured: nothing is captured that nobody would judge.
@@ -161,6 +170,7 @@ impl App {
         }
         self.look_after(ruleset);
         self.judge_names_anew();
+        self.loaded = loaded;
         Ok(())
     }
 
@@ -207,34 +217,89 @@ impl App {
         }
     }
 
-    /// Reloads at SIGHUP; returns at SIGTERM or SIGINT.
+    /// Reloads at SIGHUP, and takes lists that became others; returns at SIGTERM or SIGINT.
     fn follow(&mut self, signals: Signals, path: &Path) {
         let Signals { runtime, mut hangup, mut terminate, mut interrupt } = signals;
+        let (mut to, mut fresh) = mpsc::channel(1);
         runtime.block_on(async {
+            let mut keeper = Keeper::start(&self.loaded.list_sources, &self.telemetry, &to);
+            // Reading may take long, and fetch: an order to end does not wait for it.
+            let mut reading = JoinSet::new();
+            let mut again = false;
             let mut round = tokio::time::interval(ROUND);
             round.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
             loop {
                 tokio::select! {
                     _ = round.tick() => self.mend(),
-                    _ = hangup.recv() => self.reload(path),
-                    _ = terminate.recv() => return,
-                    _ = interrupt.recv() => return,
+                    _ = hangup.recv() => match reading.is_empty() {
+                        true => read_beside(&mut reading, path),
+                        false => again = true,
+                    },
+                    Some(read) = reading.join_next() => {
+                        if self.reload(read) {
+                            // What is still on its way belongs to the configuration before.
+                            (to, fresh) = mpsc::channel(1);
+                            keeper = Keeper::start(&self.loaded.list_sources, &self.telemetry, &to);
+                        }
+                        if std::mem::take(&mut again) {
+                            read_beside(&mut reading, path);
+                        }
+                    }
+                    Some(fresh) = fresh.recv() => self.take(fresh),
+                    _ = terminate.recv() => break,
+                    _ = interrupt.recv() => break,
                 }
             }
+            drop(keeper);
+            reading.detach_all();
         });
+        // Whatever is being read or fetched is not waited for.
+        runtime.shutdown_background();
     }
 
-    fn reload(&mut self, path: &Path) {
-        match config::load(path) {
-            Ok(loaded) => match self.apply(&loaded) {
-                Ok(()) => tracing::info!(generation = self.generation, "reloaded"),
+    /// Whether another configuration is in force now.
+    fn reload(&mut self, read: Result<Result<Loaded, Mistakes>, JoinError>) -> bool {
+        match read {
+            Ok(Ok(loaded)) => match self.apply(loaded) {
+                Ok(()) => {
+                    tracing::info!(generation = self.generation, "reloaded");
+                    return true;
+                }
                 Err(failure) => tracing::error!("the new configuration is not in force: {failure}"),
             },
-            Err(mistakes) => {
+            Ok(Err(mistakes)) => {
                 tracing::error!("the configuration has mistakes and is not in force:\n{mistakes}");
             }
+            Err(error) => tracing::error!("the configuration could not be read and is not in force: {error}"),
+        }
+        false
+    }
+
+    /// Puts a list in force in place of the one of its name.
+    fn take(&mut self, fresh: Fresh) {
+        let Fresh { list, taken } = fresh;
+        match self.apply(self.loaded.with_list(&list)) {
+            Ok(()) => {
+                let (names, ranges) = (list.domains.len(), list.prefixes.len());
+                tracing::info!(
+                    list = &*list.name,
+                    names,
+                    ranges,
+                    generation = self.generation,
+                    "a list is in force anew"
+                );
+                self.telemetry.count(|counters| &counters.lists_replaced);
+                // Whoever asked may have ended meanwhile.
+                _ = taken.send(());
+            }
+            Err(failure) => tracing::error!(list = &*list.name, "the new list is not in force: {failure}"),
         }
     }
+}
+
+fn read_beside(reading: &mut JoinSet<Result<Loaded, Mistakes>>, path: &Path) {
+    let path = path.to_owned();
+    reading.spawn_blocking(move || config::load(&path));
 }
 
 fn settings(limits: &Limits) -> io::Result<gateway::Settings> {
@@ -256,10 +321,10 @@ fn settings(limits: &Limits) -> io::Result<gateway::Settings> {
             proof: proof::Settings::new(resolvers()),
         },
         relay: relay::Settings { idle: limits.idle, connect: CONNECT },
-        dns: crate::dns::Settings::default(),
+        dns: limits.dns.dns.clone(),
         // Each worker has a table for each family.
         udp: udp::Settings { flows: (limits.flows / workers).max(1), ..udp::Settings::default() },
-        bindings: bindings::Settings::default(),
+        bindings: limits.dns.bindings.clone(),
         kernel_names: true,
     })
 }

@@ -16,7 +16,7 @@ use std::time::Duration;
 
 use clap::{Args, Parser, Subcommand};
 
-use crate::config::{self, Loaded};
+use crate::config::{self, Fetching, Loaded, Mistakes};
 
 /// A transparent, DNS- and TLS-aware forwarding proxy that knows the name behind each flow.
 #[derive(Debug, Parser)]
@@ -95,7 +95,16 @@ fn not_built(command: &str) -> ExitCode {
 impl ConfigArg {
     /// The configuration. Its mistakes and warnings go to standard error; mistakes end with exit status 2.
     pub fn load(&self) -> Result<Loaded, ExitCode> {
-        match config::load(&self.config) {
+        Self::shown(config::load(&self.config))
+    }
+
+    /// The same with another patience for lists that were never fetched.
+    pub fn load_with(&self, fetching: Fetching) -> Result<Loaded, ExitCode> {
+        Self::shown(config::load_with(&self.config, fetching))
+    }
+
+    fn shown(loaded: Result<Loaded, Mistakes>) -> Result<Loaded, ExitCode> {
+        match loaded {
             Ok(loaded) => {
                 check::print(&loaded.warnings);
                 Ok(loaded)

@@ -16,6 +16,7 @@ mod network;
 mod policy;
 mod port;
 mod rule;
+pub mod source;
 mod table;
 mod tie;
 mod unbuilt;
@@ -23,25 +24,27 @@ mod value;
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::Duration;
 
 use crate::list::List;
-use crate::policy::network::Network;
+use crate::policy::network::{Network, Rule};
 use crate::policy::rules::Policy;
 use crate::policy::snapshot::Snapshot;
 
 use document::Document;
 use limits::{GatewaySettings, Limits};
-pub use list::ListSource;
 use list::Slot;
 pub use mistake::{Mistake, Mistakes, Severity};
 use mistake::{Report, Source};
 use named::{Named, name_of};
 use network::{Known, Written};
+use source::Fetcher;
+pub use source::{Fetching, ListSource};
 use table::Table;
 use value::Located;
 
 /// A configuration without mistakes.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub struct Loaded {
     /// This enforcer's name.
     pub enforcer: Arc<str>,
@@ -63,20 +66,51 @@ impl Loaded {
     pub fn snapshot(&self, generation: u64) -> Snapshot {
         Snapshot::new(self.enforcer.clone(), generation, self.networks.clone())
     }
+
+    /// The same configuration with this in place of the list of its name.
+    pub fn with_list(&self, new: &Arc<List>) -> Self {
+        let own = |list: &Arc<List>| if list.name == new.name { new.clone() } else { list.clone() };
+        let policy = |policy: &Arc<Policy>| match policy.lists.iter().any(|list| list.name == new.name) {
+            true => Arc::new(Policy { lists: policy.lists.iter().map(own).collect(), ..(**policy).clone() }),
+            false => policy.clone(),
+        };
+        // A policy that is not among them stays what it is.
+        let replaced: Vec<_> = self.policies.iter().map(|old| (old, policy(old))).collect();
+        let rule = |rule: &Rule| {
+            let found = replaced.iter().find(|(old, _)| Arc::ptr_eq(old, &rule.policy));
+            Rule { policy: found.map_or_else(|| policy(&rule.policy), |(_, new)| new.clone()), ..rule.clone() }
+        };
+        let network = |network: &Arc<Network>| {
+            let (outbound, inbound) = (network.outbound.as_ref().map(rule), network.inbound.as_ref().map(rule));
+            Arc::new(Network { outbound, inbound, ..(**network).clone() })
+        };
+        Self {
+            networks: self.networks.iter().map(network).collect(),
+            lists: self.lists.iter().map(own).collect(),
+            policies: replaced.iter().map(|(_, new)| new.clone()).collect(),
+            ..self.clone()
+        }
+    }
 }
 
-/// Reads a configuration with all that it includes. The error holds every mistake, and the warnings.
+/// Reads a configuration with all that it includes, and fetches the lists of which there is no copy yet: in a minute,
+/// all of them together. The error holds every mistake, and the warnings.
 pub fn load(path: &Path) -> Result<Loaded, Mistakes> {
+    load_with(path, FETCHING)
+}
+
+/// The same with another patience for lists of which there is no copy yet.
+pub fn load_with(path: &Path, fetching: Fetching) -> Result<Loaded, Mistakes> {
     let report = Report::default();
     let source = document::open(path, None, &report);
-    finish(source.and_then(|source| read(&source, &report)), report)
+    finish(source.and_then(|source| read(&source, fetching, &report)), report)
 }
 
 /// The same for a text that stands in no file; `name` stands for the file in what is said of it.
 pub fn load_text(name: &str, text: String) -> Result<Loaded, Mistakes> {
     let report = Report::default();
     let source = Source::whole(PathBuf::from(name), text);
-    finish(read(&source, &report), report)
+    finish(read(&source, FETCHING, &report), report)
 }
 
 fn finish(loaded: Option<Loaded>, report: Report) -> Result<Loaded, Mistakes> {
@@ -87,7 +121,7 @@ fn finish(loaded: Option<Loaded>, report: Report) -> Result<Loaded, Mistakes> {
     }
 }
 
-fn read(source: &Arc<Source>, report: &Report) -> Option<Loaded> {
+fn read(source: &Arc<Source>, fetching: Fetching, report: &Report) -> Option<Loaded> {
     let document = document::parse(source, report);
     let mut top = Table::top(report, source, &document);
     let enforcer = enforcer(&mut top, report);
@@ -102,7 +136,8 @@ fn read(source: &Arc<Source>, report: &Report) -> Option<Loaded> {
     let mut tops = vec![top];
     tops.extend(included.iter().zip(&documents).map(|(source, document)| included_top(report, source, document)));
     let mut list_sources = Vec::new();
-    let objects = Objects::read(&mut tops, report, &mut list_sources);
+    let fetcher = Fetcher::new(fetching, limits.fetch());
+    let objects = Objects::read(&mut tops, &fetcher, report, &mut list_sources);
     files.extend(list_sources.iter().filter_map(|source| source.file.clone()));
     tie::check(&objects.networks, report);
     let networks = objects.networks_of(&enforcer, report);
@@ -112,6 +147,9 @@ fn read(source: &Arc<Source>, report: &Report) -> Option<Loaded> {
     let enforcer = enforcer.value.into();
     Some(Loaded { enforcer, networks, policies, lists, list_sources, gateway, limits, warnings, files })
 }
+
+/// What starting may wait for.
+const FETCHING: Fetching = Fetching::Within(Duration::from_secs(60));
 
 /// An included file defines objects alone.
 fn included_top<'a>(report: &'a Report, source: &Arc<Source>, document: &'a Document<'a>) -> Table<'a> {
@@ -145,8 +183,8 @@ struct Objects {
 
 impl Objects {
     /// Kind by kind over all files, so that the order of files and tables does not matter.
-    fn read(tops: &mut [Table<'_>], report: &Report, sources: &mut Vec<ListSource>) -> Self {
-        let lists = define("list", tops, report, |table, name| list::read(table, name, report, sources));
+    fn read(tops: &mut [Table<'_>], fetcher: &Fetcher, report: &Report, sources: &mut Vec<ListSource>) -> Self {
+        let lists = define("list", tops, report, |table, name| list::read(table, name, fetcher, report, sources));
         let policies = define("policy", tops, report, |table, name| policy::read(table, name, &lists, report));
         let ports = define("port", tops, report, |table, name| port::read(table, name, report));
         let known = Known { policies: &policies, ports: &ports };

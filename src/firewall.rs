@@ -70,7 +70,6 @@ pub const RULE_PRIORITY: u32 = 7469;
 
 pub const TCP: u8 = 6;
 pub const UDP: u8 = 17;
-const DNS_PORT: u16 = 53;
 
 /// Where the kernel is to send what it captures. Every listener is transparent and bound to a loopback address.
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -6,6 +6,7 @@ pub mod channel;
 pub mod child;
 pub mod ending;
 pub mod epoll;
+pub mod fetch;
 pub mod fork;
 pub mod limits;
 pub mod list_store;

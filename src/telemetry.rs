@@ -2,6 +2,7 @@
 //!
 //! Never stalls a flow: the queue is bounded, and what does not fit is counted and said (SPEC L3).
 
+pub mod json;
 pub mod queue;
 pub mod record;
 
@@ -48,12 +49,21 @@ counters! {
     ended_before_verdict,
     /// Allowed flows whose server could not be reached.
     unreachable,
+    /// DNS messages that were dropped unread: no query (an answer, a scrap), a datagram over 4,096 octets, or
+    /// encrypted, to a resolver that a reload has just authorized.
+    dns_unread,
     /// Captured datagrams that were dropped: of a blocked flow or connection, or past a limit.
     datagrams_dropped,
     /// Allowed datagrams that the kernel did not take from us.
     datagrams_unsent,
     /// UDP flows that the kernel did not take over, for a full set as a rule: they are served in user space.
     kernel_refused,
+    /// Lists that were replaced in force because a source of theirs changed.
+    lists_replaced,
+    /// Times that what a file of a list became was not taken.
+    lists_refused,
+    /// Fetches of lists that failed, or gave nothing that may replace the last good copy.
+    fetches_failed,
     /// Packets that the kernel judged, of flows that are recorded.
     judged_by_kernel,
     /// Packets that the kernel judged and did not record: there were more than limits.kernel_records allows.

@@ -4,11 +4,11 @@ use std::io::IsTerminal;
 use std::process::ExitCode;
 
 use super::ConfigArg;
-use crate::config::{Loaded, Mistakes};
+use crate::config::{Fetching, Loaded, Mistakes};
 
 /// Mistakes and warnings go to standard error, the summary of a good configuration to standard output.
 pub fn check(args: &ConfigArg) -> ExitCode {
-    match args.load() {
+    match args.load_with(Fetching::Never) {
         Ok(loaded) => {
             println!("{}", summary(&args.config.display().to_string(), &loaded));
             ExitCode::SUCCESS

@@ -14,9 +14,10 @@ use std::time::Duration;
 use clap::Args;
 
 use super::{ConfigArg, USAGE, check};
+use crate::app::lists;
 use crate::config::{self, Loaded};
 use crate::dns::lookup::resolvers_of_host;
-use crate::mode::exec::{self, Failure, Settings, world};
+use crate::mode::exec::{self, Beside, Failure, Settings, world};
 use crate::mode::gateway;
 use crate::peek;
 use crate::policy::bindings;
@@ -128,6 +129,10 @@ impl ExecArgs {
             host_ports: self.host_port.clone(),
             sockets: self.allow_socket.clone(),
             drain: DRAIN,
+            beside: {
+                let loaded = loaded.clone();
+                Beside(Box::new(|snapshot, telemetry| lists::keep(loaded, snapshot, telemetry)))
+            },
         }
     }
 }

@@ -9,7 +9,7 @@ use std::sync::Arc;
 use clap::{Args, Subcommand};
 
 use super::ConfigArg;
-use crate::config::Loaded;
+use crate::config::{Fetching, ListSource, Loaded};
 use crate::list::List;
 use crate::list::compile::compile;
 use crate::list::format::Format;
@@ -50,7 +50,13 @@ pub fn list(args: &ListArgs) -> ExitCode {
     match &args.command {
         ListCommand::Check(args) => check(&args.file, args.format.0),
         ListCommand::Stat(config) => with(config, |loaded| loaded.lists.iter().for_each(|list| stat(list, loaded))),
-        ListCommand::Build(config) => with(config, |loaded| loaded.list_sources.iter().for_each(built)),
+        ListCommand::Build(config) => match config.load_with(Fetching::Patiently) {
+            Ok(loaded) => {
+                loaded.list_sources.iter().for_each(built);
+                ExitCode::SUCCESS
+            }
+            Err(status) => status,
+        },
         ListCommand::Find(args) => with(&args.config, |loaded| find::find(&args.wanted, loaded)),
     }
 }
@@ -142,13 +148,14 @@ fn verdict(list: &List) -> String {
     }
 }
 
-fn built(source: &crate::config::ListSource) {
-    let Some(file) = &source.file else { return };
-    let state = match &source.compiled {
-        Some(compiled) => format!("compiled in {}", compiled.display()),
-        None => "held in memory".to_owned(),
-    };
-    println!("{}: {}: {state}", source.list, file.display());
+fn built(source: &ListSource) {
+    for file in &source.states {
+        let state = match &file.compiled {
+            Some(compiled) => format!("compiled in {}", compiled.display()),
+            None => "held in memory".to_owned(),
+        };
+        println!("{}: {}: {state}", source.list, file.path.display());
+    }
 }
 
 #[cfg(test)]

@@ -1,14 +1,15 @@
-//! What a list holds: entries written in place, and a file.
+//! What a list holds: entries written in place, a file, and the copy of what is fetched.
 //!
 //! A bad entry in place is an error. A bad line of a file is a warning and is skipped (SPEC V4), but a file that is no list
 //! is an error.
 
 use std::net::IpAddr;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use ipnet::IpNet;
 
 use super::mistake::{Place, Report, Source};
+use super::source::{Fetcher, Remote, State};
 use super::value::Located;
 use crate::list::compile::Builder;
 use crate::list::entry::{Bad, Entry, What};
@@ -24,7 +25,7 @@ const MAX_BAD_LINES: usize = 20;
 #[derive(Debug)]
 pub(super) struct Contents {
     inline: Builder,
-    file: Option<Opened>,
+    files: Vec<(State, Opened)>,
     subdomains: bool,
 }
 
@@ -35,7 +36,7 @@ pub(super) fn options(format: Option<crate::list::format::Format>, subdomains: b
 
 impl Contents {
     pub(super) fn new(subdomains: bool) -> Self {
-        Self { inline: Builder::new(Exceptions::Always), file: None, subdomains }
+        Self { inline: Builder::new(Exceptions::Always), files: Vec::new(), subdomains }
     }
 
     pub(super) fn take_inline(&mut self, entry: &Located<String>, report: &Report) {
@@ -52,7 +53,7 @@ impl Contents {
                 if let Some(summary) = &opened.read {
                     warn_of_lines(path, summary, named, report);
                 }
-                self.file = Some(opened);
+                self.files.push((State::of(path, &opened), opened));
             }
             Err(Refused::Io(why)) => {
                 let what = format!("cannot read the list {}: {why}", path.display());
@@ -69,27 +70,48 @@ impl Contents {
         }
     }
 
-    /// The compiled file that holds it, if one does.
-    pub(super) fn compiled(&self) -> Option<PathBuf> {
-        self.file.as_ref().and_then(|file| file.compiled.clone())
+    /// The copy of what is fetched, which is fetched now if there is none.
+    pub(super) fn take_remote(
+        &mut self,
+        name: &str,
+        (remote, named): &(Remote, Place),
+        options: &Options,
+        fetcher: &Fetcher,
+        report: &Report,
+    ) {
+        // What comes of a configuration with mistakes is nothing: nobody is asked for it.
+        let there = if report.errors() > 0 { Ok(false) } else { fetcher.ensure(name, remote, options) };
+        match there {
+            Ok(true) => self.take_file(&remote.copy.path, options, named, report),
+            Ok(false) => {
+                let what = format!("the list `{name}` has not been fetched yet, and counts as empty here");
+                report.warning(named, what, "`tidegate list build` fetches it, and `tidegate run` at its start");
+            }
+            Err(why) => {
+                let what = format!("there is no copy of the list `{name}`, and it cannot be fetched: {why}");
+                report.error(named, what, "`tidegate list build` takes more time; or write `enabled = false`");
+            }
+        }
+    }
+
+    /// The files that were read.
+    pub(super) fn files(&self) -> &[(State, Opened)] {
+        &self.files
     }
 
     /// `None`: it is larger than can be held, which is reported.
     pub(super) fn into_list(self, name: &str, verdict: ListVerdict, named: &Place, report: &Report) -> Option<List> {
-        let (domains, prefixes) = match self.inline.finish().into_sets() {
+        let (mut domains, mut prefixes) = match self.inline.finish().into_sets() {
             Ok(sets) => sets,
             Err(why) => {
                 report.error(named, format!("the list `{name}` cannot be held: {why}"), "split it");
                 return None;
             }
         };
-        let name = name.into();
-        Some(match self.file {
-            Some(file) => {
-                List { name, verdict, domains: domains.union(file.domains), prefixes: prefixes.union(file.prefixes) }
-            }
-            None => List { name, verdict, domains, prefixes },
-        })
+        for (_, file) in self.files {
+            (domains, prefixes) = (domains.union(file.domains), prefixes.union(file.prefixes));
+        }
+        Some(List { name: name.into(), verdict, domains, prefixes })
     }
 }
 

@@ -1,8 +1,12 @@
 //! `[gateway]` and `[limits]`: how a gateway behaves, and how much it may hold.
 
+mod dns;
+
 use std::time::Duration;
 
 use super::table::Table;
+pub use dns::DnsLimits;
+use crate::sys::fetch;
 
 /// What a gateway does when tidegate is not there (SPEC R5).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -23,7 +27,7 @@ pub struct GatewaySettings {
 }
 
 /// `[limits]`: bounds of what is held at once.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug)]
 pub struct Limits {
     /// Flows held at once, TCP and UDP together: 1 to 10,000,000; default 100,000. A flow past it is refused, counted
     /// and logged. Takes effect at start.
@@ -38,9 +42,23 @@ pub struct Limits {
     /// Records that wait to be written; more are dropped and counted: 1 to 16,777,216; default 65,536. Takes
     /// effect at start.
     pub records: usize,
+    /// Octets of a list that is fetched: 1 KiB to 16 GiB; default 1 GiB. A larger one is not taken. Takes effect at the
+    /// next reload.
+    pub fetch_size: usize,
+    /// How long fetching a list may take: 1 s to 1 day; default 15 min. Takes effect at the next reload.
+    pub fetch_time: Duration,
     /// Packets judged in the kernel that are recorded a second, for each Network, direction and reason; more are
     /// counted: 1 to 1,000,000; default 1,000. Takes effect at start.
     pub kernel_records: usize,
+    /// `[limits.dns]`.
+    pub dns: DnsLimits,
+}
+
+impl Limits {
+    /// What fetching one list may cost.
+    pub fn fetch(&self) -> fetch::Limits {
+        fetch::Limits { octets: self.fetch_size as u64, time: self.fetch_time }
+    }
 }
 
 impl Default for GatewaySettings {
@@ -57,7 +75,10 @@ impl Default for Limits {
             idle: Duration::from_secs(300),
             workers: 0,
             records: 65_536,
+            fetch_size: 1 << 30,
+            fetch_time: Duration::from_secs(15 * 60),
             kernel_records: 1000,
+            dns: DnsLimits::default(),
         }
     }
 }
@@ -77,9 +98,14 @@ pub(super) fn read_limits(mut table: Table<'_>) -> Limits {
     Limits {
         flows: table.count("flows", 1..=10_000_000, default.flows),
         held_bytes: table.size("held_bytes", (1 << 10)..=(1 << 20), default.held_bytes),
-        idle: table.duration("idle", Duration::from_secs(1)..=week, default.idle),
+        idle: table.duration("idle", SECOND..=week, default.idle),
         workers: table.count("workers", 0..=1024, default.workers),
         records: table.count("records", 1..=(1 << 24), default.records),
+        fetch_size: table.size("fetch_size", (1 << 10)..=(16 << 30), default.fetch_size),
+        fetch_time: table.duration("fetch_time", SECOND..=24 * 3600 * SECOND, default.fetch_time),
         kernel_records: table.count("kernel_records", 1..=1_000_000, default.kernel_records),
+        dns: table.table("dns").map(dns::read).unwrap_or_default(),
     }
 }
+
+const SECOND: Duration = Duration::from_secs(1);

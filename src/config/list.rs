@@ -2,16 +2,15 @@
 //!
 //! Fails closed: a list that is missing or parses to nothing is an error, never an empty list.
 
-use std::path::PathBuf;
 use std::sync::Arc;
 
 use super::contents::{self, Contents};
 use super::document::beside;
 use super::mistake::Report;
 use super::named::check_name;
+use super::source::{Fetcher, ListSource};
 use super::table::Table;
 use crate::list::format::Format;
-use crate::list::reader::Options;
 use crate::list::{List, ListVerdict};
 
 /// What a policy gets for a list's name.
@@ -31,28 +30,19 @@ impl Slot {
     }
 }
 
-/// Where the entries of a list come from, for whoever asks which line says so.
-#[derive(Clone, Debug)]
-pub struct ListSource {
-    /// The name of the list.
-    pub list: Arc<str>,
-    /// Entries in place, each with its `FILE:LINE`.
-    pub entries: Vec<(String, String)>,
-    pub file: Option<PathBuf>,
-    pub options: Options,
-    /// The compiled form of the file, where it is kept.
-    pub compiled: Option<PathBuf>,
-}
-
 /// `sources`: takes where its entries come from.
-pub(super) fn read(mut table: Table<'_>, name: &str, report: &Report, sources: &mut Vec<ListSource>) -> Option<Slot> {
+pub(super) fn read(
+    mut table: Table<'_>,
+    name: &str,
+    fetcher: &Fetcher,
+    report: &Report,
+    sources: &mut Vec<ListSource>,
+) -> Option<Slot> {
     let verdict = verdict(&mut table, report);
     let format = table.word("format", FORMATS, None);
-    table.take("url");
-    table.take("refresh");
-    if !["entries", "file", "url"].iter().any(|source| table.has(source)) {
+    if !SOURCES.iter().any(|source| table.has(source)) {
         let what = format!("the list `{name}` has no source");
-        report.error(&table.place, what, "add `entries = [..]` or `file = \"..\"`");
+        report.error(&table.place, what, "add `entries = [..]`, `file = \"..\"` or `url = \"..\"`");
     }
     let options = contents::options(format, table.flag("subdomains", false));
     let mut contents = Contents::new(options.subdomains);
@@ -63,8 +53,21 @@ pub(super) fn read(mut table: Table<'_>, name: &str, report: &Report, sources: &
         contents.take_file(&path, &options, &file.place, report);
         path
     });
-    sources.push(ListSource { list: name.into(), entries, file, options, compiled: contents.compiled() });
-    let list = contents.into_list(name, verdict?, &table.place, report)?;
+    let remote = fetcher.remote(&mut table, &options, report).filter(|_| enabled).map(|remote| {
+        contents.take_remote(name, &remote, &options, fetcher, report);
+        remote.0
+    });
+    let verdict = verdict?;
+    sources.push(ListSource {
+        list: name.into(),
+        verdict: verdict.clone(),
+        entries,
+        file,
+        remote,
+        options,
+        states: contents.files().iter().map(|(state, _)| state.clone()).collect(),
+    });
+    let list = contents.into_list(name, verdict, &table.place, report)?;
     let holds_every_address = list.prefixes.iter().any(|(prefix, _)| prefix.prefix_len() == 0);
     if list.verdict == ListVerdict::Allow && holds_every_address {
         let what = format!("the allow list `{name}` holds every address of a family");
@@ -72,6 +75,8 @@ pub(super) fn read(mut table: Table<'_>, name: &str, report: &Report, sources: &
     }
     Some(if enabled { Slot::Ready(Arc::new(list)) } else { Slot::Disabled })
 }
+
+const SOURCES: [&str; 3] = ["entries", "file", "url"];
 
 /// `auto` is none.
 const FORMATS: &[(&str, Option<Format>)] = &[
@@ -97,7 +102,7 @@ fn read_entries(table: &mut Table<'_>, contents: &mut Contents, name: &str, repo
         (entry.value, line)
     });
     let read: Vec<_> = read.collect();
-    if entries.is_empty() && !table.has("file") {
+    if entries.is_empty() && !table.has("file") && !table.has("url") {
         report.warning(&place, format!("the list `{name}` is empty"), "it matches nothing");
     }
     read

@@ -39,7 +39,7 @@ pub struct Mistake {
 }
 
 /// Every mistake of a configuration, in the order of its files and lines.
-#[derive(Debug, Default)]
+#[derive(Clone, Debug, Default)]
 pub struct Mistakes(pub Vec<Mistake>);
 
 /// Where readers leave what they find, so that one mistake does not hide the next.

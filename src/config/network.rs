@@ -11,7 +11,7 @@ use super::port::{TCP, UDP};
 use super::table::Table;
 use super::value::Located;
 use super::{dns, inspection, rule};
-use crate::policy::network::{Inspection, Mode, Network, Port, ProtectedIp};
+use crate::policy::network::{Bind, Dns, Inspection, Mode, Network, Port, ProtectedIp};
 use crate::policy::rules::Policy;
 
 /// A Network with what only the configuration needs of it.
@@ -43,11 +43,16 @@ pub(super) fn read(mut table: Table<'_>, name: &str, known: Known<'_>, report: &
     let mode = table.word("mode", MODES, Mode::Enforce);
     let ips = ips(&mut table, name, known, report);
     let (outbound, inbound) = rule::read(&mut table, name, &ips, known, report);
-    let inspection = table.table("inspection").and_then(|table| inspection::read(table, report));
+    let inspection = table.table("inspection");
+    let inspected_at = inspection.as_ref().map(|table| table.place.clone());
+    let inspection = inspection.and_then(|table| inspection::read(table, report));
     if let Some(inspection) = inspection.as_ref().filter(|inspection| !applies(inspection, &ips)) {
         warn_of_idle_inspection(&table, inspection, report);
     }
     let dns = table.table("dns").map(|table| dns::read(table, report)).unwrap_or_default();
+    if let (Some(inspection), Some(place)) = (&inspection, inspected_at) {
+        warn_of_anybodys_word(inspection, &dns, &place, report);
+    }
     let (places, ips) = ips.into_iter().map(|ip| (ip.place, ip.value)).unzip();
     let name = name.into();
     let network = Arc::new(Network { name, description, mode, ips, outbound, inbound, inspection, dns });
@@ -71,6 +76,15 @@ fn warn_of_idle_inspection(table: &Table<'_>, inspection: &Inspection, report: &
     }
     let what = "none of the inspection ports is in a Port of `ips`: nothing is inspected";
     report.warning(&table.place, what, "add them to the Port, or leave the inspection out");
+}
+
+/// A client that may ask any resolver asks its own, which gives any address for any name.
+fn warn_of_anybodys_word(inspection: &Inspection, dns: &Dns, place: &Place, report: &Report) {
+    let believes = inspection.bind != Bind::Off || inspection.use_bindings;
+    if believes && dns.trusted_resolvers().is_empty() {
+        let what = "names count by what DNS says of them, and any resolver may be asked: a client's own decides";
+        report.warning(place, what, "set `authorized_resolvers` or `upstream` in [network.dns]");
+    }
 }
 
 const MODES: &[(&str, Mode)] = &[("enforce", Mode::Enforce), ("monitor", Mode::Monitor), ("off", Mode::Off)];

@@ -20,8 +20,6 @@ const ROWS: &[(&str, Refused, &str)] = &[
     ("geoip", Always, "country and ASN databases"),
     ("telemetry", Always, "sinks other than standard output"),
     ("gateway.recheck", As("true"), "ending live flows that a new configuration forbids"),
-    ("list.url", Always, "fetching lists"),
-    ("list.refresh", Always, "fetching lists"),
     ("policy.countries", Filled, "country rules"),
     ("policy.asns", Filled, "ASN rules"),
     ("policy.fingerprints.alert", Always, "recording a fingerprint without acting on it"),

@@ -8,7 +8,7 @@ use std::sync::Arc;
 use std::time::SystemTime;
 
 use crate::name::DomainName;
-use crate::policy::network::{Mode, Network};
+use crate::policy::network::{DNS_PORT, Mode, Network};
 use crate::policy::rules::Policy;
 use crate::policy::snapshot::Snapshot;
 use crate::policy::{ClientAddr, Direction, DomainVerdict, DropAction, IpVerdict, Judged, OrigDst, Reason, Transport};
@@ -87,6 +87,12 @@ impl Exchange {
         exchange
     }
 
+    /// Whether what comes is DNS in the clear. What was captured on its way to another port came to be refused, and
+    /// cannot be read.
+    pub fn is_readable(&self) -> bool {
+        self.resolver.port() == DNS_PORT
+    }
+
     /// Judges `query` in this conversation.
     pub fn ask(self, query: &Query<'_>, at: SystemTime) -> Self {
         let mut exchange = Self { at, kind: Some(query.question.kind), ..self };
@@ -128,8 +134,7 @@ impl Exchange {
             return;
         }
         let Some(action) = network.rule(Direction::Outbound).map(|rule| rule.drop) else { return };
-        let resolvers = &network.dns.authorized_resolvers;
-        let authorized = resolvers.is_empty() || resolvers.contains(&self.resolver.ip().to_canonical());
+        let authorized = network.dns.authorizes(self.resolver.ip());
         self.network = Some((network, Direction::Outbound));
         if !authorized {
             self.decide(Decision::Refuse { action, reason: Reason::Resolver, list: None });

@@ -87,6 +87,14 @@ impl Service {
         }
     }
 
+    /// Records a message that gets no answer, for it is no query, or too long for one.
+    pub fn drop_unread(&self, exchange: &Exchange) {
+        let blocked = Some((Reason::Unreadable, None));
+        self.telemetry.count(|c| &c.dns_unread);
+        let action = Some(DropAction::Discard.as_str());
+        self.telemetry.record(record(exchange, Outcome { blocked, action, ..Outcome::default() }));
+    }
+
     /// Answers a message that is no query, and records it.
     pub fn refuse_malformed(&self, exchange: &Exchange, message: &[u8], code: u16, into: &mut Vec<u8>) {
         query::refuse(message, code, into);

@@ -56,6 +56,10 @@ fn take_in(
     if let Decision::Refuse { action, .. } = conversation.decision {
         return service.refuse_connection(&conversation, action, socket);
     }
+    if !conversation.is_readable() {
+        service.drop_unread(&conversation);
+        return tcp::reset(socket);
+    }
     let Some(place) = Place::enter(connections, client.ip(), service) else {
         service.telemetry.count(|c| &c.refused_by_limit);
         return tcp::reset(socket);
@@ -175,7 +179,10 @@ impl Connection {
         self.conversation = self.service.begin(client, resolver, Transport::Tcp, SystemTime::now());
         let query = match Query::read(&question) {
             Ok(query) => query,
-            Err(Refused::Ignore) => return Err(io::ErrorKind::InvalidData.into()),
+            Err(Refused::Ignore) => {
+                self.service.drop_unread(&self.conversation);
+                return Err(io::ErrorKind::InvalidData.into());
+            }
             Err(Refused::Answer(code)) => {
                 self.service.refuse_malformed(&self.conversation, &question, code, &mut self.made);
                 return self.send().await;

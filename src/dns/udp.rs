@@ -143,12 +143,12 @@ impl Desk {
         if let Decision::Refuse { action, .. } = conversation.decision {
             return self.service.refuse_datagram(&conversation, action, datagram.bytes);
         }
-        if datagram.truncated {
-            return;
+        if datagram.truncated || !conversation.is_readable() {
+            return self.service.drop_unread(&conversation);
         }
         let query = match Query::read(datagram.bytes) {
             Ok(query) => query,
-            Err(Refused::Ignore) => return,
+            Err(Refused::Ignore) => return self.service.drop_unread(&conversation),
             Err(Refused::Answer(code)) => {
                 self.service.refuse_malformed(&conversation, datagram.bytes, code, &mut self.made);
                 return self.send(&conversation);

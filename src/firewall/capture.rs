@@ -1,7 +1,7 @@
 //! From a policy and our listeners to the rules that bring inspected flows to them.
 
 use std::collections::BTreeSet;
-use std::net::{Ipv4Addr, Ipv6Addr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 
@@ -15,9 +15,9 @@ use super::ruleset::{
     Chain, Connection, Datum, Element, Expression, Family, Field, Hook, Key, Rule, Ruleset, Set, SetKind, Verdict,
 };
 use super::selection::{Stage, network_chain, port_sets, select, selection_chain};
-use super::{Capture, DNS_PORT, Listener, MARK, OnFailure, TABLE, TCP, UDP};
+use super::{Capture, Listener, MARK, OnFailure, TABLE, TCP, UDP};
 use crate::policy::Direction;
-use crate::policy::network::{Mode, Network};
+use crate::policy::network::{DNS_PORT, ENCRYPTED_DNS_PORT, Mode, Network};
 use crate::policy::snapshot::Snapshot;
 
 /// `priority raw`: behind the kernel's defragmentation, before connection tracking.
@@ -29,7 +29,7 @@ const FILTER: i32 = 0;
 
 /// What the services of a stage capture, by protocol and port: most packets leave after this one look-up.
 const INSPECTED: &str = "inspected";
-/// DNS, where it is captured.
+/// DNS and encrypted DNS, where DNS is captured.
 const QUESTIONS: &str = "questions";
 const SERVICE: [Key; 2] = [Key::Protocol, Key::DestinationPort];
 const INSPECTED_UDP: &str = "inspected_udp";
@@ -37,6 +37,8 @@ const INSPECTED_UDP: &str = "inspected_udp";
 const GUARDED: &str = "guarded";
 const GUARD: &str = "guard";
 const UDP_CHAIN: &str = "udp";
+const TO_DNS_UDP: &str = "to_dns_udp";
+const TO_DNS_TCP: &str = "to_dns_tcp";
 const LOOPBACK: &str = "loopback";
 const IPV4_LOOPBACK: IpNet = IpNet::V4(Ipv4Net::new_assert(Ipv4Addr::new(127, 0, 0, 0), 8));
 const IPV6_LOOPBACK: IpNet = IpNet::V6(Ipv6Net::new_assert(Ipv6Addr::LOCALHOST, 128));
@@ -240,8 +242,8 @@ fn udp(capture: &Capture) -> Service {
 }
 
 fn dns(capture: &Capture) -> impl Iterator<Item = Service> {
-    let over_udp = Service { stage: Stage::Capture, chain: "to_dns_udp", protocol: UDP, listener: capture.dns_udp };
-    let over_tcp = Service { stage: Stage::Capture, chain: "to_dns_tcp", protocol: TCP, listener: capture.dns_tcp };
+    let over_udp = Service { stage: Stage::Capture, chain: TO_DNS_UDP, protocol: UDP, listener: capture.dns_udp };
+    let over_tcp = Service { stage: Stage::Capture, chain: TO_DNS_TCP, protocol: TCP, listener: capture.dns_tcp };
     [over_udp, over_tcp].into_iter().filter(|service| service.listener.is_some())
 }
 
@@ -257,6 +259,9 @@ fn captured(direction: Direction, network: &Network, capture: &Capture) -> Vec<(
     let mut found: Vec<(Service, u16)> = Vec::new();
     if direction == Direction::Outbound {
         found.extend(dns(capture).map(|service| (service, DNS_PORT)));
+        if refuses_encrypted_dns(network) {
+            found.extend(dns(capture).map(|service| (service, ENCRYPTED_DNS_PORT)));
+        }
     }
     if let Some(inspection) = &network.inspection {
         let tcp_ports: BTreeSet<u16> = inspection.tls_ports.iter().chain(&inspection.http_ports).copied().collect();
@@ -267,6 +272,27 @@ fn captured(direction: Direction, network: &Network, capture: &Capture) -> Vec<(
     // Monitor blocks nothing: what nobody judges must pass.
     found.retain(|(service, _)| service.listener.is_some() || network.mode != Mode::Monitor);
     found
+}
+
+/// Whether DoT and DoQ are captured, but for those to authorized resolvers: to be refused, since nobody can read them
+/// (SPEC D5). Monitor refuses nothing.
+fn refuses_encrypted_dns(network: &Network) -> bool {
+    !network.dns.authorized_resolvers.is_empty() && network.mode != Mode::Monitor
+}
+
+/// Encrypted DNS that passes us by.
+fn authorized(network: &Network, (service, port): (Service, u16)) -> Vec<Rule> {
+    let is_dns = matches!(service.chain, TO_DNS_UDP | TO_DNS_TCP) && port == ENCRYPTED_DNS_PORT;
+    let resolvers = network.dns.authorized_resolvers.iter().filter(|_| is_dns);
+    let pass = |resolver: &IpAddr| {
+        Rule(vec![
+            Expression::Protocol(service.protocol),
+            Expression::DestinationPort(port),
+            Expression::DestinationIn(IpNet::from(*resolver)),
+            Expression::Verdict(Verdict::Return),
+        ])
+    };
+    resolvers.map(pass).collect()
 }
 
 fn network_rules(stage: Stage, direction: Direction, network: &Network, capture: &Capture) -> Vec<Rule> {
@@ -282,8 +308,9 @@ fn network_rules(stage: Stage, direction: Direction, network: &Network, capture:
         }
         Rule(rule)
     };
+    let rules = |taken| authorized(network, taken).into_iter().chain([rule(taken)]);
     let here = |(service, _): &(Service, u16)| stage == Stage::Guard || service.stage == stage;
-    captured(direction, network, capture).into_iter().filter(here).map(rule).collect()
+    captured(direction, network, capture).into_iter().filter(here).flat_map(rules).collect()
 }
 
 fn inspected_set(stage: Stage, snapshot: &Snapshot, capture: &Capture) -> Set {
@@ -304,9 +331,11 @@ fn inspected_set(stage: Stage, snapshot: &Snapshot, capture: &Capture) -> Set {
 }
 
 fn questions_set(capture: &Capture) -> Set {
-    let question =
-        |service: Service| Element::exactly(vec![Datum::Protocol(service.protocol), Datum::Service(DNS_PORT)]);
-    Set::new(QUESTIONS, vec![Field::Protocol, Field::Service], SetKind::Hash, dns(capture).map(question).collect())
+    let questions = dns(capture).flat_map(|service| {
+        let to = |port| Element::exactly(vec![Datum::Protocol(service.protocol), Datum::Service(port)]);
+        [DNS_PORT, ENCRYPTED_DNS_PORT].map(to)
+    });
+    Set::new(QUESTIONS, vec![Field::Protocol, Field::Service], SetKind::Hash, questions.collect())
 }
 
 fn of_interest(set: &str, negate: bool) -> Expression {
@@ -333,6 +362,7 @@ fn drop() -> Expression {
 mod tests {
     use super::*;
     use crate::firewall::fixture::{network, rules, text_of};
+    use crate::policy::network::Dns;
 
     const PREFIX: &[(&str, Option<&std::sync::Arc<crate::policy::network::Port>>)] = &[("10.1.0.0/24", None)];
 
@@ -379,6 +409,40 @@ mod tests {
         let rules = rules(vec![monitored], &Capture::tcp(Listener::on(1)));
         assert!(text_of(&rules, "inspected").contains("{ tcp . 80, tcp . 443 }"));
         assert!(!text_of(&rules, "inspected_udp").contains("elements"));
+    }
+
+    #[test]
+    fn encrypted_dns_is_captured_where_resolvers_are_authorized_and_theirs_passes() {
+        let capture =
+            Capture { dns_udp: Some(Listener::on(3)), dns_tcp: Some(Listener::on(4)), ..Capture::tcp(Listener::on(1)) };
+        let with = |mode, resolvers: &[&str]| {
+            let dns = Dns {
+                authorized_resolvers: resolvers.iter().map(|ip| ip.parse().unwrap()).collect(),
+                ..Dns::default()
+            };
+            rules(vec![Network { dns, mode, inspection: None, ..network("office", PREFIX) }], &capture)
+        };
+        let authorized = with(Mode::Enforce, &["9.9.9.9", "2620:fe::fe"]);
+        assert!(text_of(&authorized, "inspected").contains("{ tcp . 53, tcp . 853, udp . 53, udp . 853 }"));
+        assert_eq!(
+            text_of(&authorized, "capture_outbound_0_office"),
+            "chain capture_outbound_0_office {\n\
+             meta l4proto udp th dport 53 goto to_dns_udp\n\
+             meta l4proto tcp th dport 53 goto to_dns_tcp\n\
+             meta l4proto udp th dport 853 ip daddr 9.9.9.9/32 return\n\
+             meta l4proto udp th dport 853 ip6 daddr 2620:fe::fe/128 return\n\
+             meta l4proto udp th dport 853 goto to_dns_udp\n\
+             meta l4proto tcp th dport 853 ip daddr 9.9.9.9/32 return\n\
+             meta l4proto tcp th dport 853 ip6 daddr 2620:fe::fe/128 return\n\
+             meta l4proto tcp th dport 853 goto to_dns_tcp\n\
+             }\n"
+        );
+        let guard = text_of(&authorized, "guard_outbound_0_office");
+        assert!(guard.contains("tcp th dport 853 ip daddr 9.9.9.9/32 return\n"), "{guard}");
+        assert!(guard.contains("tcp th dport 853 counter drop\n"), "{guard}");
+        for (mode, resolvers) in [(Mode::Enforce, &[][..]), (Mode::Monitor, &["9.9.9.9"])] {
+            assert!(!text_of(&with(mode, resolvers), "inspected").contains("853"), "{mode:?}");
+        }
     }
 
     #[test]

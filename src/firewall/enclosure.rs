@@ -18,7 +18,8 @@ use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 
 use super::flows::{discarded_chain, flow_sets, jump_to_discarded};
 use super::ruleset::{Chain, Expression, Family, Hook, Rule, Ruleset, Verdict};
-use super::{Capture, DNS_PORT, Listener, TABLE, TCP, UDP};
+use super::{Capture, Listener, TABLE, TCP, UDP};
+use crate::policy::network::DNS_PORT;
 
 /// `own`: the addresses of the command, beside loopback.
 pub fn enclose(capture: &Capture, own: &[IpAddr]) -> Ruleset {

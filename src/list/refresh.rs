@@ -60,7 +60,11 @@ pub fn decide(known: Option<&Good>, fetched: &Fetched) -> Decision {
     if report.taken == 0 {
         return Decision::Keep(Why::Refused(Refused::Nothing { bad: report.bad }.to_string()));
     }
-    let good = Good { entries: report.taken, ends_with_newline: report.ends_with_newline };
+    compare(known, Good { entries: report.taken, ends_with_newline: report.ends_with_newline })
+}
+
+/// The same for what was read whole and is a list.
+pub fn compare(known: Option<&Good>, good: Good) -> Decision {
     match known {
         Some(known) if known.ends_with_newline && !good.ends_with_newline => Decision::Keep(Why::CutShort),
         Some(known) if good.entries <= known.entries / LEAST_PART && known.entries >= LEAST_JUDGED => {

@@ -91,7 +91,11 @@ pub struct Settings {
     pub sockets: Vec<PathBuf>,
     /// How long flows may go on once the command has ended: what it sent last is still on its way.
     pub drain: Duration,
+    pub beside: Beside,
 }
+
+/// Started beside the command, once there may be threads, with what judges its flows.
+pub struct Beside(pub Box<dyn FnOnce(Arc<ArcSwap<Snapshot>>, Telemetry) -> io::Result<()>>);
 
 /// How it went.
 #[derive(Debug)]
@@ -251,6 +255,7 @@ impl Running {
         let snapshot = Arc::new(ArcSwap::from_pointee(settings.snapshot));
         let gateway = Gateway::start(enclosed.passed.listeners, &settings.gateway, &snapshot, &telemetry)
             .map_err(step("start the worker"))?;
+        (settings.beside.0)(snapshot, telemetry.clone()).map_err(step("keep lists as new as their sources"))?;
         let ports = Ports::new(enclosed.passed.host_ports, exposed, lines.sockets);
         let ports = ports.serve().map_err(step("serve ports"))?;
         // Where init has failed, it has said why.
@@ -324,6 +329,12 @@ impl Running {
 
 fn step(what: &'static str) -> impl Fn(io::Error) -> Failure {
     move |error| Failure::Step(what, error)
+}
+
+impl fmt::Debug for Beside {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Beside").finish_non_exhaustive()
+    }
 }
 
 impl fmt::Display for Failure {

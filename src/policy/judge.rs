@@ -49,6 +49,21 @@ pub fn judge(network: &Network, direction: Direction, facts: &Facts<'_>) -> Verd
     verdict
 }
 
+/// The verdict on a flow whose destination is a resolver that its Network does not authorize, by its port. None can be
+/// earned by a name (SPEC D1, D5).
+pub fn refuse_resolver(
+    network: &Network,
+    direction: Direction,
+    port: Option<u16>,
+    facts: &Facts<'_>,
+) -> Option<Verdict> {
+    let rule = network.rule(direction).filter(|_| direction == Direction::Outbound)?;
+    network.dns.refuses(facts.remote, port?).then(|| {
+        let ip = rule.policy.judge_ip(facts.remote, facts.now);
+        Verdict { pass: false, reason: Reason::Resolver, list: None, ..by_ip(ip) }
+    })
+}
+
 /// The verdict of a name that DNS gave for an address, on outbound flows that show none themselves (SPEC V12).
 pub fn judge_bound(network: &Network, remote: IpAddr, name: &DomainName, now: SystemTime) -> Verdict {
     let outcome = Outcome::Name(name.clone());

@@ -10,6 +10,11 @@ use ipnet::IpNet;
 use super::rules::Policy;
 use super::{Direction, DropAction, InspectionType};
 
+/// DNS in the clear (RFC 1035, section 4.2).
+pub const DNS_PORT: u16 = 53;
+/// DNS over TLS (RFC 7858, section 3.1) and over QUIC (RFC 9250, section 4.1.1).
+pub const ENCRYPTED_DNS_PORT: u16 = 853;
+
 /// Protected addresses and what is done with their flows (SPEC N1-N8).
 #[derive(Clone, Debug)]
 pub struct Network {
@@ -137,6 +142,16 @@ impl Network {
 }
 
 impl Dns {
+    /// Whether a flow to this address and port is DNS, plain or encrypted (DoT and DoQ), to a resolver that may not be
+    /// asked (SPEC D1, D5).
+    pub fn refuses(&self, remote: IpAddr, port: u16) -> bool {
+        matches!(port, DNS_PORT | ENCRYPTED_DNS_PORT) && !self.authorizes(remote)
+    }
+
+    pub fn authorizes(&self, resolver: IpAddr) -> bool {
+        self.authorized_resolvers.is_empty() || self.authorized_resolvers.contains(&resolver.to_canonical())
+    }
+
     /// The resolvers whose word counts for a fresh look-up; none: those of this host.
     pub fn trusted_resolvers(&self) -> Vec<SocketAddr> {
         if self.upstream.is_empty() {

@@ -9,7 +9,7 @@ use super::{DomainVerdict, IpVerdict, Judged, Reason};
 use crate::list::{List, ListVerdict};
 use crate::name::{DomainName, Pattern};
 
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub struct Policy {
     pub name: Arc<str>,
     pub default: IpVerdict,

@@ -8,7 +8,7 @@ use std::time::{Duration, Instant, SystemTime};
 use crate::name::DomainName;
 use crate::peek::{Discovery, Outcome, Unreadable, Via};
 use crate::policy::bindings::Bindings;
-use crate::policy::judge::{Binding, Facts, judge};
+use crate::policy::judge::{Binding, Facts, judge, refuse_resolver};
 use crate::policy::network::{Bind, Inspection, Mode, Network};
 use crate::policy::snapshot::Snapshot;
 use crate::policy::{ClientAddr, Direction, DomainVerdict, DropAction, IpVerdict, OrigDst, Reason, Transport, Verdict};
@@ -183,7 +183,9 @@ impl Flow {
             Direction::Inbound => self.client.ip(),
         };
         let binding = discovery.and_then(name_of).map_or(Binding::Unknown, |name| self.binding(by, name));
-        judge(&by.network, by.direction, &Facts { remote, discovery, binding, now })
+        let facts = Facts { remote, discovery, binding, now };
+        refuse_resolver(&by.network, by.direction, Some(self.orig_dst.port()), &facts)
+            .unwrap_or_else(|| judge(&by.network, by.direction, &facts))
     }
 
     fn judged(&self, by: &Judge, kind: Kind, verdict: &Verdict, now: SystemTime) -> Record {

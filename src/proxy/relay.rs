@@ -284,11 +284,11 @@ impl Relay {
 impl Flow {
     fn turn(&mut self, pool: &mut Pool, scratch: &mut [u8], now: u32, telemetry: &Telemetry) -> Result<Turn, Over> {
         let before = self.up.moved + self.down.moved;
-        let mut up = self.up(pool, scratch, telemetry)?;
+        let mut up = self.up_or_last_words(pool, scratch, telemetry)?;
         let down = self.down(pool, scratch)?;
         if self.watched.is_some() {
             // What the server said may let the client's octets go.
-            up = self.up(pool, scratch, telemetry)?;
+            up = self.up_or_last_words(pool, scratch, telemetry)?;
         }
         if self.up.moved + self.down.moved != before {
             self.last_moved = now;
@@ -298,6 +298,15 @@ impl Flow {
             (Turn::Again, _) | (_, Turn::Again) => Turn::Again,
             _ => Turn::Waiting,
         })
+    }
+
+    /// A server that refuses a body answers, and resets when more of it comes: the answer is the client's all the same.
+    fn up_or_last_words(&mut self, pool: &mut Pool, scratch: &mut [u8], telemetry: &Telemetry) -> Result<Turn, Over> {
+        let turn = self.up(pool, scratch, telemetry);
+        if matches!(turn, Err(Over::Closed(ClosedBy::ServerReset))) {
+            let _ = self.down(pool, scratch);
+        }
+        turn
     }
 
     fn up(&mut self, pool: &mut Pool, scratch: &mut [u8], telemetry: &Telemetry) -> Result<Turn, Over> {

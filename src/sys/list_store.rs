@@ -2,14 +2,16 @@
 //!
 //! A large source is compiled once, into a file of the cache folder that is then mapped: the next start opens it without
 //! reading the text. It is written beside and renamed into place, so there is no moment without a list, and a set in use
-//! stays what it is.
+//! stays what it is. What is fetched stays here as well: see [`copy`].
 //!
 //! Fails closed: a compiled file that is damaged, of another state of its source, or in a folder that others may write
 //! to is not used; the source is compiled again, in memory if it must be.
 
-use std::fs::{self, File, OpenOptions};
+pub mod copy;
+
+use std::fs::{self, DirBuilder, File, OpenOptions};
 use std::io::{self, Read, Write};
-use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
+use std::os::unix::fs::{DirBuilderExt, FileExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -19,9 +21,10 @@ use super::mapped::Mapped;
 use crate::list::compile::{Compiled, compile};
 use crate::list::file::{self, Octets, Stamp};
 use crate::list::reader::{Options, Refused, Report};
+use crate::list::refresh::Good;
 use crate::list::{DomainSet, PrefixSet};
 
-/// Where compiled lists are kept.
+/// Where compiled lists, and copies of those that are fetched, are kept.
 #[derive(Clone, Debug, Default)]
 pub struct Store {
     /// `None`: nowhere, every list is in memory.
@@ -39,6 +42,9 @@ pub struct Opened {
     pub read: Option<Summary>,
     /// Where the compiled file is, if it is in one.
     pub compiled: Option<PathBuf>,
+    /// Which state of the file this is: see [`state_of`].
+    pub state: Stamp,
+    ends_with_newline: bool,
 }
 
 #[derive(Clone, Debug)]
@@ -56,11 +62,18 @@ impl Store {
         Self { folder: Some(folder), least }
     }
 
-    /// The folder that the service manager gives (`CACHE_DIRECTORY`), else `/var/cache/tidegate` for root, else none.
+    /// The folder that the service manager gives (`CACHE_DIRECTORY`), else `/var/cache/tidegate` for root and
+    /// `tidegate` in the cache folder of anybody else.
     pub fn from_environment() -> Self {
-        let given = std::env::var_os("CACHE_DIRECTORY").map(PathBuf::from).filter(|folder| folder.is_absolute());
-        let own = || nix::unistd::Uid::effective().is_root().then(|| PathBuf::from("/var/cache/tidegate"));
-        Self { folder: given.or_else(own), least: LEAST_KEPT }
+        let given = |name| std::env::var_os(name).map(PathBuf::from).filter(|folder| folder.is_absolute());
+        let own = || match nix::unistd::Uid::effective().is_root() {
+            true => Some(PathBuf::from("/var/cache/tidegate")),
+            false => {
+                let caches = given("XDG_CACHE_HOME").or_else(|| Some(given("HOME")?.join(".cache")))?;
+                Some(caches.join("tidegate"))
+            }
+        };
+        Self { folder: given("CACHE_DIRECTORY").or_else(own), least: LEAST_KEPT }
     }
 
     /// Opens the compiled form of `source`, or reads it. `wrap` sees the octets of the text as they are read: for
@@ -81,7 +94,8 @@ impl Store {
         let kept =
             self.folder.as_ref().filter(|_| about.len() >= self.least).map(|folder| kept_at(folder, source, options));
         if let Some(opened) = kept.as_ref().and_then(|path| open_kept(path, stamp)) {
-            return Ok(opened);
+            let ends_with_newline = has_last_newline(&text, about.len());
+            return Ok(Opened { ends_with_newline, ..opened });
         }
         let (compiled, report) = compile(wrap(text), options)?;
         let mut summary = Summary { report, doubled: compiled.doubled, not_kept: None };
@@ -89,16 +103,31 @@ impl Store {
             match keep(&compiled, path, stamp) {
                 Ok(()) => {
                     if let Some(opened) = open_kept(path, stamp) {
-                        return Ok(Opened { read: Some(summary), ..opened });
+                        let ends_with_newline = summary.report.ends_with_newline;
+                        return Ok(Opened { read: Some(summary), ends_with_newline, ..opened });
                     }
                     summary.not_kept = Some(Arc::new(io::Error::other("what was written is not what is read")));
                 }
                 Err(error) => summary.not_kept = Some(Arc::new(error)),
             }
         }
+        let ends_with_newline = summary.report.ends_with_newline;
         let (domains, prefixes) = compiled.into_sets().map_err(Refused::Io)?;
-        Ok(Opened { domains, prefixes, read: Some(summary), compiled: None })
+        Ok(Opened { domains, prefixes, read: Some(summary), compiled: None, state: stamp, ends_with_newline })
     }
+}
+
+impl Opened {
+    /// How large it is, for the next state of its file to be compared with.
+    pub fn good(&self) -> Good {
+        let entries = self.domains.len() + self.prefixes.len() as u64;
+        Good { entries, ends_with_newline: self.ends_with_newline }
+    }
+}
+
+/// Which state a file is in now: another one as soon as it is replaced or written to.
+pub fn state_of(source: &Path, options: &Options) -> io::Result<Stamp> {
+    Ok(stamp_of(&fs::metadata(source)?, options))
 }
 
 /// Another state of the source, other options or another version of this program have another stamp.
@@ -116,15 +145,19 @@ fn stamp_of(about: &fs::Metadata, options: &Options) -> Stamp {
     hash.finalize().into()
 }
 
-/// A name for each source and way of reading it, so that two lists over one file do not overwrite each other.
 fn kept_at(folder: &Path, source: &Path, options: &Options) -> PathBuf {
     let source = source.canonicalize().unwrap_or_else(|_| source.to_owned());
+    named_after(folder, source.as_os_str().as_encoded_bytes(), options).with_extension("tdg")
+}
+
+/// A name for each source and way of reading it, so that two lists over one source do not overwrite each other.
+fn named_after(folder: &Path, source: &[u8], options: &Options) -> PathBuf {
     let mut hash = Sha256::new();
-    hash.update(source.as_os_str().as_encoded_bytes());
+    hash.update(source);
     hash.update(options.format.map_or("auto", |format| format.as_str()));
     hash.update([u8::from(options.subdomains)]);
     let name: String = hash.finalize().iter().take(16).map(|octet| format!("{octet:02x}")).collect();
-    folder.join(name).with_extension("tdg")
+    folder.join(name)
 }
 
 fn open_kept(path: &Path, stamp: Stamp) -> Option<Opened> {
@@ -135,15 +168,17 @@ fn open_kept(path: &Path, stamp: Stamp) -> Option<Opened> {
         return None;
     }
     let (domains, prefixes) = file::open(octets).ok()?;
-    Some(Opened { domains, prefixes, read: None, compiled: Some(path.to_owned()) })
+    let compiled = Some(path.to_owned());
+    Some(Opened { domains, prefixes, read: None, compiled, state: stamp, ends_with_newline: false })
+}
+
+fn has_last_newline(text: &File, length: u64) -> bool {
+    let mut last = [0];
+    length > 0 && text.read_exact_at(&mut last, length - 1).is_ok_and(|()| last == *b"\n")
 }
 
 fn keep(compiled: &Compiled, path: &Path, stamp: Stamp) -> io::Result<()> {
-    let folder = path.parent().ok_or_else(|| io::Error::other("it has no folder"))?;
-    fs::create_dir_all(folder)?;
-    if !is_ours(&fs::metadata(folder)?) {
-        return Err(io::Error::other(format!("others may write to {}", folder.display())));
-    }
+    make_own_folder(path.parent().ok_or_else(|| io::Error::other("it has no folder"))?)?;
     let beside = path.with_extension(format!("{}.new", std::process::id()));
     let written = write_beside(compiled, &beside, stamp).and_then(|()| fs::rename(&beside, path));
     if written.is_err() {
@@ -151,6 +186,14 @@ fn keep(compiled: &Compiled, path: &Path, stamp: Stamp) -> io::Result<()> {
         _ = fs::remove_file(&beside);
     }
     written
+}
+
+fn make_own_folder(folder: &Path) -> io::Result<()> {
+    DirBuilder::new().recursive(true).mode(0o755).create(folder)?;
+    match is_ours(&fs::metadata(folder)?) {
+        true => Ok(()),
+        false => Err(io::Error::other(format!("others may write to {}", folder.display()))),
+    }
 }
 
 /// The file holds the secret of its hashes, so only its owner may read it.

@@ -188,6 +188,9 @@ impl NftSocket {
 
     /// All of the messages take effect, or none.
     fn transact(&mut self, messages: Vec<Message>) -> Result<(), NftError> {
+        if messages.is_empty() {
+            return Ok(());
+        }
         let mut batch = Vec::with_capacity(messages.len() + 2);
         batch.push(Message::batch_begin());
         batch.extend(messages);

@@ -5,6 +5,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard};
 use std::time::Duration;
 
+use super::json::Lines;
 use super::record::Record;
 
 /// The side that records: never waits for a sink.
@@ -70,14 +71,11 @@ impl Writer {
     /// moment, counted as dropped, and is tried again.
     pub fn run(self, mut sink: impl Write) {
         let mut batch = Vec::new();
-        let mut text = Vec::new();
+        let (mut lines, mut text) = (Lines::default(), Vec::new());
         while self.next(&mut batch) {
             let records = batch.len() as u64;
             for record in batch.drain(..) {
-                // Writing to memory: only a record that cannot be JSON could fail, and there is none.
-                if serde_json::to_writer(&mut text, &record).is_ok() {
-                    text.push(b'\n');
-                }
+                lines.write(&record, &mut text);
             }
             if write_all(&mut sink, &text).is_err() {
                 self.0.dropped.fetch_add(records, Ordering::Relaxed);

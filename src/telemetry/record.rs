@@ -1,11 +1,9 @@
-//! The record of a judgement, as one JSON object (SPEC L1 and section 10).
+//! The record of a judgement, one JSON object once it is written (SPEC L1 and section 10).
 
 use std::borrow::Cow;
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::time::SystemTime;
-
-use serde::{Serialize, Serializer};
 
 use crate::name::DomainName;
 use crate::peek::{Fingerprint, Via};
@@ -14,90 +12,59 @@ use crate::policy::{Direction, DropAction, Verdict};
 use crate::wire::ip::Headers;
 
 /// Fields that do not apply are left out.
-#[derive(Clone, Debug, Serialize)]
+#[derive(Clone, Debug)]
 pub struct Record {
-    #[serde(serialize_with = "rfc3339")]
     pub time: SystemTime,
     pub kind: Kind,
     pub enforcer: Arc<str>,
-    #[serde(skip_serializing_if = "Option::is_none")]
     pub network: Option<Arc<str>>,
-    #[serde(skip_serializing_if = "Option::is_none")]
     pub policy: Option<Arc<str>>,
-    #[serde(skip_serializing_if = "Option::is_none")]
     pub direction: Option<&'static str>,
     pub protocol: Cow<'static, str>,
     pub source: IpAddr,
-    #[serde(skip_serializing_if = "Option::is_none")]
     pub source_port: Option<u16>,
     pub destination: IpAddr,
-    #[serde(skip_serializing_if = "Option::is_none")]
     pub destination_port: Option<u16>,
-    /// Where the domain was read: `DNS`, `HTTP`, `TLS` or `QUIC`.
-    #[serde(rename = "type", skip_serializing_if = "Option::is_none")]
+    /// `type`, where the domain was read: `DNS`, `HTTP`, `TLS` or `QUIC`.
     pub via: Option<&'static str>,
-    #[serde(skip_serializing_if = "Option::is_none", serialize_with = "as_text")]
     pub domain: Option<DomainName>,
-    #[serde(skip_serializing_if = "Option::is_none")]
     pub ip_verdict: Option<&'static str>,
-    #[serde(skip_serializing_if = "Option::is_none")]
     pub domain_verdict: Option<&'static str>,
-    #[serde(skip_serializing_if = "Option::is_none")]
     pub inspection: Option<&'static str>,
-    #[serde(skip_serializing_if = "Option::is_none")]
     pub verdict: Option<&'static str>,
-    #[serde(skip_serializing_if = "Option::is_none")]
     pub reason: Option<&'static str>,
     /// More about the reason, for a person: why a hello could not be read.
-    #[serde(skip_serializing_if = "Option::is_none")]
     pub detail: Option<String>,
-    #[serde(skip_serializing_if = "Option::is_none")]
     pub list: Option<Arc<str>>,
     /// What was done to a blocked flow; `monitor` if the Network only watches.
-    #[serde(skip_serializing_if = "Option::is_none")]
     pub action: Option<&'static str>,
-    #[serde(skip_serializing_if = "Option::is_none")]
     pub ja3: Option<String>,
-    #[serde(skip_serializing_if = "Option::is_none")]
     pub ja4: Option<String>,
     /// The hello carried an encrypted_client_hello extension.
-    #[serde(skip_serializing_if = "std::ops::Not::not")]
     pub ech: bool,
-    #[serde(skip_serializing_if = "Option::is_none")]
     pub binding: Option<&'static str>,
-    #[serde(skip_serializing_if = "Option::is_none")]
     pub flow: Option<u64>,
     /// Octets from the client to the server.
-    #[serde(skip_serializing_if = "Option::is_none")]
     pub bytes_out: Option<u64>,
     /// Octets from the server to the client.
-    #[serde(skip_serializing_if = "Option::is_none")]
     pub bytes_in: Option<u64>,
-    #[serde(skip_serializing_if = "Option::is_none")]
     pub duration_ms: Option<u64>,
-    #[serde(skip_serializing_if = "Option::is_none")]
     pub closed_by: Option<&'static str>,
-    #[serde(flatten, skip_serializing_if = "Option::is_none")]
     pub dns: Option<Box<Dns>>,
 }
 
 /// What records of DNS exchanges have besides.
-#[derive(Clone, Debug, Default, Serialize)]
+#[derive(Clone, Debug, Default)]
 pub struct Dns {
     /// The question's type: `A`, `HTTPS`, `TYPE65280`.
-    #[serde(skip_serializing_if = "Option::is_none")]
     pub qtype: Option<Cow<'static, str>>,
-    #[serde(skip_serializing_if = "Option::is_none")]
     pub rcode: Option<Cow<'static, str>>,
-    #[serde(skip_serializing_if = "Vec::is_empty")]
     pub answers: Vec<IpAddr>,
     /// Who gave the answer, if not the one who was asked.
-    #[serde(skip_serializing_if = "Option::is_none")]
     pub resolver: Option<SocketAddr>,
 }
 
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
-#[serde(rename_all = "lowercase")]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Kind {
     Ip,
     Domain,
@@ -200,21 +167,11 @@ pub fn via_word(via: Via) -> &'static str {
     }
 }
 
-fn rfc3339<S: Serializer>(time: &SystemTime, serializer: S) -> Result<S::Ok, S::Error> {
-    serializer.collect_str(&humantime::format_rfc3339_millis(*time))
-}
-
-fn as_text<S: Serializer>(name: &Option<DomainName>, serializer: S) -> Result<S::Ok, S::Error> {
-    match name {
-        Some(name) => serializer.serialize_str(name.as_str()),
-        None => serializer.serialize_none(),
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
     use crate::policy::{DomainVerdict, InspectionType, IpVerdict, Reason};
+    use crate::telemetry::json::Lines;
     use std::time::Duration;
 
     #[test]
@@ -235,8 +192,10 @@ mod tests {
         record.via = Some(via_word(Via::Tls));
         record.domain = DomainName::parse(b"www.example.com").ok();
         record.flow = Some(42);
+        let mut line = Vec::new();
+        Lines::default().write(&record, &mut line);
         assert_eq!(
-            serde_json::to_string(&record).unwrap(),
+            String::from_utf8(line).unwrap().trim_end(),
             r#"{"time":"2026-11-20T04:29:59.123Z","kind":"domain","enforcer":"edge-1","network":"office","policy":"office-out","direction":"outbound","protocol":"tcp","source":"10.1.0.2","source_port":41000,"destination":"203.0.113.7","destination_port":443,"type":"TLS","domain":"www.example.com","ip_verdict":"allow","domain_verdict":"block","inspection":"prefer-both","verdict":"block","reason":"DOMAIN","list":"feeds","action":"tcp-reset","flow":42}"#
         );
     }

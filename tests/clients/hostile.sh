@@ -128,7 +128,7 @@ ready "$work/servers"
 on server python3 hostile.py deliver "$work/servers" "$work/direct"
 for log in "$work"/*.log; do [ -L "$log" ] || : > "$log"; done
 configuration=$work/hostile.toml
-{ cat gateway.toml; echo 'tls_ports = [443, 4433]'; } > "$configuration"
+{ cat gateway.toml; printf '%s\n' 'tls_ports = [443, 4433]' 'timeout = "500ms"'; } > "$configuration"
 gateway_up explicit
 on client python3 hostile.py deliver "$work/servers" "$work/through"
 gateway_down
@@ -139,5 +139,6 @@ while IFS=$'\t' read -r _ server _ direct through; do
   check "$server, forms served through the gateway" "through it 0" "$through"
   check "$server, forms served without it" yes "$([ "${direct##* }" -gt 5 ] && echo yes || echo "$direct")"
 done < <(grep '^server' "$work/table")
-check "a look at the whole of every log" 0 "$(grep -c '^SERVED' "$work/table")"
+check "forms served, by the whole of every log" 0 "$(grep -c '^SERVED' "$work/table")"
+check "innocent twins of well-formed forms refused" 0 "$(grep -c '^REFUSED' "$work/table")"
 finish

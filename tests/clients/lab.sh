@@ -73,6 +73,13 @@ ready() {
   done < "$1"
 }
 
+# Waits until a file has a line that begins so; shows another if it never does.
+said() { # file line other
+  local i
+  for i in $(seq 100); do grep -q "^$2" "$1" && return; sleep 0.1; done
+  echo "no $2 in $1:"; cat "$3"; exit 1
+}
+
 server_up() {
   certificate
   cat > "$work/nginx.conf" <<CONF
@@ -86,9 +93,11 @@ http {
     listen 80; listen [::]:80; listen 443 ssl; listen [::]:443 ssl;
     ssl_certificate $work/cert.pem; ssl_certificate_key $work/key.pem;
     location / { return 200 "served\n"; }
+    location /large { alias $work/large; }
   }
 }
 CONF
+  head -c 3000000 /dev/zero > "$work/large"
   (exec ip netns exec server nginx -c "$work/nginx.conf" 2>"$work/nginx.err") &
   local i; for i in $(seq 100); do
     on server curl -s -m 1 -o /dev/null http://127.0.0.1/ && return
@@ -101,8 +110,7 @@ gateway_up() { # inspection type
   sed "s/TYPE/$1/" "${configuration:-gateway.toml}" > "$work/gateway.toml"
   (exec ip netns exec gateway "$tidegate" run --config "$work/gateway.toml" >"$work/records" 2>"$work/messages") &
   gateway=$!
-  local i; for i in $(seq 100); do grep -q '^ready' "$work/messages" && return; sleep 0.1; done
-  echo "tidegate does not start:"; cat "$work/messages"; exit 1
+  said "$work/messages" ready "$work/messages"
 }
 
 gateway_down() {

@@ -74,6 +74,8 @@ impl Place {
 
 type WrittenList = (u8, Vec<(Place, u8, u8)>);
 type WrittenRule = Option<(usize, u8)>;
+/// Whether it monitors; its prefixes with their Ports; outbound; inbound.
+type WrittenNetwork = (bool, Vec<(Place, u8, usize)>, WrittenRule, WrittenRule);
 
 /// A configuration, in numbers.
 #[derive(Clone, Debug)]
@@ -81,8 +83,7 @@ struct Plan {
     lists: Vec<WrittenList>,
     /// Whether it allows by default, the lists it has, and its threshold.
     policies: Vec<(bool, u8, u8)>,
-    /// Whether it monitors; its prefixes with their Ports; outbound; inbound.
-    networks: Vec<(bool, Vec<(Place, u8, usize)>, WrittenRule, WrittenRule)>,
+    networks: Vec<WrittenNetwork>,
 }
 
 /// Source's host, destination, protocol, destination port.

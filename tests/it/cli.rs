@@ -80,7 +80,7 @@ fn check_sums_up_what_it_read_on_standard_output_and_shows_mistakes_on_standard_
     let good = tidegate(&["check", "--config", &data("explain/tidegate.toml")]);
     let summary = String::from_utf8(good.stdout).unwrap();
     assert!(
-        summary.ends_with("enforcer `edge-1`, 3 networks, 2 policies, 3 lists (4 names, 4 prefixes)\n"),
+        summary.ends_with("enforcer `edge-1`, 4 networks, 2 policies, 3 lists (4 names, 4 prefixes)\n"),
         "{summary}"
     );
     let bad = tidegate(&["check", "--config", &data("config-mistakes/names.toml")]);

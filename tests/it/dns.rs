@@ -5,6 +5,7 @@
 //! ```
 
 mod binding;
+mod encrypted;
 mod forger;
 pub(crate) mod resolver;
 mod upstream;

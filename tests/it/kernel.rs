@@ -308,6 +308,61 @@ fn a_flow_from_before_the_rules_is_judged_all_the_same() {
     });
 }
 
+/// Whatever a reload does to a list, what is blocked by the old and the new policy never passes, and what both allow
+/// always does.
+#[test]
+fn a_list_that_changes_is_never_less_or_more_than_the_old_or_the_new_one() {
+    in_lab(|lab| {
+        let base = both_directions("enforce", "discard");
+        let with = |more: &str| {
+            let text = base.replace("[[policy]]\nname = \"out\"", &format!("{more}[[policy]]\nname = \"out\""));
+            crate::capture::ruleset(
+                &text.replace("lists = [\"site-b\"]", "lists = [\"site-b\", \"changing\"]"),
+                &Capture::tcp(Listener { v4: None, v6: None }),
+            )
+        };
+        let list = |entries: &str| {
+            format!("[[list]]\nname = \"changing\"\nverdict = \"block\"\nentries = [\"198.51.100.1\", {entries}]\n")
+        };
+        let first = with(&list("\"198.51.100.2\", \"198.51.100.64/28\", \"2001:db8:a::2\""));
+        let second = with(&list("\"198.51.100.3\", \"198.51.100.64/27\""));
+        lab.gateway.run(|| capture::install(&first)).unwrap().unwrap();
+        let tap = Tap::at_server(lab).unwrap();
+        let [always_blocked, blocked_first, blocked_second, always_allowed] =
+            [1, 2, 3, 4].map(|host| at(Site::A, Family::V4, host, 9000));
+        let sent = std::sync::atomic::AtomicUsize::new(0);
+        let done = std::sync::atomic::AtomicBool::new(false);
+        std::thread::scope(|scope| {
+            scope.spawn(|| {
+                while !done.load(std::sync::atomic::Ordering::Relaxed) {
+                    for destination in [always_blocked, always_allowed] {
+                        // A socket of its own, and so a flow of its own.
+                        lab.client.run(|| datagrams(client_address(Family::V4, 0), destination, 1)).unwrap();
+                    }
+                    sent.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
+                }
+            });
+            let mut nft = lab.gateway.run(NftSocket::open).unwrap().unwrap();
+            for _ in 0..150 {
+                nft.update(&first, &second).unwrap();
+                nft.update(&second, &first).unwrap();
+            }
+            done.store(true, std::sync::atomic::Ordering::Relaxed);
+        });
+        assert!(sent.load(std::sync::atomic::Ordering::Relaxed) > 20);
+        assert_eq!(tap.count(lab, always_blocked).unwrap(), 0);
+        assert_eq!(tap.count(lab, always_allowed).unwrap(), sent.load(std::sync::atomic::Ordering::Relaxed));
+        for (from, to, passes) in [(&first, &second, [true, false]), (&second, &first, [false, true])] {
+            lab.gateway.run(|| capture::update(from, to)).unwrap().unwrap();
+            for (destination, passes) in [blocked_first, blocked_second].into_iter().zip(passes) {
+                let before = tap.count(lab, destination).unwrap();
+                lab.client.run(|| datagrams(client_address(Family::V4, 0), destination, 1)).unwrap();
+                assert_eq!(tap.count(lab, destination).unwrap() > before, passes, "{destination}");
+            }
+        }
+    });
+}
+
 fn of_flow(gateway: &Gateway, source: SocketAddr) -> usize {
     gateway.enforcer.records().iter().filter(|record| is_from(record, source)).count()
 }

@@ -8,6 +8,7 @@ use std::io::{ErrorKind, Read, Write};
 use std::net::{Shutdown, SocketAddr, TcpStream};
 use std::thread;
 
+use rustix::process::{Signal, kill_process};
 use serde_json::Value;
 use tidegate::mode::demo::client::{Saw, ask_http, ask_tls};
 use tidegate::mode::demo::lab::{Lab, Site};
@@ -335,6 +336,31 @@ fn a_reset_of_either_side_reaches_the_other() {
                 let by = if client_resets { "client-reset" } else { "server-reset" };
                 assert_eq!(gateway.end_of(source)["closed_by"], by);
             }
+        });
+    });
+}
+
+#[test]
+fn the_answer_of_a_server_that_resets_a_body_reaches_the_client() {
+    in_lab(|lab| {
+        let gateway = start(lab);
+        let accepted = listen(lab, 80);
+        each_family(|family| {
+            let mut client = connect(lab, at(Site::A, family, 1, 80));
+            let asked = post("allowed.example", 8);
+            client.write_all(asked.as_bytes()).unwrap();
+            let (mut server, _) = accepted.recv_timeout(DEADLINE).unwrap();
+            server.read_exact(&mut vec![0; asked.len()]).unwrap();
+            // Both are there when the gateway looks again.
+            kill_process(gateway.enforcer.pid(), Signal::STOP).unwrap();
+            client.write_all(b"the body").unwrap();
+            server.write_all(b"HTTP/1.1 413 Content Too Large\r\n\r\n").unwrap();
+            reset(server);
+            kill_process(gateway.enforcer.pid(), Signal::CONT).unwrap();
+            let mut answer = Vec::new();
+            assert_eq!(client.read_to_end(&mut answer).unwrap_err().kind(), ErrorKind::ConnectionReset);
+            assert!(answer.starts_with(b"HTTP/1.1 413"), "{}", String::from_utf8_lossy(&answer));
+            assert_eq!(gateway.end_of(client.local_addr().unwrap())["closed_by"], "server-reset");
         });
     });
 }

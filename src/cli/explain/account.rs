@@ -10,7 +10,7 @@ use serde::Serialize;
 use super::Protocol;
 use crate::name::DomainName;
 use crate::peek::{Discovery, Fingerprint, Outcome, Unreadable, Via};
-use crate::policy::judge::{Binding, Facts, judge};
+use crate::policy::judge::{Binding, Facts, judge, refuse_resolver};
 use crate::policy::matrix::combine;
 use crate::policy::network::{Mode, Network, Rule};
 use crate::policy::snapshot::Snapshot;
@@ -184,7 +184,8 @@ impl Question<'_> {
 
     fn ending(&self, discovery: Option<&Discovery>) -> Ending {
         let facts = Facts { remote: self.remote, discovery, binding: Binding::Unknown, now: self.now };
-        let verdict = judge(self.network, self.direction, &facts);
+        let verdict = refuse_resolver(self.network, self.direction, self.flow.port, &facts)
+            .unwrap_or_else(|| judge(self.network, self.direction, &facts));
         let action = self.network.rule(self.direction).filter(|_| !verdict.pass).map(|rule| rule.drop.as_str());
         let Verdict { pass, reason, list, .. } = verdict;
         Ending { verdict: word(pass), reason: reason.as_str(), list: list.map(|list| list.to_string()), action }

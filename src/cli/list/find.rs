@@ -3,6 +3,7 @@
 use std::fmt::Write;
 use std::fs::File;
 use std::net::IpAddr;
+use std::path::Path;
 use std::time::SystemTime;
 
 use clap::Args;
@@ -74,20 +75,22 @@ fn lines(wanted: &Wanted, source: &ListSource, now: SystemTime) -> Vec<String> {
             found.extend(entry.map(|line| format!("{place}: {line}")));
         }
     }
-    let Some(path) = &source.file else { return found };
-    let mut in_file = Vec::new();
+    source.paths().for_each(|path| lines_of(path, wanted, source, now, &mut found));
+    found
+}
+
+fn lines_of(path: &Path, wanted: &Wanted, source: &ListSource, now: SystemTime, found: &mut Vec<String>) {
+    let most = found.len() + MAX_LINES;
     let read = File::open(path).map_err(reader::Refused::Io).and_then(|file| {
         reader::read(progress::of(file, path), &source.options, &mut |number, entry| {
-            if in_file.len() < MAX_LINES {
-                in_file.extend(wanted.line(&entry, now).map(|line| format!("{}:{number}: {line}", path.display())));
+            if found.len() < most {
+                found.extend(wanted.line(&entry, now).map(|line| format!("{}:{number}: {line}", path.display())));
             }
         })
     });
     if let Err(why) = read {
-        in_file.push(format!("{}: {why}", path.display()));
+        found.push(format!("{}: {why}", path.display()));
     }
-    found.extend(in_file);
-    found
 }
 
 impl Wanted {

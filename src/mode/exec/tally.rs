@@ -8,6 +8,7 @@ use std::fs::File;
 use std::io::{self, Write};
 use std::net::IpAddr;
 
+use crate::telemetry::json::Lines;
 use crate::telemetry::{Kind, Record, Writer};
 
 /// What was seen.
@@ -20,6 +21,8 @@ pub struct Tally {
     names: HashMap<IpAddr, String>,
     said: BTreeSet<String>,
     left_out: u64,
+    lines: Lines,
+    line: Vec<u8>,
 }
 
 /// Whom, and on which port. A name that was asked for and never connected to has no port.
@@ -63,9 +66,9 @@ impl Tally {
 
     fn record(&mut self, record: &Record) -> io::Result<()> {
         if let Some(file) = &mut self.records {
-            let mut line = serde_json::to_vec(record)?;
-            line.push(b'\n');
-            file.write_all(&line)?;
+            self.line.clear();
+            self.lines.write(record, &mut self.line);
+            file.write_all(&self.line)?;
         }
         if self.notices && record.verdict == Some("block") {
             self.notice(record);

@@ -32,6 +32,13 @@ pub(super) fn update(standing: &Ruleset, next: &Ruleset, now: SystemTime) -> Vec
         let same = |other: &Set| (&other.name, &other.key, other.kind) == (&set.name, &set.key, set.kind);
         matches!(set.kind, SetKind::Dynamic { .. }) && standing.sets.iter().any(same) && next.sets.iter().any(same)
     };
+    if (&standing.sets, &standing.chains) == (&next.sets, &next.chains) {
+        let lists = list::changes(&standing.lists, &next.lists, now);
+        // Otherwise some chain would name other sets.
+        if lists.gone.is_empty() && lists.new.is_empty() {
+            return lists.entries;
+        }
+    }
     // Without a chain it means all rules of the table; sets and chains may go once no rule names them.
     let mut messages = vec![Message::in_table(DELETE_RULE, 0, 1, "all rules")];
     messages.extend(standing.sets.iter().filter(|set| !kept(set)).map(delete_set));

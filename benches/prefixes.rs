@@ -1,0 +1,189 @@
+//! A million prefixes in the kernel: loading them, changing one, and what packets pay for them.
+//!
+//! `cargo bench --bench prefixes`, as root (a million entries in one transaction need a larger socket buffer than
+//! others may have; `PREFIXES` sets another number). Packets go through a lab of three namespaces on this machine; the
+//! rates hold for nobody else, the ratios do. `tracked` has one rule, `ct state established accept`, as every stateful
+//! firewall has.
+
+#![allow(clippy::unwrap_used, clippy::print_stdout)]
+
+use std::net::{Ipv4Addr, SocketAddr, UdpSocket};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use ipnet::{IpNet, Ipv4Net};
+use tidegate::firewall::{
+    Capture, Chain, Connection, Expression, Hook, Listener, Rule, Ruleset, TABLE, Verdict, render,
+};
+use tidegate::list::{DomainSet, List, ListVerdict};
+use tidegate::mode::demo::lab::{Lab, Site, client_address, client_network};
+use tidegate::policy::network::{Dns, Mode, Network, ProtectedIp};
+use tidegate::policy::rules::Policy;
+use tidegate::policy::snapshot::Snapshot;
+use tidegate::policy::{Direction, DropAction, IpVerdict, network};
+use tidegate::sys::netns;
+use tidegate::sys::nft::NftSocket;
+use tidegate::sys::rtnl::Family;
+
+const ROUNDS: usize = 7;
+const PACKETS: u32 = 200_000;
+const FLOWS: u32 = 4_000;
+
+fn main() {
+    if !netns::is_privileged() {
+        netns::enter_user_namespace().unwrap();
+    }
+    let count: u32 = std::env::var("PREFIXES").ok().and_then(|text| text.parse().ok()).unwrap_or(1_000_000);
+    let lab = Lab::new().unwrap();
+    let (small, whole, changed) = (ruleset(16, None), ruleset(count, None), ruleset(count, Some("192.0.2.1/32")));
+    load(&lab, count, &whole, &changed);
+    rates(&lab, &small, &whole);
+}
+
+fn load(lab: &Lab, count: u32, whole: &Ruleset, changed: &Ruleset) {
+    let mut nft = lab.gateway.run(NftSocket::open).unwrap().unwrap();
+    let before = kernel_memory();
+    let begun = Instant::now();
+    nft.replace(whole).unwrap();
+    let loaded = begun.elapsed();
+    let octets = kernel_memory().saturating_sub(before) * 1024 / u64::from(count);
+    println!("{count} prefixes: loaded in {loaded:.2?}, {octets} octets of kernel memory each");
+    let (mut times, mut compared) = (Vec::new(), Vec::new());
+    for round in 0..20 {
+        let (from, to) = if round % 2 == 0 { (whole, changed) } else { (changed, whole) };
+        let begun = Instant::now();
+        assert_eq!(to.lists[0].changes_from(Some(&from.lists[0])).count(), 1);
+        compared.push(begun.elapsed());
+        let begun = Instant::now();
+        nft.update(from, to).unwrap();
+        times.push(begun.elapsed());
+    }
+    let (all, compared) = (median(times), median(compared));
+    let kernel = all.saturating_sub(compared);
+    println!(
+        "one entry changed: {all:.2?}, of which {compared:.2?} to compare the lists and {kernel:.2?} for the kernel"
+    );
+    let mut alone = Vec::new();
+    let few = [ruleset(16, None), ruleset(16, Some("192.0.2.1/32"))];
+    nft.replace(&few[0]).unwrap();
+    for round in 0..20 {
+        let begun = Instant::now();
+        nft.update(&few[round % 2], &few[(round + 1) % 2]).unwrap();
+        alone.push(begun.elapsed());
+    }
+    println!("one entry changed of a list of 16: {:.2?}", median(alone));
+}
+
+/// Packets a second through the gateway, by what stands there; the rounds alternate.
+fn rates(lab: &Lab, small: &Ruleset, whole: &Ruleset) {
+    let ways: [(&str, Option<&Ruleset>); 4] = [
+        ("no rules", None),
+        ("tracked", Some(&tracked())),
+        ("16 prefixes", Some(small)),
+        ("all prefixes", Some(whole)),
+    ];
+    let mut of_flow = vec![Vec::new(); ways.len()];
+    let mut new_flows = vec![Vec::new(); ways.len()];
+    let receiver = lab.server.run(|| UdpSocket::bind("0.0.0.0:9000")).unwrap().unwrap();
+    socket2::SockRef::from(&receiver).set_recv_buffer_size(4096).unwrap();
+    for round in 0..ROUNDS {
+        for (place, (_, rules)) in ways.iter().enumerate() {
+            let mut nft = lab.gateway.run(NftSocket::open).unwrap().unwrap();
+            match rules {
+                Some(rules) => nft.replace(rules).unwrap(),
+                None => nft.remove().unwrap(),
+            }
+            of_flow[place].push(lab.client.run(|| one_flow(round)).unwrap());
+            new_flows[place].push(lab.client.run(|| many_flows(round * ways.len() + place)).unwrap());
+        }
+    }
+    println!("{:14} {:>14} {:>7} {:>14} {:>7}", "", "packets/s", "ratio", "new flows/s", "ratio");
+    let rate = |count: u32, all: &Vec<Duration>| f64::from(count) / median(all.clone()).as_secs_f64();
+    for (place, (name, _)) in ways.iter().enumerate() {
+        let (packets, flows) = (rate(PACKETS, &of_flow[place]), rate(FLOWS, &new_flows[place]));
+        let (plain, plainly_new) = (rate(PACKETS, &of_flow[0]), rate(FLOWS, &new_flows[0]));
+        println!("{name:14} {packets:14.0} {:7.2} {flows:14.0} {:7.2}", packets / plain, flows / plainly_new);
+    }
+}
+
+fn one_flow(round: usize) -> Duration {
+    let socket = UdpSocket::bind((client_address(Family::V4, 0), 0)).unwrap();
+    let host = u8::try_from(round % 200).unwrap() + 1;
+    socket.connect(SocketAddr::new(Site::A.address(Family::V4, host), 9000)).unwrap();
+    let begun = Instant::now();
+    for _ in 0..PACKETS {
+        let _ = socket.send(&[0; 64]);
+    }
+    begun.elapsed()
+}
+
+/// Each packet to another port.
+fn many_flows(number: usize) -> Duration {
+    let socket = UdpSocket::bind((client_address(Family::V4, 1), 0)).unwrap();
+    let host = u8::try_from(number % 200).unwrap() + 1;
+    let to = Site::B.address(Family::V4, host);
+    let begun = Instant::now();
+    for port in 0..u16::try_from(FLOWS).unwrap() {
+        let _ = socket.send_to(&[0; 64], SocketAddr::new(to, 20_000 + port));
+    }
+    begun.elapsed()
+}
+
+fn tracked() -> Ruleset {
+    let accept = Expression::Verdict(Verdict::Accept);
+    let rule = Rule(vec![Expression::Connection(&[Connection::Established]), accept]);
+    let chains = vec![Chain::at(Hook::Forward, 0, "forward", vec![rule])];
+    Ruleset { table: TABLE, sets: Vec::new(), lists: Vec::new(), chains }
+}
+
+/// A Network of the lab's clients that blocks so many prefixes of five lengths, and perhaps one more.
+fn ruleset(count: u32, more: Option<&str>) -> Ruleset {
+    let prefix = |number: u32| {
+        let length = [32, 30, 28, 26, 24][number as usize % 5];
+        IpNet::V4(Ipv4Net::new(Ipv4Addr::from(0x0b00_0000 + number * 2048), length).unwrap())
+    };
+    let more: Vec<IpNet> = more.iter().map(|text| text.parse().unwrap()).collect();
+    let list = List {
+        name: "million".into(),
+        verdict: ListVerdict::Block,
+        domains: DomainSet::default(),
+        prefixes: (0..count).map(prefix).chain(more).map(|prefix| (prefix, None)).collect(),
+    };
+    let policy = Arc::new(Policy {
+        name: "out".into(),
+        default: IpVerdict::Allow,
+        lists: vec![Arc::new(list)],
+        thresholds: Default::default(),
+        fingerprints: Vec::new(),
+    });
+    let network = Network {
+        name: "clients".into(),
+        description: String::new(),
+        mode: Mode::Enforce,
+        ips: Family::BOTH.map(|family| ProtectedIp { prefix: client_network(family), port: None }).into(),
+        outbound: Some(network::Rule { policy, drop: DropAction::Discard }),
+        inbound: None,
+        inspection: None,
+        dns: Dns::default(),
+    };
+    let capture = Capture {
+        directions: vec![Direction::Outbound, Direction::Inbound],
+        ..Capture::tcp(Listener { v4: None, v6: None })
+    };
+    render(&Snapshot::new("edge-1".into(), 1, vec![Arc::new(network)]), &capture)
+}
+
+/// What the kernel's own structures take, in KiB.
+fn kernel_memory() -> u64 {
+    let text = std::fs::read_to_string("/proc/meminfo").unwrap();
+    let of = |key: &str| {
+        let line = text.lines().find(|line| line.starts_with(key)).unwrap();
+        line.split_whitespace().nth(1).unwrap().parse::<u64>().unwrap()
+    };
+    of("Slab:") + of("VmallocUsed:")
+}
+
+fn median<T: Ord + Copy>(mut all: Vec<T>) -> T {
+    all.sort_unstable();
+    all[all.len() / 2]
+}

@@ -1,0 +1,247 @@
+//! Keeps the lists in force as new as their sources, on threads of their own: no flow waits.
+//!
+//! What is fetched goes to its copy on disk. Files and copies are looked at every second; a list of which one is another
+//! than before is read anew, and handed on whole.
+//!
+//! Fails safe: what is no list, or is suddenly a tenth of what it was, changes nothing, and is said and counted (SPEC
+//! V4). A reload takes a file as it is: whoever asks for one has looked.
+
+use std::io;
+use std::sync::Arc;
+use std::time::{Duration, Instant, SystemTime};
+
+use arc_swap::ArcSwap;
+use ring::rand::{SecureRandom, SystemRandom};
+use tokio::sync::{Semaphore, mpsc, oneshot};
+use tokio::task::{JoinSet, spawn_blocking};
+
+use crate::config::source::{Remote, State};
+use crate::config::{ListSource, Loaded};
+use crate::list::List;
+use crate::list::file::Stamp;
+use crate::list::reader::{Options, Refused};
+use crate::list::refresh::{self, Decision, Good, Why};
+use crate::policy::snapshot::Snapshot;
+use crate::sys::list_store;
+use crate::telemetry::Telemetry;
+
+/// A list with new contents.
+#[derive(Debug)]
+pub(crate) struct Fresh {
+    pub(crate) list: Arc<List>,
+    /// To be told once the list is in force.
+    pub(crate) taken: oneshot::Sender<()>,
+}
+
+/// The work for one configuration. It ends when this is dropped.
+#[derive(Debug)]
+pub(crate) struct Keeper {
+    _tasks: JoinSet<()>,
+}
+
+impl Keeper {
+    /// Must be called within a runtime.
+    pub(crate) fn start(sources: &[ListSource], telemetry: &Telemetry, to: &mpsc::Sender<Fresh>) -> Self {
+        let mut tasks = JoinSet::new();
+        let permits = Arc::new(Semaphore::new(FETCHES_AT_ONCE));
+        for source in sources {
+            if let Some(remote) = &source.remote {
+                tasks.spawn(fetch(source.clone(), remote.clone(), telemetry.clone(), permits.clone()));
+            }
+        }
+        let watched: Vec<_> = sources.iter().filter(|source| source.paths().next().is_some()).collect();
+        if !watched.is_empty() {
+            let watched = watched.into_iter().cloned().map(Watched::new).collect();
+            tasks.spawn(watch(watched, telemetry.clone(), to.clone()));
+        }
+        Self { _tasks: tasks }
+    }
+}
+
+/// The same on a thread of its own, for as long as the program runs: new lists go straight to who judges.
+pub(crate) fn keep(loaded: Loaded, snapshot: Arc<ArcSwap<Snapshot>>, telemetry: Telemetry) -> io::Result<()> {
+    if loaded.list_sources.iter().all(|source| source.paths().next().is_none()) {
+        return Ok(());
+    }
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    let work = async move {
+        let (to, mut fresh) = mpsc::channel::<Fresh>(1);
+        let _keeper = Keeper::start(&loaded.list_sources, &telemetry, &to);
+        let mut loaded = loaded;
+        while let Some(Fresh { list, taken }) = fresh.recv().await {
+            loaded = loaded.with_list(&list);
+            snapshot.store(Arc::new(loaded.snapshot(snapshot.load().generation + 1)));
+            telemetry.count(|counters| &counters.lists_replaced);
+            // Whoever asked may have ended meanwhile.
+            _ = taken.send(());
+        }
+    };
+    std::thread::Builder::new().name("lists".into()).spawn(move || runtime.block_on(work)).map(drop)
+}
+
+/// Fetches one list whenever its time has come.
+async fn fetch(source: ListSource, remote: Remote, telemetry: Telemetry, permits: Arc<Semaphore>) {
+    let mut failures = 0;
+    let mut wait = first_wait(&remote, SystemTime::now());
+    loop {
+        tokio::time::sleep(wait).await;
+        let Ok(permit) = permits.acquire().await else { return };
+        let (list, own, options) = (source.list.clone(), remote.clone(), source.options);
+        let outcome = spawn_blocking(move || fetch_once(&list, &own, &options)).await;
+        drop(permit);
+        failures = match outcome {
+            Ok(Ok(Some(good))) => {
+                tracing::info!(list = &*source.list, entries = good.entries, "fetched");
+                0
+            }
+            Ok(Ok(None)) => {
+                tracing::debug!(list = &*source.list, "nothing new to fetch");
+                0
+            }
+            Ok(Err(why)) => {
+                tracing::warn!(list = &*source.list, "not fetched, the last good copy stays: {why}");
+                telemetry.count(|counters| &counters.fetches_failed);
+                failures + 1
+            }
+            // The program ends.
+            Err(_) => return,
+        };
+        wait = refresh::wait(remote.refresh, failures, random());
+    }
+}
+
+/// `None`: there is nothing new.
+fn fetch_once(list: &str, remote: &Remote, options: &Options) -> Result<Option<Good>, Why> {
+    let mut said = Instant::now();
+    let mut watch = |octets: u64, of: Option<u64>| {
+        if said.elapsed() >= PROGRESS {
+            said = Instant::now();
+            tracing::info!(list, octets, of, "fetching");
+        }
+    };
+    match remote.copy.refresh(&remote.origin, options, &remote.limits, SystemTime::now(), &mut watch) {
+        Ok(good) => Ok(Some(good)),
+        Err(Why::NotModified) => Ok(None),
+        Err(why) => Err(why),
+    }
+}
+
+/// None of it if the copy is old or nothing is known of it.
+fn first_wait(remote: &Remote, now: SystemTime) -> Duration {
+    let wait = refresh::wait(remote.refresh, 0, random());
+    let age = remote.copy.checked().map(|checked| now.duration_since(checked).unwrap_or_default());
+    age.map_or(Duration::ZERO, |age| wait.saturating_sub(age))
+}
+
+/// Looks at the files of every list, and hands on each list that became another.
+async fn watch(mut watched: Vec<Watched>, telemetry: Telemetry, to: mpsc::Sender<Fresh>) {
+    loop {
+        tokio::time::sleep(LOOK).await;
+        let looked = spawn_blocking(move || {
+            let news: Vec<_> = watched.iter_mut().map(|own| own.look(Instant::now())).collect();
+            (watched, news)
+        });
+        let Ok((back, news)) = looked.await else { return };
+        watched = back;
+        for (own, news) in watched.iter_mut().zip(news) {
+            match news {
+                News::None => {}
+                News::Refused(why) => {
+                    tracing::warn!(list = &*own.source.list, "what is new is not taken: {why}");
+                    telemetry.count(|counters| &counters.lists_refused);
+                }
+                News::List(list, states) => {
+                    let (taken, answer) = oneshot::channel();
+                    if to.send(Fresh { list: Arc::new(list), taken }).await.is_err() {
+                        return;
+                    }
+                    match answer.await {
+                        Ok(()) => own.source.states = states,
+                        Err(_) => own.again = Some(Instant::now() + RETRY),
+                    }
+                }
+            }
+        }
+    }
+}
+
+/// A list with what was last seen of its files.
+struct Watched {
+    source: ListSource,
+    /// `None`: a file was not there.
+    seen: Vec<Option<Stamp>>,
+    /// The states that were read last.
+    judged: Vec<Option<Stamp>>,
+    /// What was judged is to be read again, for it may not be to blame.
+    again: Option<Instant>,
+}
+
+enum News {
+    None,
+    List(List, Vec<State>),
+    Refused(String),
+}
+
+impl Watched {
+    fn new(source: ListSource) -> Self {
+        let judged = source.states.iter().map(|state| Some(state.stamp)).collect();
+        Self { source, seen: Vec::new(), judged, again: None }
+    }
+
+    fn look(&mut self, now: Instant) -> News {
+        let states = self.source.paths().map(|path| list_store::state_of(path, &self.source.options).ok());
+        let states: Vec<_> = states.collect();
+        // What is being written is not read before it rests.
+        let rests = states == self.seen;
+        self.seen = states;
+        let is_due = self.seen != self.judged || self.again.is_some_and(|again| again <= now);
+        if !rests || !is_due {
+            return News::None;
+        }
+        self.judged.clone_from(&self.seen);
+        self.again = None;
+        if self.is_in_force() {
+            return News::None;
+        }
+        match self.source.read() {
+            Ok((list, states)) => self.compare(list, states),
+            Err(why) => {
+                self.again = matches!(why, Refused::Io(_)).then(|| now + RETRY);
+                News::Refused(why.to_string())
+            }
+        }
+    }
+
+    /// Whether the files are back to what they were.
+    fn is_in_force(&self) -> bool {
+        self.source.states.iter().map(|state| Some(state.stamp)).eq(self.seen.iter().copied())
+    }
+
+    /// A copy was compared with the one before when it was fetched.
+    fn compare(&self, list: List, states: Vec<State>) -> News {
+        let file = self.source.file.as_ref();
+        for (old, new) in self.source.states.iter().zip(&states).filter(|(old, _)| Some(&old.path) == file) {
+            if let Decision::Keep(why) = refresh::compare(Some(&old.good), new.good) {
+                return News::Refused(format!("{}: {why}; a reload takes it all the same", new.path.display()));
+            }
+        }
+        News::List(list, states)
+    }
+}
+
+/// 0 to 255.
+fn random() -> u8 {
+    let mut octet = [0];
+    // Without randomness the fleet asks at once, which harms nobody here.
+    _ = SystemRandom::new().fill(&mut octet);
+    octet[0]
+}
+
+/// How often files are looked at. A change counts when it has rested for so long.
+const LOOK: Duration = Duration::from_secs(1);
+/// After a file that could not be read, or a list that could not be put in force.
+const RETRY: Duration = Duration::from_secs(60);
+/// The others wait.
+const FETCHES_AT_ONCE: usize = 4;
+/// How often a long fetch says how far it is.
+const PROGRESS: Duration = Duration::from_secs(10);

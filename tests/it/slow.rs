@@ -1,0 +1,126 @@
+//! Clients that begin a hello and never end it: each is let go at the deadline, holds little, and harms nobody.
+//!
+//! ```text
+//! 30 clients with 2,000 connections -- gateway (tidegate run) -- server
+//! ```
+
+use std::io::{ErrorKind, Read};
+use std::net::{IpAddr, SocketAddr, TcpStream};
+use std::path::PathBuf;
+use std::time::Instant;
+
+use nix::sys::resource::{Resource, getrlimit, setrlimit};
+use tidegate::mode::demo::client::{self, Request, Saw, ask_http, ask_tls};
+use tidegate::mode::demo::lab::{CLIENTS, Lab, Site, client_address};
+use tidegate::mode::demo::tap::Tap;
+use tidegate::sys::rtnl::Family;
+
+use crate::gateway::{DEADLINE, Gateway, at, configuration, hello, is_from, request, send_anyway, servers};
+use crate::inside::in_lab;
+
+const SLOW: usize = 2000;
+/// The default of `limits.held_bytes`.
+const MOST_HELD: u64 = 64 << 10;
+
+#[test]
+fn half_sent_hellos_end_at_the_deadline_hold_little_and_harm_no_flow_beside_them() {
+    in_lab(|lab| {
+        raise_descriptors();
+        // Long enough for all of them to be there at once.
+        let inspection = "type = \"prefer-both\"\ntimeout = \"10s\"";
+        let gateway = Gateway::start(lab, &configuration("tcp-reset", inspection));
+        let (_origins, trust) = servers(lab);
+        let tap = Tap::at_server(lab).unwrap();
+        good_flows(lab, &trust);
+        let process = Process::of(&gateway);
+        let (descriptors, memory) = (process.descriptors(), process.memory());
+
+        let whole = hello(&trust, Some("allowed.example"));
+        let half = &whole[..whole.len() - 1];
+        let large = [&[0x16, 3, 1, 0x40, 0, 1, 0, 0xf0, 0][..], &vec![7; 16_379], &[0x16, 3, 1, 0x40, 0], &vec![7; 14_000]];
+        let large = large.concat();
+        let slow: Vec<TcpStream> = (0..SLOW)
+            .map(|n| {
+                let stream = connect(lab, n);
+                send_anyway(&stream, if n % 2 == 0 { half } else { &large });
+                stream
+            })
+            .collect();
+        until("all are held", || process.descriptors() >= descriptors + SLOW);
+        good_flows(lab, &trust);
+        let grown = process.memory().saturating_sub(memory);
+        assert!(grown <= SLOW as u64 * MOST_HELD, "{grown} octets for {SLOW} flows");
+        eprintln!("{SLOW} half-sent hellos: {} octets each", grown / SLOW as u64);
+
+        for stream in &slow {
+            let mut stream = stream;
+            assert_eq!(stream.read(&mut [0]).unwrap_err().kind(), ErrorKind::ConnectionReset);
+        }
+        for stream in slow.iter().take(2) {
+            let record = gateway.verdict_on(stream.local_addr().unwrap());
+            assert_eq!(record["reason"], "UNREADABLE", "{record:#}");
+            assert_eq!(record["detail"], "its beginning did not end in time", "{record:#}");
+        }
+        let sources: Vec<SocketAddr> = slow.iter().map(|stream| stream.local_addr().unwrap()).collect();
+        drop(slow);
+        until("descriptors are back at their base", || process.descriptors() <= descriptors);
+        good_flows(lab, &trust);
+        let records = gateway.stop().records();
+        let last = sources.last().unwrap();
+        assert!(records.iter().any(|record| is_from(record, *last) && record["verdict"] == "block"));
+        for family in Family::BOTH {
+            assert_eq!(tap.count(lab, at(Site::A, family, 9, 443)).unwrap(), 0);
+        }
+    });
+}
+
+fn connect(lab: &Lab, n: usize) -> TcpStream {
+    let family = Family::BOTH[n / 2 % 2];
+    let source: IpAddr = client_address(family, (n % usize::from(CLIENTS)) as u8);
+    let request = Request { source, destination: at(Site::A, family, 9, 443), name: None, patience: DEADLINE };
+    lab.client.run(|| client::connect(&request)).unwrap().unwrap()
+}
+
+fn good_flows(lab: &Lab, trust: &client::Trust) {
+    for family in Family::BOTH {
+        let tls = request(family, at(Site::A, family, 2, 443), Some("allowed.example"));
+        let http = request(family, at(Site::A, family, 2, 80), Some("allowed.example"));
+        let saw = lab.client.run(|| [ask_tls(&tls, trust), ask_http(&http)]).unwrap();
+        assert!(saw.iter().all(|outcome| matches!(outcome.saw, Saw::Answer(_))), "{saw:?}");
+    }
+}
+
+/// What the kernel says of a running gateway.
+struct Process(PathBuf);
+
+impl Process {
+    fn of(gateway: &Gateway) -> Self {
+        Self(PathBuf::from(format!("/proc/{}", gateway.enforcer.pid().as_raw_nonzero())))
+    }
+
+    fn descriptors(&self) -> usize {
+        std::fs::read_dir(self.0.join("fd")).unwrap().count()
+    }
+
+    /// Resident memory in octets.
+    fn memory(&self) -> u64 {
+        let status = std::fs::read_to_string(self.0.join("status")).unwrap();
+        let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).unwrap();
+        line.trim().trim_end_matches(" kB").parse::<u64>().unwrap() << 10
+    }
+}
+
+/// Asks again and again, and fails if it never comes.
+fn until(what: &str, mut is_so: impl FnMut() -> bool) {
+    let begun = Instant::now();
+    while !is_so() {
+        assert!(begun.elapsed() < DEADLINE, "in vain: {what}");
+        std::thread::yield_now();
+    }
+}
+
+/// Two thousand connections are more than many shells allow.
+fn raise_descriptors() {
+    let (_, most) = getrlimit(Resource::RLIMIT_NOFILE).unwrap();
+    setrlimit(Resource::RLIMIT_NOFILE, most, most).unwrap();
+}
