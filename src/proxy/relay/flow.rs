@@ -57,7 +57,9 @@ impl Flow {
     fn up_or_last_words(&mut self, pool: &mut Pool, scratch: &mut [u8], telemetry: &Telemetry) -> Result<Turn, Over> {
         let turn = self.up(pool, scratch, telemetry);
         if matches!(turn, Err(Over::Closed(ClosedBy::ServerReset))) {
-            let _ = self.down(pool, scratch);
+            // Not told that this is the end: the reset that follows tells it.
+            let ends = Ends { from: self.server.as_fd(), to: self.client.as_fd() };
+            let _ = self.down.turn(ends, pool, scratch, None, true);
         }
         turn
     }
