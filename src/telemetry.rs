@@ -88,6 +88,8 @@ counters! {
     kernel_records_lost,
     /// Times that rules or routes were found damaged and put back.
     rules_restored,
+    /// Allowed UDP flows whose octets the kernel does not count: they get no `end` record.
+    uncounted,
     /// Blocked flows that should have seen ICMP or nothing, and saw a reset since the kernel refused more.
     ended_by_reset,
 }

@@ -25,6 +25,10 @@ pub enum FlowSet {
     Refused,
     /// UDP: the kernel forwards what cannot begin a QUIC connection, for as long as such packets come.
     Forwarded,
+    /// UDP: counts what the kernel forwards of the client's.
+    Sent,
+    /// UDP: counts what the kernel forwards to the client.
+    Answered,
 }
 
 /// The packets that a client sends in one flow.
@@ -46,6 +50,10 @@ impl FlowSet {
             (Self::Refused, Family::V6) => "refused6",
             (Self::Forwarded, Family::V4) => "forwarded4",
             (Self::Forwarded, Family::V6) => "forwarded6",
+            (Self::Sent, Family::V4) => "sent4",
+            (Self::Sent, Family::V6) => "sent6",
+            (Self::Answered, Family::V4) => "answered4",
+            (Self::Answered, Family::V6) => "answered6",
         }
     }
 }
@@ -85,15 +93,18 @@ pub(super) fn key_of_packet(family: Family) -> Vec<Key> {
 
 /// The sets of single flows, empty.
 pub(super) fn flow_sets(capture: &Capture) -> Vec<Set> {
+    let ending = |timeout, size| SetKind::Dynamic { timeout, size };
     let kinds = [
-        (FlowSet::Discarded, SILENCE, capture.discarded),
-        (FlowSet::Silenced, UDP_BLOCKED, capture.discarded),
-        (FlowSet::Refused, UDP_BLOCKED, capture.discarded),
-        (FlowSet::Forwarded, capture.udp_idle, capture.forwarded),
+        (FlowSet::Discarded, ending(SILENCE, capture.discarded)),
+        (FlowSet::Silenced, ending(UDP_BLOCKED, capture.discarded)),
+        (FlowSet::Refused, ending(UDP_BLOCKED, capture.discarded)),
+        (FlowSet::Forwarded, ending(capture.udp_idle, capture.forwarded)),
+        (FlowSet::Sent, SetKind::Counted { size: capture.forwarded }),
+        (FlowSet::Answered, SetKind::Counted { size: capture.forwarded }),
     ];
-    let set = |(set, timeout, size): (FlowSet, _, _), family: Family| {
+    let set = |(set, kind): (FlowSet, _), family: Family| {
         let key = vec![Field::Protocol, family.field(), Field::Service, family.field(), Field::Service];
-        Set::new(set.name(family), key, SetKind::Dynamic { timeout, size }, Vec::new())
+        Set::new(set.name(family), key, kind, Vec::new())
     };
     kinds.into_iter().flat_map(|kind| Family::BOTH.map(|family| set(kind, family))).collect()
 }
@@ -144,29 +155,30 @@ pub(super) fn answers_flows(set: FlowSet, family: Family) -> Expression {
 ///
 /// The kernel carries datagrams of one length as one packet until somebody cuts it, from a sender on this host or in a
 /// virtual machine, or because a network card joined them; then only the first one's octets can be seen here. Two
-/// datagrams of which one could hold an Initial packet, which servers take from 1200 octets on (RFC 9000, section 14.1),
-/// make a packet longer than this.
+/// datagrams of one length of which one could hold an Initial packet, which servers take from 1200 octets on (RFC 9000,
+/// section 14.1), make a packet longer than this.
 pub(super) fn begins_nothing() -> [Expression; 2] {
-    const IP_AND_UDP: u32 = 20 + 8;
-    const LEAST_INITIAL: u32 = 1200;
-    [Expression::NoLongHeader, Expression::ShorterThan(IP_AND_UDP + 2 * LEAST_INITIAL)]
+    const SHORTER_THAN_TWO: u32 = 2048;
+    [Expression::NoLongHeader, Expression::ShorterThan(SHORTER_THAN_TWO)]
 }
 
 /// What the kernel does by itself with the packets of UDP flows that were judged.
 pub(super) fn udp_flow_rules(family: Family) -> Vec<Rule> {
-    let mut forward = vec![Expression::Family(family), in_flows(FlowSet::Forwarded, family)];
+    // What costs least comes first: every packet of an allowed flow meets this rule.
+    let mut forward = vec![Expression::Family(family)];
     forward.extend(begins_nothing());
     forward.extend([
+        in_flows(FlowSet::Forwarded, family),
         Expression::Refresh { key: key_of_packet(family), set: FlowSet::Forwarded.name(family).to_owned() },
-        Expression::Verdict(Verdict::Accept),
+        Expression::Verdict(Verdict::Goto(sent_chain_name(family))),
     ]);
     vec![
+        Rule(forward),
         Rule(vec![
             Expression::Family(family),
             answers_flows(FlowSet::Forwarded, family),
             Expression::Verdict(Verdict::Accept),
         ]),
-        Rule(forward),
         Rule(vec![
             Expression::Family(family),
             in_flows(FlowSet::Refused, family),
@@ -180,6 +192,25 @@ pub(super) fn udp_flow_rules(family: Family) -> Vec<Rule> {
             Expression::Verdict(Verdict::Drop),
         ]),
     ]
+}
+
+/// Counts what is forwarded of a client's. To be in a counted set is to be counted.
+pub(super) fn sent_chain(family: Family) -> Chain {
+    let accept = Expression::Verdict(Verdict::Accept);
+    let rules = vec![Rule(vec![in_flows(FlowSet::Sent, family), accept.clone()]), Rule(vec![accept])];
+    Chain::new(sent_chain_name(family), rules)
+}
+
+/// Counts what is forwarded to clients, and decides nothing.
+pub(super) fn answered_chain() -> Chain {
+    let count = |family| Rule(vec![Expression::Family(family), answers_flows(FlowSet::Answered, family)]);
+    Chain::new(ANSWERED_CHAIN, Family::BOTH.map(count).into())
+}
+
+pub(super) const ANSWERED_CHAIN: &str = "answered";
+
+fn sent_chain_name(family: Family) -> String {
+    format!("sent{}", family.digit())
 }
 
 fn discarded_chain_name(family: Family) -> String {

@@ -18,7 +18,7 @@ pub struct Ruleset {
     pub chains: Vec<Chain>,
 }
 
-/// A set, or a map to verdicts where the elements carry one.
+/// Keys of one kind.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Set {
     pub name: String,
@@ -36,10 +36,17 @@ pub enum SetKind {
     Ending,
     /// Ranges in each part of the key.
     Interval,
-    /// Exact keys to verdicts.
-    VerdictMap,
     /// Exact keys that come and go while the rules stand, each for `timeout` unless it says otherwise; at most `size`.
     Dynamic { timeout: Duration, size: u32 },
+    /// Exact keys that come and go while the rules stand, at most `size`; each counts the packets that ask for it.
+    Counted { size: u32 },
+}
+
+impl SetKind {
+    /// Its elements are no part of the ruleset: they come and go while it stands.
+    pub fn comes_and_goes(self) -> bool {
+        matches!(self, Self::Dynamic { .. } | Self::Counted { .. })
+    }
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -58,8 +65,6 @@ pub struct Element {
     pub key: Vec<Datum>,
     /// Where the range ends that begins at `key`; sets of kind `Interval` only.
     pub end: Option<Vec<Datum>>,
-    /// Maps only.
-    pub verdict: Option<Verdict>,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -126,7 +131,7 @@ pub enum Expression {
     /// `@th,64,8 & 0x80 == 0`: the first bit after the UDP header is there and clear, so that no server takes the datagram
     /// for the beginning of a QUIC connection: long headers have it set in every version (RFC 8999, section 5.1).
     NoLongHeader,
-    /// `meta length < N`: octets from the IP header on.
+    /// `meta length < N`: octets from the IP header on. N is a power of two.
     ShorterThan(u32),
     /// `KEY @set`, `KEY != @set`
     InSet {
@@ -143,11 +148,6 @@ pub enum Expression {
     Forget {
         key: Vec<Key>,
         set: String,
-    },
-    /// `KEY vmap @map`
-    VerdictMap {
-        key: Vec<Key>,
-        map: String,
     },
     SetMark(u32),
     /// `ct label set LABEL`
@@ -263,12 +263,12 @@ impl Set {
 
 impl Element {
     pub fn exactly(key: Vec<Datum>) -> Self {
-        Self { key, end: None, verdict: None }
+        Self { key, end: None }
     }
 
     pub fn services(protocol: u8, ports: &RangeInclusive<u16>) -> Self {
         let key = |port| vec![Datum::Protocol(protocol), Datum::Service(port)];
-        Self { key: key(*ports.start()), end: Some(key(*ports.end())), verdict: None }
+        Self { key: key(*ports.start()), end: Some(key(*ports.end())) }
     }
 }
 

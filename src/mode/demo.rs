@@ -12,6 +12,7 @@ mod flows;
 pub mod lab;
 pub mod origin;
 mod plan;
+pub mod quic;
 mod show;
 pub mod tap;
 
@@ -29,6 +30,7 @@ use self::flows::{Flow, Record};
 use self::lab::Lab;
 use self::origin::Origins;
 use self::plan::Named;
+use self::quic::QuicOrigin;
 use self::tap::Tap;
 use crate::sys::netns::{self, Unavailable};
 
@@ -74,8 +76,10 @@ fn demonstrate() -> Result<Report, Trouble> {
     let lab = Lab::new()?;
     let names: Vec<&str> = Named::ALL.iter().filter_map(|named| named.name()).collect();
     let origins = Origins::start(&lab, &names)?;
+    let quic = QuicOrigin::start(&lab, &names)?;
     let trust =
-        Trust::new(origins.certificate(), names.first().copied().unwrap_or_default()).map_err(io::Error::other)?;
+        |certificate| Trust::new(certificate, names.first().copied().unwrap_or_default()).map_err(io::Error::other);
+    let trust = [trust(origins.certificate())?, trust(quic.certificate())?];
     let (server, client) = (Tap::at_server(&lab)?, Tap::at_client(&lab)?);
     let configuration = Configuration::write(&plan::configuration())?;
     let gateway = Enforcer::start(&std::env::current_exe()?, &lab.gateway, &configuration.file)?;

@@ -14,6 +14,7 @@
 //! Fails closed: what finds no room, in the table, in memory or in time, is dropped and counted; nothing reaches the
 //! remote before the verdict. Where the kernel does not take over an allowed flow, its datagrams are sent on from here.
 
+mod accounts;
 mod association;
 mod hands;
 mod relay;
@@ -49,6 +50,8 @@ pub struct Settings {
     pub held_of_flow: usize,
     /// QUIC connections of one flow that are remembered; a new one past it is dropped. Default 8.
     pub connections: usize,
+    /// Allowed flows whose octets the kernel counts at a time; one past it gets no `end` record. Default 65,536.
+    pub counted: usize,
     /// How long a flow is remembered here after its last captured datagram. Default 60 s.
     pub memory: Duration,
     /// How long the kernel forwards a flow that has sent nothing more yet. Default 30 s.
@@ -65,6 +68,7 @@ impl Default for Settings {
             held: 32 << 20,
             held_of_flow: 128 << 10,
             connections: 8,
+            counted: 65_536,
             memory: Duration::from_secs(60),
             forwarded: Duration::from_secs(30),
             blocked: Duration::from_secs(10),
@@ -98,7 +102,8 @@ pub async fn serve(worker: Rc<Worker>, listener: UdpSocket, settings: Settings, 
     let listener = readable(OwnedFd::from(listener))?;
     let mut inbox = Inbox::new(udp::MAX_BATCH, MAX_DATAGRAM);
     loop {
-        let wake = tokio::time::Instant::from_std(service.table.next_wake().unwrap_or_else(|| Instant::now() + IDLE));
+        let wake = [service.table.next_wake(), service.hands.next_wake()].into_iter().flatten().min();
+        let wake = tokio::time::Instant::from_std(wake.unwrap_or_else(|| Instant::now() + IDLE));
         tokio::select! {
             ready = listener.readable() => {
                 let mut ready = ready?;
@@ -112,7 +117,9 @@ pub async fn serve(worker: Rc<Worker>, listener: UdpSocket, settings: Settings, 
             }
             () = tokio::time::sleep_until(wake) => {}
         }
-        service.table.expire(Instant::now(), &mut service.hands);
+        let now = Instant::now();
+        service.table.expire(now, &mut service.hands);
+        service.hands.conclude_ended(now);
         service.hands.flush();
         // Other flows of this worker have their turn.
         tokio::task::yield_now().await;

@@ -6,6 +6,7 @@
 //! Fails closed: a transaction that the kernel refuses changes nothing, and the error names the object that it refused.
 
 mod answer;
+mod count;
 mod encode;
 mod expression;
 mod list;
@@ -25,6 +26,7 @@ use nix::sys::socket::{setsockopt, sockopt};
 use crate::firewall::{FlowKey, FlowSet, Ruleset, TABLE, name_element, name_set};
 use crate::policy::network::Network;
 use answer::Answers;
+pub use count::Counted;
 use message::{GET_TABLE, Message};
 pub use watch::Fingerprint;
 
@@ -141,14 +143,24 @@ impl NftSocket {
         self.transact(vec![encode::new_elements(set.name(family), &[element], timeout)])
     }
 
-    /// Adds flows in one transaction; those that are there already stay as they are. All are added or none.
-    pub fn add_flows(&mut self, flows: &[(FlowSet, FlowKey, Duration)]) -> Result<(), NftError> {
-        let add = |(set, flow, timeout): &(FlowSet, FlowKey, Duration)| {
+    /// Adds flows in one transaction, each with its time or its set's own; those that are there already stay as they
+    /// are. All are added or none.
+    pub fn add_flows(&mut self, flows: &[(FlowSet, FlowKey, Option<Duration>)]) -> Result<(), NftError> {
+        let add = |(set, flow, timeout): &(FlowSet, FlowKey, Option<Duration>)| {
             let (family, element) = flow.element().ok_or_else(|| mixed_families(flow))?;
-            let timeout = u64::try_from(timeout.as_millis()).unwrap_or(u64::MAX);
-            Ok(encode::new_elements(set.name(family), &[element], Some(timeout)))
+            let timeout = timeout.map(|timeout| u64::try_from(timeout.as_millis()).unwrap_or(u64::MAX));
+            Ok(encode::new_elements(set.name(family), &[element], timeout))
         };
         self.transact(flows.iter().map(add).collect::<Result<_, _>>()?)
+    }
+
+    /// Takes flows out of their sets in one transaction; if one of them is not there, none goes.
+    pub fn remove_flows(&mut self, flows: &[(FlowSet, FlowKey)]) -> Result<(), NftError> {
+        let remove = |(set, flow): &(FlowSet, FlowKey)| {
+            let (family, element) = flow.element().ok_or_else(|| mixed_families(flow))?;
+            Ok(encode::delete_elements(set.name(family), &[element]))
+        };
+        self.transact(flows.iter().map(remove).collect::<Result<_, _>>()?)
     }
 
     /// False if the flow was not there.

@@ -71,8 +71,8 @@ fn with_nothing_said_all_is_allowed_and_told_and_may_be_saved_as_a_policy() {
         let saved = host.folder().join("policy.toml");
         let save = saved.to_str().unwrap();
         let steps = ["tcp4 allowed.example 7000", "udp4 allowed.example 7000"];
-        let done = host.exec(&["--save", save], &steps);
-        assert_eq!(done.results, ["heard"; 2], "{done:?}");
+        let done = host.exec(&["--save", save], &[&steps[..], &["resolve unvisited.example"]].concat());
+        assert_eq!(done.results, ["heard"; 3], "{done:?}");
         let row = |protocol: &str| {
             let is_it = |line: &&str| line.starts_with("allowed.example") && line.contains(protocol);
             done.errors
@@ -287,7 +287,49 @@ fn a_configuration_that_would_not_judge_the_command_is_refused() {
         let done = host.exec(&["--config", file.to_str().unwrap()], &[&format!("tcp {ALLOWED} 7000")]);
         assert_eq!(done.results, ["refused"], "{done:?}");
         assert_eq!(host.heard_by(ALLOWED), 0);
+        let off = network("a", "10.1.0.0").replace("directions", "mode = \"off\"\ndirections");
+        std::fs::write(&file, [policy, &off].concat()).unwrap();
+        let done = host.exec(&["--config", file.to_str().unwrap()], &["exit 0"]);
+        assert_eq!(done.status, Some(2), "a Network that is off judges nobody: {done:?}");
+
         let vain = host.exec(&["--allow", ".example", "--block", "a.example"], &["exit 0"]);
         assert_eq!(vain.status, Some(2), "{vain:?}");
+    });
+}
+
+#[test]
+fn a_list_that_changes_while_the_command_runs_judges_its_next_flows() {
+    in_lab(|lab| {
+        let host = Host::new(lab);
+        let (config, feed) = (host.folder().join("tidegate.toml"), host.folder().join("feed.txt"));
+        std::fs::write(&feed, "blocked.example\n").unwrap();
+        std::fs::write(
+            &config,
+            r#"
+            name = "e"
+            [[list]]
+            name = "feed"
+            verdict = "block"
+            file = "feed.txt"
+            [[policy]]
+            name = "out"
+            default = "allow"
+            lists = ["feed"]
+            [[network]]
+            name = "command"
+            ips = [{ ip = "10.0.0.0", maskbits = 8 }]
+            outbound = { policy = "out", drop = "tcp-reset" }
+            [network.inspection]
+            type = "prefer-both"
+            "#,
+        )
+        .unwrap();
+        let asked = format!("http {ALLOWED} 80 other.example");
+        let steps = [asked.as_str(), "say ready", &format!("until refused {asked}"), "tcp4 allowed.example 7000"];
+        let mut running = host.start(&["--config", config.to_str().unwrap()], &steps);
+        assert_eq!(running.result("ready"), ["heard"]);
+        std::fs::write(&feed, "blocked.example\nother.example\n").unwrap();
+        let done = running.finish();
+        assert_eq!(done.results, ["heard", "ready", "refused", "heard"], "{done:?}");
     });
 }

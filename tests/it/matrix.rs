@@ -43,7 +43,7 @@ fn the_demo_finds_everything_as_expected_and_says_so_to_programs() {
     let wrong: Vec<_> = report["flows"].as_array().unwrap().iter().filter(|f| f["as_expected"] != true).collect();
     assert!(wrong.is_empty(), "{wrong:#?}");
     assert_eq!(report["summary"]["ok"], true);
-    assert_eq!(report["summary"]["flows"], (24 + 8 + 3) * 4);
+    assert_eq!(report["summary"]["flows"], (24 + 8 + 3) * 6);
     assert!(output.status.success());
 }
 

@@ -94,9 +94,18 @@ impl Trust {
 
     /// The client's side of a TLS connection with `name` in its hello, or with no name there.
     pub fn connection(&self, name: Option<&str>) -> io::Result<ClientConnection> {
-        let config = if name.is_some() { &self.with_sni } else { &self.without_sni };
-        let name = ServerName::try_from(name.unwrap_or(&self.name).to_owned()).map_err(io::Error::other)?;
-        ClientConnection::new(Arc::clone(config), name).map_err(io::Error::other)
+        let own = ServerName::try_from(self.name(name).to_owned()).map_err(io::Error::other)?;
+        ClientConnection::new(self.config(name), own).map_err(io::Error::other)
+    }
+
+    /// How a client behaves that shows `name`, or none.
+    pub(super) fn config(&self, name: Option<&str>) -> Arc<ClientConfig> {
+        Arc::clone(if name.is_some() { &self.with_sni } else { &self.without_sni })
+    }
+
+    /// The name that is verified.
+    pub(super) fn name<'a>(&'a self, shown: Option<&'a str>) -> &'a str {
+        shown.unwrap_or(&self.name)
     }
 }
 

@@ -11,6 +11,7 @@ use serde_json::{Value, json};
 use super::client::{Outcome, Request, Saw, Trust, ask_http, ask_tls};
 use super::lab::{Lab, Site};
 use super::plan::{Speaks, Trial};
+use super::quic::ask_quic;
 use super::tap::{Kind, Packet};
 use crate::policy::DropAction;
 
@@ -43,8 +44,9 @@ impl Record {
     }
 }
 
-/// Makes the flows, several at a time, from the client's namespace.
-pub(super) fn make(lab: &Lab, trust: &Trust, trials: Vec<Trial>) -> io::Result<Vec<Flow>> {
+/// Makes the flows, several at a time, from the client's namespace. The servers of TLS and of QUIC are trusted each by
+/// its own.
+pub(super) fn make(lab: &Lab, trust: &[Trust; 2], trials: Vec<Trial>) -> io::Result<Vec<Flow>> {
     let waiting = Mutex::new(trials.into_iter().enumerate());
     let made = Mutex::new(Vec::new());
     let work = || {
@@ -67,8 +69,9 @@ pub(super) fn make(lab: &Lab, trust: &Trust, trials: Vec<Trial>) -> io::Result<V
     Ok(made.into_iter().map(|(_, flow)| flow).collect())
 }
 
-fn ask(trial: &Trial, trust: &Trust) -> Outcome {
-    let patience = if trial.drop == DropAction::Discard { SILENCE } else { PATIENCE };
+fn ask(trial: &Trial, [tls, quic]: &[Trust; 2]) -> Outcome {
+    let nothing_comes = trial.drop == DropAction::Discard || trial.speaks == Speaks::Quic;
+    let patience = if nothing_comes && !trial.passes { SILENCE } else { PATIENCE };
     let request = Request {
         source: trial.source,
         destination: trial.destination,
@@ -76,8 +79,9 @@ fn ask(trial: &Trial, trust: &Trust) -> Outcome {
         patience,
     };
     match trial.speaks {
-        Speaks::Tls => ask_tls(&request, trust),
+        Speaks::Tls => ask_tls(&request, tls),
         Speaks::Http => ask_http(&request),
+        Speaks::Quic => ask_quic(&request, quic),
     }
 }
 
@@ -91,7 +95,7 @@ impl Flow {
             .count();
         self.prohibitions = at_client
             .iter()
-            .filter(|packet| packet.destination.ip() == self.trial.source && is_prohibition(packet.kind))
+            .filter(|packet| packet.quoted == Some(self.trial.destination) && is_prohibition(packet.kind))
             .count();
         self.record = records.iter().rfind(|record| self.is_its_verdict(&record.fields)).cloned();
     }
@@ -111,11 +115,16 @@ impl Flow {
     }
 
     /// A flow that passes shows the server the client's own address; one that is refused shows the client just what
-    /// its drop action says.
+    /// its drop action says. UDP knows no reset: ICMP stands for it.
     fn client_is_right(&self) -> bool {
         match (&self.saw, self.trial.passes, self.trial.drop) {
             (Saw::Answer(answer), true, _) => {
                 *answer == format!("{} asked {}\n", self.trial.source, self.trial.destination)
+            }
+            (Saw::Silence, false, DropAction::IcmpUnreachable | DropAction::TcpReset)
+                if self.trial.speaks == Speaks::Quic =>
+            {
+                self.prohibitions > 0 && self.resets == 0
             }
             (Saw::Silence, false, DropAction::Discard) => self.resets == 0 && self.prohibitions == 0,
             (Saw::Reset | Saw::Unreachable, false, DropAction::IcmpUnreachable) => self.prohibitions > 0,
@@ -138,8 +147,11 @@ impl Flow {
 
     /// What the client saw and was told, in a few words.
     pub(super) fn experience(&self) -> String {
-        let told = if self.prohibitions > 0 { "ICMP prohibited, then " } else { "" };
-        format!("{told}{}", self.saw)
+        match (self.prohibitions > 0, self.trial.speaks) {
+            (true, Speaks::Quic) => "ICMP prohibited (QUIC)".to_owned(),
+            (true, _) => format!("ICMP prohibited, then {}", self.saw),
+            (false, _) => self.saw.to_string(),
+        }
     }
 
     /// One line for a person who asks what went wrong.

@@ -54,7 +54,7 @@ impl Drop for Origins {
     }
 }
 
-fn identity(
+pub(super) fn identity(
     names: &[&str],
 ) -> Result<(CertificateDer<'static>, Arc<ServerConfig>), Box<dyn std::error::Error + Send + Sync>> {
     let names: Vec<String> = names.iter().map(|name| (*name).to_owned()).collect();

@@ -44,13 +44,17 @@ impl Named {
 pub(super) enum Speaks {
     Tls,
     Http,
+    Quic,
 }
 
 impl Speaks {
+    pub(super) const ALL: [Self; 3] = [Self::Tls, Self::Http, Self::Quic];
+
     pub(super) fn word(self) -> &'static str {
         match self {
             Self::Tls => "tls",
             Self::Http => "http",
+            Self::Quic => "quic",
         }
     }
 }
@@ -70,7 +74,7 @@ pub(super) struct Trial {
     pub(super) passes: bool,
 }
 
-/// Every cell of the matrix, over TLS and HTTP, IPv4 and IPv6.
+/// Every cell of the matrix, over TLS, HTTP and QUIC, IPv4 and IPv6.
 pub(super) fn matrix() -> Vec<Trial> {
     let mut trials = Vec::new();
     for (row, (inspection, on_allowed, on_blocked)) in (0_u8..).zip(EXPECTED) {
@@ -95,7 +99,7 @@ pub(super) fn matrix() -> Vec<Trial> {
     trials
 }
 
-/// One blocked name under each drop action, over TLS and HTTP, IPv4 and IPv6.
+/// One blocked name under each drop action, over TLS, HTTP and QUIC, IPv4 and IPv6.
 pub(super) fn refusals() -> Vec<Trial> {
     let mut trials = Vec::new();
     for (row, drop) in (0_u8..).zip(DROPS) {
@@ -172,13 +176,15 @@ type = "{inspection}"
 }
 
 fn each_way() -> impl Iterator<Item = (Family, Speaks)> {
-    Family::BOTH.into_iter().flat_map(|family| [Speaks::Tls, Speaks::Http].map(|speaks| (family, speaks)))
+    Family::BOTH.into_iter().flat_map(|family| Speaks::ALL.map(|speaks| (family, speaks)))
 }
 
 fn destination(site: Site, family: Family, speaks: Speaks, host: u8) -> SocketAddr {
-    let port = match speaks {
-        Speaks::Tls => TLS_PORT,
-        Speaks::Http => HTTP_PORT,
+    // QUIC has TLS's port, and so hosts of its own.
+    let (host, port) = match speaks {
+        Speaks::Tls => (host, TLS_PORT),
+        Speaks::Http => (host, HTTP_PORT),
+        Speaks::Quic => (host + 120, TLS_PORT),
     };
     SocketAddr::new(site.address(family, host), port)
 }
@@ -192,9 +198,9 @@ mod tests {
     use super::*;
 
     #[test]
-    fn every_cell_is_tried_four_ways_and_no_two_trials_share_a_destination() {
+    fn every_cell_is_tried_six_ways_and_no_two_trials_share_a_destination() {
         let mut trials = matrix();
-        assert_eq!(trials.len(), (24 + 8) * 4);
+        assert_eq!(trials.len(), (24 + 8) * 6);
         trials.extend(refusals());
         let mut destinations: Vec<_> = trials.iter().map(|trial| trial.destination).collect();
         destinations.sort();

@@ -102,6 +102,7 @@ fn records(page: &mut String, report: &Report, paint: Paint) {
     let samples = [
         (Site::A, Named::Blocked, Speaks::Tls, Family::V4),
         (Site::B, Named::Allowed, Speaks::Http, Family::V6),
+        (Site::A, Named::Allowed, Speaks::Quic, Family::V4),
         (Site::B, Named::NotAtAll, Speaks::Tls, Family::V4),
     ];
     for sample in samples {
@@ -203,9 +204,9 @@ const TOPOLOGY: &str = "    client ----------------- gateway ----------------- s
 
   Three network namespaces of this process: nothing is installed, nothing leaves
   the machine. allowed.example is on an allow list, blocked.example on a block
-  list, unlisted.example on none. Each cell is four flows, TLS and HTTP over IPv4
-  and IPv6, and counts those of which client, server and record agree: a blocked
-  flow must not have sent the server a single packet.
+  list, unlisted.example on none. Each cell is six flows, TLS, HTTP and QUIC over
+  IPv4 and IPv6, and counts those of which client, server and record agree: a
+  blocked flow must not have sent the server a single packet.
 ";
 const COLUMN: usize = 14;
 const WIDTH: usize = 74;

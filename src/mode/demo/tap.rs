@@ -27,6 +27,8 @@ pub struct Packet {
     pub source: SocketAddr,
     pub destination: SocketAddr,
     pub kind: Kind,
+    /// Where the packet was going that an ICMP error is about.
+    pub quoted: Option<SocketAddr>,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -195,13 +197,18 @@ fn read_ports(protocol: u8, source: IpAddr, destination: IpAddr, transport: &[u8
         Kind::Icmp { .. } => (0, 0),
         _ => (u16::from_be_bytes([first, second]), u16::from_be_bytes([third, fourth])),
     };
-    Some(Packet { source: SocketAddr::new(source, from), destination: SocketAddr::new(destination, to), kind })
+    let quoted = match kind {
+        Kind::Icmp { .. } => transport.get(ICMP_HEADER..).and_then(read_packet).map(|quoted| quoted.destination),
+        _ => None,
+    };
+    Some(Packet { source: SocketAddr::new(source, from), destination: SocketAddr::new(destination, to), kind, quoted })
 }
 
 const TCP: u8 = 6;
 const UDP: u8 = 17;
 const ICMP: u8 = 1;
 const ICMPV6: u8 = 58;
+const ICMP_HEADER: usize = 8;
 const SYN: u8 = 0x02;
 const RST: u8 = 0x04;
 const ACK: u8 = 0x10;
@@ -209,8 +216,8 @@ const ACK: u8 = 0x10;
 const ETHERTYPE_IPV4: u16 = 0x0800;
 const ETHERTYPE_IPV6: u16 = 0x86dd;
 const RECEIVE_BUFFER: usize = 4 << 20;
-/// Longer than both headers with all their options.
-const HEAD: usize = 160;
+/// Longer than both headers with all their options, and than the same again behind one of ICMP.
+const HEAD: usize = 240;
 /// How often a thread looks whether its tap is gone.
 const LOOK_FOR_END: Duration = Duration::from_millis(200);
 const SENTINEL_DEADLINE: Duration = Duration::from_secs(10);

@@ -2,11 +2,12 @@
 
 use std::io;
 use std::rc::Rc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
+use super::accounts::{Accounts, Next};
 use super::relay::Relay;
 use super::{Settings, Way};
-use crate::firewall::{FlowKey, FlowSet};
+use crate::firewall::{Family, FlowKey, FlowSet};
 use crate::policy::DropAction;
 use crate::proxy::flow::Closing;
 use crate::proxy::worker::Worker;
@@ -38,7 +39,11 @@ enum Onward {
 struct Kernel {
     outbox: Outbox,
     nft: NftSocket,
-    changes: Vec<(FlowSet, FlowKey, std::time::Duration)>,
+    changes: Vec<(FlowSet, FlowKey, Option<Duration>)>,
+    /// Flows to be counted, before any of their datagrams can be answered.
+    uncounted: Vec<FlowKey>,
+    accounts: Accounts<Box<Closing>>,
+    telemetry: Telemetry,
     /// No kernel set took a flow at this time.
     full: Option<Instant>,
 }
@@ -51,6 +56,9 @@ impl Hands {
                 outbox: Outbox::new(None)?,
                 nft: NftSocket::open()?,
                 changes: Vec::new(),
+                uncounted: Vec::new(),
+                accounts: Accounts::new(settings.counted),
+                telemetry: worker.telemetry.clone(),
                 full: None,
             })),
             Way::Relay(answers) => Onward::Relay(Box::new(Relay::new(answers, worker.telemetry.clone())?)),
@@ -61,7 +69,10 @@ impl Hands {
     /// Sends a datagram to the server: from the client's own address and port, or from the flow's socket.
     pub(super) fn send(&mut self, flow: &FlowKey, payload: &[u8]) {
         match &mut self.onward {
-            Onward::Kernel(kernel) => kernel.outbox.push(flow.client, flow.remote, payload),
+            Onward::Kernel(kernel) => {
+                kernel.outbox.push(flow.client, flow.remote, payload);
+                kernel.accounts.sent(flow, payload.len());
+            }
             Onward::Relay(relay) => {
                 if !relay.send(flow, payload) {
                     self.worker.telemetry.count(|c| &c.datagrams_unsent);
@@ -73,7 +84,10 @@ impl Hands {
     /// The flow may pass from now on. `closing` is what its `end` record will say.
     pub(super) fn begin(&mut self, flow: &FlowKey, closing: Box<Closing>) {
         match &mut self.onward {
-            Onward::Kernel(_) => self.forward(flow),
+            Onward::Kernel(kernel) => {
+                kernel.begin(flow, closing, Instant::now() + self.settings.forwarded);
+                self.forward(flow);
+            }
             Onward::Relay(relay) => {
                 if let Err(error) = relay.begin(flow, closing) {
                     self.worker.telemetry.count(|c| &c.unreachable);
@@ -86,14 +100,30 @@ impl Hands {
     /// Lets the kernel forward the flow from now on, where it can.
     pub(super) fn forward(&mut self, flow: &FlowKey) {
         if let Onward::Kernel(kernel) = &mut self.onward {
-            kernel.changes.push((FlowSet::Forwarded, *flow, self.settings.forwarded));
+            kernel.changes.push((FlowSet::Forwarded, *flow, Some(self.settings.forwarded)));
         }
     }
 
     /// The flow is forgotten.
     pub(super) fn end(&mut self, flow: &FlowKey) {
-        if let Onward::Relay(relay) = &mut self.onward {
-            relay.end(flow);
+        match &mut self.onward {
+            Onward::Kernel(kernel) => kernel.accounts.forget(flow, Instant::now()),
+            Onward::Relay(relay) => relay.end(flow),
+        }
+    }
+
+    /// When [`Self::conclude_ended`] has something to do.
+    pub(super) fn next_wake(&self) -> Option<Instant> {
+        match &self.onward {
+            Onward::Kernel(kernel) => kernel.accounts.next_look(),
+            Onward::Relay(_) => None,
+        }
+    }
+
+    /// Records the end of flows that the kernel has forgotten.
+    pub(super) fn conclude_ended(&mut self, now: Instant) {
+        if let Onward::Kernel(kernel) = &mut self.onward {
+            kernel.conclude_ended(self.settings.memory, now);
         }
     }
 
@@ -119,7 +149,7 @@ impl Hands {
             DropAction::IcmpUnreachable | DropAction::TcpReset => FlowSet::Refused,
         };
         match &mut self.onward {
-            Onward::Kernel(kernel) => kernel.changes.push((set, *flow, self.settings.blocked)),
+            Onward::Kernel(kernel) => kernel.changes.push((set, *flow, Some(self.settings.blocked))),
             // Its packets go on coming here, and are refused here.
             Onward::Relay(relay) => relay.end(flow),
         }
@@ -143,32 +173,43 @@ impl Hands {
     /// Does what was collected.
     pub(super) fn flush(&mut self) {
         if let Onward::Kernel(kernel) = &mut self.onward {
-            kernel.flush(&self.worker.telemetry);
+            kernel.flush();
         }
     }
 }
 
 impl Kernel {
-    fn flush(&mut self, telemetry: &Telemetry) {
+    /// Opens an account for a flow that is about to pass. A flow that was judged anew begins again.
+    fn begin(&mut self, flow: &FlowKey, closing: Box<Closing>, look: Instant) {
+        self.conclude(flow, "judged-anew");
+        if self.accounts.open(flow, closing, look) {
+            self.uncounted.push(*flow);
+        } else {
+            self.telemetry.count(|c| &c.uncounted);
+        }
+    }
+
+    fn flush(&mut self) {
+        self.count_new();
         self.outbox.flush();
         for _ in 0..std::mem::take(&mut self.outbox.dropped) {
-            telemetry.count(|c| &c.datagrams_unsent);
+            self.telemetry.count(|c| &c.datagrams_unsent);
         }
         if self.changes.is_empty() {
             return;
         }
         if self.nft.add_flows(&self.changes).is_err() {
-            self.add_one_by_one(telemetry);
+            self.add_one_by_one();
         }
         self.changes.clear();
     }
 
     /// One that the kernel refuses, for a full set as a rule, does not keep out the others. What it does not forward or
     /// block is sent on or dropped here.
-    fn add_one_by_one(&mut self, telemetry: &Telemetry) {
+    fn add_one_by_one(&mut self) {
         for (set, flow, timeout) in &self.changes {
-            let Err(error) = self.nft.add_flow(*set, flow, Some(*timeout)) else { continue };
-            telemetry.count(|c| &c.kernel_refused);
+            let Err(error) = self.nft.add_flow(*set, flow, *timeout) else { continue };
+            self.telemetry.count(|c| &c.kernel_refused);
             let now = Instant::now();
             if self.full.is_none_or(|full| now.duration_since(full) > QUIET) {
                 self.full = Some(now);
@@ -178,5 +219,54 @@ impl Kernel {
     }
 }
 
+impl Kernel {
+    /// One that the kernel does not count gets no `end` record, rather than one that tells of nothing.
+    fn count_new(&mut self) {
+        let flows = std::mem::take(&mut self.uncounted);
+        let both = |flow: &FlowKey| [FlowSet::Sent, FlowSet::Answered].map(|set| (set, *flow, None));
+        if flows.is_empty() || self.nft.add_flows(&flows.iter().flat_map(both).collect::<Vec<_>>()).is_ok() {
+            return;
+        }
+        for flow in flows {
+            if self.nft.add_flows(&both(&flow)).is_err() {
+                self.accounts.close(&flow);
+                self.telemetry.count(|c| &c.uncounted);
+            }
+        }
+    }
+
+    fn conclude_ended(&mut self, memory: Duration, now: Instant) {
+        for _ in 0..LOOKS_AT_ONCE {
+            let Some(flow) = self.accounts.due(now) else { return };
+            // If the kernel cannot be asked, it will be asked again.
+            let left = self.nft.time_left(FlowSet::Forwarded, &flow).unwrap_or(Some(memory));
+            if self.accounts.told(&flow, left, memory, now) == Next::Conclude {
+                self.conclude(&flow, "idle");
+            }
+        }
+    }
+
+    fn conclude(&mut self, flow: &FlowKey, closed_by: &'static str) {
+        let Some(account) = self.accounts.close(flow) else { return };
+        let family = if flow.client.is_ipv4() { Family::V4 } else { Family::V6 };
+        let both = [FlowSet::Sent, FlowSet::Answered];
+        let counted = both.map(|set| self.nft.counted(set, flow).ok().flatten().unwrap_or_default());
+        let [out, back] = counted.map(|counted| counted.payload(family));
+        // Those that are gone already went with the rules.
+        let _ = self.nft.remove_flows(&both.map(|set| (set, *flow)));
+        self.telemetry.record(account.closing.record(account.sent + out, back, closed_by));
+    }
+}
+
+impl Drop for Kernel {
+    fn drop(&mut self) {
+        for flow in self.accounts.flows() {
+            self.conclude(&flow, "shutdown");
+        }
+    }
+}
+
+/// Flows that the kernel is asked for before datagrams have their turn again.
+const LOOKS_AT_ONCE: usize = 64;
 /// Between two warnings about the same.
-const QUIET: std::time::Duration = std::time::Duration::from_secs(10);
+const QUIET: Duration = Duration::from_secs(10);

@@ -2,11 +2,11 @@
 
 use std::time::SystemTime;
 
-use super::expression::{self, add_verdict};
+use super::expression;
 use super::list;
 use super::message::{
-    APPEND, CREATE, DELETE_CHAIN, DELETE_ELEMENT, DELETE_RULE, DELETE_SET, DELETE_TABLE, Message, NEW_CHAIN,
-    NEW_ELEMENT, NEW_OBJECT, NEW_RULE, NEW_SET, NEW_TABLE,
+    APPEND, CREATE, DELETE_CHAIN, DELETE_ELEMENT, DELETE_RULE, DELETE_SET, DELETE_TABLE, GET_ELEMENT, Message,
+    NEW_CHAIN, NEW_ELEMENT, NEW_OBJECT, NEW_RULE, NEW_SET, NEW_TABLE,
 };
 use crate::firewall::{Chain, Datum, Element, Field, Hook, Rule, Ruleset, Set, SetKind, UNRECORDED};
 
@@ -30,7 +30,7 @@ pub(super) fn replace(ruleset: &Ruleset, now: SystemTime) -> Vec<Message> {
 pub(super) fn update(standing: &Ruleset, next: &Ruleset, now: SystemTime) -> Vec<Message> {
     let kept = |set: &Set| {
         let same = |other: &Set| (&other.name, &other.key, other.kind) == (&set.name, &set.key, set.kind);
-        matches!(set.kind, SetKind::Dynamic { .. }) && standing.sets.iter().any(same) && next.sets.iter().any(same)
+        set.kind.comes_and_goes() && standing.sets.iter().any(same) && next.sets.iter().any(same)
     };
     if (&standing.sets, &standing.chains) == (&next.sets, &next.chains) {
         let lists = list::changes(&standing.lists, &next.lists, now);
@@ -90,32 +90,32 @@ fn new_counter() -> Message {
 fn new_set(set: &Set, id: u32) -> Message {
     const CONSTANT: u32 = 0x2;
     const INTERVAL: u32 = 0x4;
-    const MAP: u32 = 0x8;
     const TIMEOUT: u32 = 0x10;
     const EVAL: u32 = 0x20;
     const CONCAT: u32 = 0x80;
-    const VERDICT_TYPE: u32 = 0xffff_ff00;
 
     let concatenated = if set.key.len() > 1 { CONCAT } else { 0 };
     let flags = concatenated
         | match set.kind {
             SetKind::Hash => 0,
             SetKind::Interval => INTERVAL | CONSTANT,
-            SetKind::VerdictMap => MAP,
             SetKind::Ending => TIMEOUT,
             SetKind::Dynamic { .. } => TIMEOUT | EVAL,
+            SetKind::Counted { .. } => EVAL,
         };
     let mut message = Message::in_table(NEW_SET, CREATE, 1, format!("set {}", set.name));
     message.text(2, &set.name);
     message.u32(3, flags);
     message.u32(4, set.key.iter().fold(0, |types, field| (types << 6) | type_number(*field)));
-    message.u32(5, set.key.iter().map(|field| padded(*field)).sum());
-    if set.kind == SetKind::VerdictMap {
-        message.u32(6, VERDICT_TYPE);
-        message.u32(7, 0);
-    }
+    message.u32(
+        5,
+        match set.key[..] {
+            [one] => width(one),
+            ref parts => parts.iter().map(|field| padded(*field)).sum(),
+        },
+    );
     message.nest(9, |description| {
-        if let SetKind::Dynamic { size, .. } = set.kind {
+        if let SetKind::Dynamic { size, .. } | SetKind::Counted { size } = set.kind {
             description.u32(1, size);
         }
         if set.key.len() > 1 {
@@ -132,6 +132,12 @@ fn new_set(set: &Set, id: u32) -> Message {
     }
     if set.kind == SetKind::Ending {
         message.u32(12, ENDED_ENTRIES_STAY);
+    }
+    if matches!(set.kind, SetKind::Counted { .. }) {
+        message.nest(17, |expression| {
+            expression.text(1, "counter");
+            expression.nest(2, |_| {});
+        });
     }
     message
 }
@@ -182,6 +188,11 @@ fn new_rule(chain: &Chain, rule: &Rule) -> Message {
 /// `timeout` in milliseconds, else the set's own.
 pub(super) fn new_elements(set: &str, elements: &[Element], timeout: Option<u64>) -> Message {
     change_elements(NEW_ELEMENT, CREATE, set, elements, timeout)
+}
+
+/// Asks for one element of a set.
+pub(super) fn get_element(set: &str, element: &Element) -> Message {
+    change_elements(GET_ELEMENT, 0, set, std::slice::from_ref(element), None)
 }
 
 pub(super) fn delete_elements(set: &str, elements: &[Element]) -> Message {
@@ -235,9 +246,6 @@ fn change_entries(kind: u16, flags: u16, set: &str, entries: &[(Datum, Option<u6
 
 fn add_element(own: &mut Message, element: &Element, timeout: Option<u64>) {
     own.nest(1, |key| key.bytes(1, &key_bytes(&element.key)));
-    if let Some(verdict) = &element.verdict {
-        own.nest(2, |data| add_verdict(data, verdict));
-    }
     if let Some(timeout) = timeout {
         own.u64(4, timeout);
     }

@@ -82,7 +82,7 @@ pub(super) fn add(list: &mut Message, expression: &Expression) {
         Expression::DestinationIsLocal => match_local_destination(list),
         Expression::InSet { key, set, negate } => {
             load_key(list, key);
-            lookup(list, set, None, *negate);
+            lookup(list, set, *negate);
         }
         Expression::Refresh { key, set } => {
             load_key(list, key);
@@ -91,10 +91,6 @@ pub(super) fn add(list: &mut Message, expression: &Expression) {
         Expression::Forget { key, set } => {
             load_key(list, key);
             change_set(list, set, DELETE);
-        }
-        Expression::VerdictMap { key, map } => {
-            load_key(list, key);
-            lookup(list, map, Some(VERDICT_REGISTER), false);
         }
         Expression::SetMark(mark) => {
             immediate(list, FIRST, &mark.to_ne_bytes());
@@ -127,8 +123,8 @@ pub(super) fn add(list: &mut Message, expression: &Expression) {
     }
 }
 
-/// The verdict as data, in rules and in elements of maps.
-pub(super) fn add_verdict(data: &mut Message, verdict: &Verdict) {
+/// The verdict as data.
+fn add_verdict(data: &mut Message, verdict: &Verdict) {
     const DROP: i32 = 0;
     const ACCEPT: i32 = 1;
     const JUMP: i32 = -3;
@@ -227,19 +223,10 @@ fn log(list: &mut Message, group: u16, prefix: &str) {
 
 fn match_shorter_than(list: &mut Message, length: u32) {
     const META_LENGTH: u32 = 0;
-    const TO_NETWORK_ORDER: u32 = 1;
-    const LESS: u32 = 2;
     load_meta(list, META_LENGTH, FIRST);
-    named(list, "byteorder", |byteorder| {
-        for (attribute, value) in [(1, FIRST), (2, FIRST), (3, TO_NETWORK_ORDER), (4, 4), (5, 4)] {
-            byteorder.u32(attribute, value);
-        }
-    });
-    named(list, "cmp", |cmp| {
-        cmp.u32(1, FIRST);
-        cmp.u32(2, LESS);
-        cmp.nest(3, |data| data.bytes(1, &length.to_be_bytes()));
-    });
+    // No comparison but this one is made without a change of byte order first.
+    bitwise_and(list, FIRST, &(!length.saturating_sub(1)).to_ne_bytes());
+    compare(list, FIRST, &[0; 4]);
 }
 
 fn reject(list: &mut Message) {
@@ -289,14 +276,11 @@ fn tproxy(list: &mut Message, family: Family, port: u16) {
     });
 }
 
-fn lookup(list: &mut Message, set: &str, into: Option<u32>, negate: bool) {
+fn lookup(list: &mut Message, set: &str, negate: bool) {
     const INVERT: u32 = 1;
     named(list, "lookup", |lookup| {
         lookup.text(1, set);
         lookup.u32(2, FIRST);
-        if let Some(register) = into {
-            lookup.u32(3, register);
-        }
         if negate {
             lookup.u32(5, INVERT);
         }

@@ -9,7 +9,7 @@ use super::message::{
     DUMP, GET_CHAIN, GET_ELEMENT, GET_OBJECT_RESET, GET_RULE, GET_SET, GET_TABLE, Message, answers_of,
 };
 use super::{NftError, NftSocket};
-use crate::firewall::{Ruleset, SetKind, TABLE, UNRECORDED};
+use crate::firewall::{Ruleset, TABLE, UNRECORDED};
 use crate::sys::attributes::Attributes;
 
 /// What stood at some time. Equal to another one if nothing was changed in between.
@@ -49,7 +49,7 @@ impl NftSocket {
                 }
             }
         }
-        for set in ruleset.sets.iter().filter(|set| !matches!(set.kind, SetKind::Dynamic { .. })) {
+        for set in ruleset.sets.iter().filter(|set| !set.kind.comes_and_goes()) {
             let mut ask = Message::in_table(GET_ELEMENT, DUMP, 1, format!("elements of set {}", set.name));
             ask.text(2, &set.name);
             let answers = self.query(ask);
@@ -76,7 +76,7 @@ impl NftSocket {
     }
 
     /// The bodies of the answers to one question, behind their netfilter headers.
-    fn query(&mut self, message: Message) -> Result<Vec<Vec<u8>>, NftError> {
+    pub(super) fn query(&mut self, message: Message) -> Result<Vec<Vec<u8>>, NftError> {
         let object = message.object.clone();
         let failed = |source| NftError { object: object.clone(), source, detail: None };
         self.sequence = self.sequence.wrapping_add(1);
