@@ -5,8 +5,8 @@ mod dns;
 use std::time::Duration;
 
 use super::table::Table;
-pub use dns::DnsLimits;
 use crate::sys::fetch;
+pub use dns::DnsLimits;
 
 /// What a gateway does when tidegate is not there (SPEC R5).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -37,7 +37,8 @@ fn half_sent_hellos_end_at_the_deadline_hold_little_and_harm_no_flow_beside_them
 
         let whole = hello(&trust, Some("allowed.example"));
         let half = &whole[..whole.len() - 1];
-        let large = [&[0x16, 3, 1, 0x40, 0, 1, 0, 0xf0, 0][..], &vec![7; 16_379], &[0x16, 3, 1, 0x40, 0], &vec![7; 14_000]];
+        let large =
+            [&[0x16, 3, 1, 0x40, 0, 1, 0, 0xf0, 0][..], &vec![7; 16_379], &[0x16, 3, 1, 0x40, 0], &vec![7; 14_000]];
         let large = large.concat();
         let slow: Vec<TcpStream> = (0..SLOW)
             .map(|n| {
