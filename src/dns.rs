@@ -12,6 +12,8 @@
 
 pub mod cache;
 pub mod exchange;
+pub mod frames;
+pub mod in_flight;
 pub mod lookup;
 pub mod ports;
 pub mod record;

@@ -49,6 +49,20 @@ counters! {
     ended_before_verdict,
     /// Allowed flows whose server could not be reached.
     unreachable,
+    /// Questions that had an answer of a resolver, or one of its that was kept.
+    dns_answered,
+    /// Questions whose name or answer is blocked, answered here.
+    dns_blocked,
+    /// Questions to a resolver that may not be asked.
+    dns_refused,
+    /// Questions that had no answer, or for which there was no room: SERVFAIL.
+    dns_failed,
+    /// DNS messages that are no question: FORMERR and the like.
+    dns_malformed,
+    /// DNS answers that the kernel did not take from us.
+    dns_unsent,
+    /// Bindings that had to make room for newer ones.
+    bindings_displaced,
     /// DNS messages that were dropped unread: no query (an answer, a scrap), a datagram over 4,096 octets, or
     /// encrypted, to a resolver that a reload has just authorized.
     dns_unread,

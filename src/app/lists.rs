@@ -152,7 +152,7 @@ async fn watch(mut watched: Vec<Watched>, telemetry: Telemetry, to: mpsc::Sender
                 }
                 News::List(list, states) => {
                     let (taken, answer) = oneshot::channel();
-                    if to.send(Fresh { list: Arc::new(list), taken }).await.is_err() {
+                    if to.send(Fresh { list, taken }).await.is_err() {
                         return;
                     }
                     match answer.await {
@@ -178,7 +178,7 @@ struct Watched {
 
 enum News {
     None,
-    List(List, Vec<State>),
+    List(Arc<List>, Vec<State>),
     Refused(String),
 }
 
@@ -225,7 +225,7 @@ impl Watched {
                 return News::Refused(format!("{}: {why}; a reload takes it all the same", new.path.display()));
             }
         }
-        News::List(list, states)
+        News::List(Arc::new(list), states)
     }
 }
 
@@ -245,3 +245,59 @@ const RETRY: Duration = Duration::from_secs(60);
 const FETCHES_AT_ONCE: usize = 4;
 /// How often a long fetch says how far it is.
 const PROGRESS: Duration = Duration::from_secs(10);
+
+#[cfg(test)]
+mod tests {
+    use std::path::Path;
+
+    use super::*;
+
+    fn watched(folder: &Path, text: &str) -> Watched {
+        std::fs::write(folder.join("list.txt"), text).unwrap();
+        let file = folder.join("list.txt");
+        let text = format!(
+            "name = \"e\"\n[[list]]\nname = \"l\"\nverdict = \"block\"\nentries = [\"own.example\"]\nfile = \"{}\"\n",
+            file.display()
+        );
+        let loaded = crate::config::load_text("t", text).unwrap_or_else(|mistakes| panic!("{mistakes}"));
+        Watched::new(loaded.list_sources.into_iter().next().unwrap())
+    }
+
+    /// What the second of two looks shows, for the first sees that a change has not rested.
+    fn news(own: &mut Watched, now: Instant) -> News {
+        assert!(matches!(own.look(now), News::None));
+        own.look(now)
+    }
+
+    #[test]
+    fn a_change_is_read_once_it_rests_and_only_once() {
+        let folder = tempfile::tempdir().unwrap();
+        let (now, file) = (Instant::now(), folder.path().join("list.txt"));
+        let mut own = watched(folder.path(), "a.example\n");
+        assert!(matches!(news(&mut own, now), News::None));
+        for text in ["a.example\nb.example\n", "a.example\nb.example\nc.example\n"] {
+            std::fs::write(&file, text).unwrap();
+            assert!(matches!(own.look(now), News::None), "it may still be written to");
+        }
+        let News::List(list, states) = own.look(now) else { panic!("no list") };
+        own.source.states = states;
+        assert_eq!(list.domains.len(), 4, "what is written in place and three of the file");
+        assert!(matches!(news(&mut own, now), News::None));
+    }
+
+    #[test]
+    fn what_cannot_be_read_is_tried_again_later_and_what_is_no_list_when_it_changes() {
+        let folder = tempfile::tempdir().unwrap();
+        let (now, file) = (Instant::now(), folder.path().join("list.txt"));
+        let mut own = watched(folder.path(), "a.example\n");
+        std::fs::remove_file(&file).unwrap();
+        assert!(matches!(news(&mut own, now), News::Refused(_)));
+        assert!(matches!(own.look(now), News::None));
+        assert!(matches!(own.look(now + RETRY), News::Refused(_)));
+        std::fs::write(&file, "<html>").unwrap();
+        assert!(matches!(news(&mut own, now), News::Refused(_)));
+        assert!(matches!(own.look(now + RETRY), News::None));
+        std::fs::write(&file, "b.example\n").unwrap();
+        assert!(matches!(news(&mut own, now), News::List(..)));
+    }
+}

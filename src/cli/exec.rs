@@ -21,7 +21,7 @@ use crate::mode::exec::{self, Beside, Failure, Settings, world};
 use crate::mode::gateway;
 use crate::peek;
 use crate::policy::bindings;
-use crate::policy::network::{Network, ProtectedIp};
+use crate::policy::network::{Mode, Network, ProtectedIp};
 use crate::proxy::{proof, relay, udp, worker};
 use crate::sys::fork::inherited;
 use written::Entry;
@@ -146,12 +146,14 @@ fn enclose(loaded: &mut Loaded, resolvers: &[SocketAddr]) -> Result<(), String> 
     }
     for address in own {
         let covers = |network: &Arc<Network>| {
-            network.outbound.is_some() && network.ips.iter().any(|ip| ip.prefix.contains(&address) && ip.port.is_none())
+            network.mode != Mode::Off
+                && network.outbound.is_some()
+                && network.ips.iter().any(|ip| ip.prefix.contains(&address) && ip.port.is_none())
         };
         if !loaded.networks.iter().any(covers) {
             return Err(format!(
                 "no Network of the configuration judges what {address} sends, and that is the command: write one \
-                 Network with an outbound policy alone, or add the address to the `ips` of one"
+                 Network with an outbound policy, and no other, or add the address to the `ips` of one"
             ));
         }
     }
@@ -195,7 +197,7 @@ fn gateway_settings(loaded: &Loaded, configured: bool) -> gateway::Settings {
         dns: crate::dns::Settings { from_client: false, ..Default::default() },
         udp: udp::Settings { flows: UDP_FLOWS, memory: UDP_IDLE, ..Default::default() },
         // Its two addresses are one client.
-        bindings: bindings::Settings { of_each: false, ..Default::default() },
+        bindings: bindings::Settings { of_each: false, grace: GRACE, ..Default::default() },
         kernel_names: false,
     }
 }
@@ -225,6 +227,8 @@ fn status_of(failure: &Failure) -> u8 {
 const CONNECT: Duration = Duration::from_secs(15);
 /// A command's own connection may rest as long as it likes, within reason.
 const IDLE: Duration = Duration::from_secs(24 * 3600);
+/// Programs keep addresses beyond their TTL: a pool that dials again does not ask again.
+const GRACE: Duration = Duration::from_secs(600);
 /// Each holds a descriptor.
 const UDP_FLOWS: usize = 4096;
 const UDP_IDLE: Duration = Duration::from_secs(180);

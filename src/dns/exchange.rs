@@ -274,6 +274,17 @@ mod tests {
     }
 
     #[test]
+    fn what_was_going_to_another_port_is_never_read_as_a_question() {
+        let snapshot = Arc::new(Snapshot::new("e".into(), 1, vec![]));
+        let to = |port| {
+            let (client, resolver) = (([10, 1, 0, 2], 4000).into(), ([10, 2, 0, 53], port).into());
+            Exchange::begin(&snapshot, client, resolver, Transport::Udp, SystemTime::UNIX_EPOCH)
+        };
+        assert!(to(53).is_readable());
+        assert!(!to(853).is_readable());
+    }
+
+    #[test]
     fn a_monitored_network_decides_nothing() {
         let dns = Dns { authorized_resolvers: vec!["10.2.0.54".parse().unwrap()], ..Dns::default() };
         let own = Network { mode: Mode::Monitor, ..network("10.1.0.0/24", ALLOW, None, dns) };

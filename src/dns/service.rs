@@ -82,7 +82,7 @@ impl Service {
         if let Decision::Refuse { reason, list, .. } = &exchange.decision {
             let blocked = Some((*reason, list.clone()));
             let outcome = Outcome { blocked, action: Some(action.as_str()), ..Outcome::default() };
-            self.telemetry.count(|c| &c.blocked);
+            self.telemetry.count(|c| &c.dns_refused);
             self.telemetry.record(record(exchange, outcome));
         }
     }
@@ -98,6 +98,7 @@ impl Service {
     /// Answers a message that is no query, and records it.
     pub fn refuse_malformed(&self, exchange: &Exchange, message: &[u8], code: u16, into: &mut Vec<u8>) {
         query::refuse(message, code, into);
+        self.telemetry.count(|c| &c.dns_malformed);
         let blocked = Some((Reason::Unreadable, None));
         let outcome = Outcome { rcode: Some(code), blocked, action: Some(ANSWERED), ..Outcome::default() };
         self.telemetry.record(record(exchange, outcome));
@@ -112,13 +113,14 @@ impl Service {
         let local = Local { rcode: code, addresses, ttl: self.settings.ttl, error: Some(query::error::BLOCKED) };
         query::answer(query, &local, into);
         let outcome = Outcome { rcode: Some(code), blocked: Some(why), action: Some(ANSWERED), ..Outcome::default() };
-        self.telemetry.count(|c| &c.blocked);
+        self.telemetry.count(|c| &c.dns_blocked);
         self.telemetry.record(record(exchange, outcome));
     }
 
     /// Tells a client that nobody answered its question, or that a limit was reached.
     pub fn fail(&self, exchange: &Exchange, query: &Query<'_>, limit: bool, into: &mut Vec<u8>) {
         let error = Some(query::error::NO_REACHABLE_AUTHORITY).filter(|_| !limit);
+        self.telemetry.count(|c| &c.dns_failed);
         let local = Local { rcode: rcode::SERVFAIL, addresses: &[], ttl: 0, error };
         query::answer(query, &local, into);
         let blocked = limit.then_some((Reason::Limit, None));
@@ -146,6 +148,7 @@ impl Service {
             Some(Review::Block(_)) => Findings::default(),
             None => return self.fail(exchange, query, false, into),
         };
+        self.telemetry.count(|c| &c.dns_answered);
         self.bind(exchange, &findings, now);
         into.clear();
         into.extend_from_slice(findings.edited.as_deref().unwrap_or(answer));
@@ -165,6 +168,7 @@ impl Service {
     /// Releases what is sure of an answer that ends in the midst of a record: that it was cut.
     pub fn release_cut(&self, exchange: &Exchange, query: &Query<'_>, answer: &[u8], into: &mut Vec<u8>) {
         let Ok(header) = Header::read(answer) else { return self.fail(exchange, query, false, into) };
+        self.telemetry.count(|c| &c.dns_answered);
         query::truncate(query, header.flags, into);
         let outcome = Outcome { rcode: Some(header.rcode()), ..Outcome::default() };
         self.telemetry.record(record(exchange, outcome));

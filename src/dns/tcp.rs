@@ -12,13 +12,14 @@ use std::rc::Rc;
 use std::time::SystemTime;
 
 use ring::rand::{SecureRandom, SystemRandom};
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::io::AsyncWriteExt;
 use tokio::net::TcpStream;
-use tokio::net::tcp::{OwnedReadHalf, OwnedWriteHalf};
+use tokio::net::tcp::OwnedWriteHalf;
 use tokio::time::{Instant, timeout, timeout_at};
 
 use super::cache::Key;
 use super::exchange::{Decision, Exchange};
+use super::frames::{Frames, framed};
 use super::service::{Service, Waiter, is_answer_to};
 use crate::policy::Transport;
 use crate::sys::readable::readable;
@@ -328,45 +329,6 @@ fn key_of(exchange: &Exchange, query: &Query<'_>) -> Option<Key> {
     let mut octets = Vec::new();
     Key::write(query, exchange.upstream(), &mut octets);
     Some(Key::new(&octets))
-}
-
-/// A message behind its length (RFC 1035, section 4.2.2).
-fn framed(message: &[u8]) -> io::Result<Vec<u8>> {
-    let length = u16::try_from(message.len()).map_err(|_| io::ErrorKind::InvalidData)?;
-    Ok([&length.to_be_bytes(), message].concat())
-}
-
-/// Messages out of a stream.
-struct Frames {
-    stream: OwnedReadHalf,
-    read: Vec<u8>,
-}
-
-impl Frames {
-    fn new(stream: OwnedReadHalf) -> Self {
-        Self { stream, read: Vec::new() }
-    }
-
-    /// The next message; `None` when the stream ends or a message has no octets. May be cancelled and called again.
-    async fn next(&mut self) -> Option<Vec<u8>> {
-        loop {
-            if let Some((length, rest)) = self.read.split_first_chunk::<2>() {
-                let length = usize::from(u16::from_be_bytes(*length));
-                if length == 0 {
-                    return None;
-                }
-                if let Some(message) = rest.get(..length) {
-                    let message = message.to_vec();
-                    self.read.drain(..2 + length);
-                    return Some(message);
-                }
-            }
-            match self.stream.read_buf(&mut self.read).await {
-                Ok(0) | Err(_) => return None,
-                Ok(_) => {}
-            }
-        }
-    }
 }
 
 /// How many connections there are, and of whom.

@@ -3,19 +3,25 @@
 //! No task for each question: what waits stands in a table of bounded size, and its time-outs in a queue. Fails closed:
 //! when a limit is reached, or no answer comes, the client is told SERVFAIL.
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::HashMap;
+use std::future::poll_fn;
 use std::io;
 use std::net::{IpAddr, SocketAddr, UdpSocket};
 use std::rc::Rc;
+use std::task::{Context, Poll};
 use std::time::{Duration, Instant, SystemTime};
+
+use tokio::io::unix::{AsyncFd, AsyncFdReadyGuard};
+use tokio::time::Interval;
 
 use super::cache::{Key, Turn};
 use super::exchange::{Decision, Exchange};
-use super::ports::{Ports, Ticket};
+use super::in_flight::{InFlight, Pending};
+use super::ports::Ports;
 use super::service::{Service, Waiter, is_answer_to};
 use crate::policy::Transport;
 use crate::sys::epoll::Epoll;
-use crate::sys::readable::readable;
+use crate::sys::readable::{Raw, readable};
 use crate::sys::udp::{self, Datagram, Inbox, MAX_BATCH, Outbox};
 use crate::wire::dns::Message;
 use crate::wire::dns::query::{Query, Refused, without_options};
@@ -38,19 +44,6 @@ struct Desk {
     made: Vec<u8>,
     found: Vec<u8>,
     key: Vec<u8>,
-}
-
-/// A question that waits for its resolver.
-struct Pending {
-    waiter: Waiter,
-    /// What was sent, less its id.
-    sent: Box<[u8]>,
-    /// For questions that others may wait for too.
-    key: Option<Key>,
-    /// Of the attempts so far: an answer to any of them will do.
-    tickets: Vec<Ticket>,
-    asked: SocketAddr,
-    since: Instant,
 }
 
 impl std::fmt::Debug for Udp {
@@ -79,53 +72,94 @@ impl Udp {
     }
 
     /// Serves until its task is aborted.
-    pub async fn run(mut self) -> io::Result<()> {
+    pub async fn run(self) -> io::Result<()> {
+        let Self { listeners, mut desk } = self;
+        let heard = |(listener, own)| Ok(Ear { listener: readable(listener)?, own });
+        let ears = listeners.into_iter().map(heard).collect::<io::Result<Vec<_>>>()?;
         let watched = readable(Epoll::new()?)?;
-        let epoll = &watched.get_ref().0;
-        for (number, (listener, _)) in self.listeners.iter().enumerate() {
-            epoll.watch_input(listener, LISTENERS + number as u64)?;
-        }
+        let ports = &watched.get_ref().0;
         let mut inbox = Inbox::new(BATCH, LONGEST_QUERY);
         let mut answers = Inbox::new(ANSWERS, LONGEST_ANSWER);
-        let mut keys = Vec::new();
         let mut tick = tokio::time::interval(TICK);
         tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        let mut keys = Vec::new();
+        let mut turn = 0;
         loop {
-            tokio::select! {
-                guard = watched.readable() => {
-                    let mut guard = guard?;
-                    epoll.ready(&mut keys)?;
+            turn += 1;
+            // What comes from now on is told anew: to look once more when all is taken would be a system call for nothing.
+            match poll_fn(|cx| next(cx, &ears, &watched, &mut tick, turn)).await {
+                Event::Questions(ear, guard) => {
+                    if desk.take_questions(ear, ports, &mut inbox) {
+                        guard?.clear_ready();
+                    }
+                }
+                Event::Answers(guard) => {
+                    ports.ready(&mut keys)?;
                     let now = Moment::now();
                     let mut is_drained = keys.len() < READY;
                     for key in &keys {
-                        is_drained &= match key.checked_sub(LISTENERS) {
-                            Some(number) => self.take_questions(number as usize, epoll, &mut inbox, now),
-                            None => self.desk.take_answers(*key as u32, &mut answers, now),
-                        };
+                        is_drained &= desk.take_answers(*key as u32, &mut answers, now);
                     }
-                    // What comes from now on is told anew: to look once more would be a system call for nothing.
                     if is_drained {
-                        guard.clear_ready();
+                        guard?.clear_ready();
                     }
                 }
-                _ = tick.tick() => self.desk.look_at_the_clock(epoll, Moment::now()),
+                Event::Time => desk.look_at_the_clock(ports, Moment::now()),
             }
-            self.desk.outbox.flush();
+            desk.outbox.flush();
         }
     }
+}
 
+/// A listener with its own address.
+struct Ear {
+    listener: AsyncFd<Raw<UdpSocket>>,
+    own: SocketAddr,
+}
+
+enum Event<'a> {
+    Questions(&'a Ear, io::Result<AsyncFdReadyGuard<'a, Raw<UdpSocket>>>),
+    Answers(io::Result<AsyncFdReadyGuard<'a, Raw<Epoll>>>),
+    Time,
+}
+
+/// What there is to do next. Who is looked at first changes with every `turn`, so that none waits for ever.
+fn next<'a>(
+    cx: &mut Context<'_>,
+    ears: &'a [Ear],
+    ports: &'a AsyncFd<Raw<Epoll>>,
+    tick: &mut Interval,
+    turn: usize,
+) -> Poll<Event<'a>> {
+    if tick.poll_tick(cx).is_ready() {
+        return Poll::Ready(Event::Time);
+    }
+    let all = ears.len() + 1;
+    for number in (turn..turn + all).map(|number| number % all) {
+        let event = match ears.get(number) {
+            Some(ear) => ear.listener.poll_read_ready(cx).map(|guard| Event::Questions(ear, guard)),
+            None => ports.poll_read_ready(cx).map(Event::Answers),
+        };
+        if event.is_ready() {
+            return event;
+        }
+    }
+    Poll::Pending
+}
+
+impl Desk {
     /// Takes what has come to a listener, and says whether that was all.
-    fn take_questions(&mut self, number: usize, epoll: &Epoll, inbox: &mut Inbox, now: Moment) -> bool {
-        let Some((listener, own)) = self.listeners.get(number) else { return true };
+    fn take_questions(&mut self, ear: &Ear, epoll: &Epoll, inbox: &mut Inbox) -> bool {
+        let now = Moment::now();
         for _ in 0..ROUNDS {
-            let count = match inbox.receive(listener) {
+            let count = match inbox.receive(&ear.listener.get_ref()) {
                 Ok(count) => count,
                 Err(error) => return error.kind() == io::ErrorKind::WouldBlock,
             };
             for datagram in inbox.datagrams() {
                 // What was sent to the listener itself has no original destination.
-                if let Some(resolver) = datagram.to.filter(|to| to != own) {
-                    self.desk.take_question(epoll, &datagram, resolver, now);
+                if let Some(resolver) = datagram.to.filter(|to| *to != ear.own) {
+                    self.take_question(epoll, &datagram, resolver, now);
                 }
             }
             if count < BATCH {
@@ -134,9 +168,7 @@ impl Udp {
         }
         false
     }
-}
 
-impl Desk {
     /// The story of a question.
     fn take_question(&mut self, epoll: &Epoll, datagram: &Datagram<'_>, resolver: SocketAddr, now: Moment) {
         let conversation = self.service.begin(datagram.from, resolver, Transport::Udp, now.wall);
@@ -279,6 +311,7 @@ impl Desk {
 
     /// Asks again where an attempt had no answer, and gives up where patience has ended.
     fn look_at_the_clock(&mut self, epoll: &Epoll, now: Moment) {
+        self.count_losses();
         let settings = self.service.settings.clone();
         while let Some(token) = self.in_flight.due(now.at) {
             let Some(pending) = self.in_flight.get(token) else { continue };
@@ -294,6 +327,18 @@ impl Desk {
             if may_ask_again {
                 self.attempt(epoll, token, attempts);
             }
+        }
+    }
+
+    fn count_losses(&mut self) {
+        let unsent = std::mem::take(&mut self.outbox.dropped);
+        let displaced = self.service.bindings.take_displaced();
+        let telemetry = &self.service.telemetry;
+        if unsent > 0 {
+            telemetry.add(|c| &c.dns_unsent, unsent);
+        }
+        if displaced > 0 {
+            telemetry.add(|c| &c.bindings_displaced, displaced);
         }
     }
 
@@ -334,91 +379,6 @@ impl Desk {
     }
 }
 
-/// What waits, by token, and when it must be looked at.
-struct InFlight {
-    places: Vec<Option<Pending>>,
-    free: Vec<u32>,
-    of: HashMap<IpAddr, usize>,
-    clock: VecDeque<(Instant, u32, u32)>,
-    /// Tells a place's question from the one that stood there before.
-    generations: Vec<u32>,
-    most: usize,
-    most_of_one: usize,
-}
-
-impl InFlight {
-    fn new(most: usize, most_of_one: usize) -> Self {
-        Self {
-            places: Vec::new(),
-            free: Vec::new(),
-            of: HashMap::new(),
-            clock: VecDeque::new(),
-            generations: Vec::new(),
-            most,
-            most_of_one,
-        }
-    }
-
-    fn has_room(&self, client: IpAddr) -> bool {
-        self.places.len() - self.free.len() < self.most
-            && self.of.get(&client).is_none_or(|count| *count < self.most_of_one)
-    }
-
-    fn add(&mut self, client: IpAddr, pending: Pending, look: Instant) -> u32 {
-        *self.of.entry(client).or_default() += 1;
-        let token = self.free.pop().unwrap_or_else(|| {
-            self.places.push(None);
-            self.generations.push(0);
-            self.places.len() as u32 - 1
-        });
-        if let Some(place) = self.places.get_mut(token as usize) {
-            *place = Some(pending);
-        }
-        self.wait_again(token, look);
-        token
-    }
-
-    fn get(&mut self, token: u32) -> Option<&mut Pending> {
-        self.places.get_mut(token as usize)?.as_mut()
-    }
-
-    fn remove(&mut self, token: u32) -> Option<Pending> {
-        let pending = self.places.get_mut(token as usize)?.take()?;
-        self.free.push(token);
-        if let Some(generation) = self.generations.get_mut(token as usize) {
-            *generation = generation.wrapping_add(1);
-        }
-        let client = pending.waiter.exchange.client.ip();
-        if let Some(count) = self.of.get_mut(&client) {
-            *count -= 1;
-            if *count == 0 {
-                self.of.remove(&client);
-            }
-        }
-        Some(pending)
-    }
-
-    fn wait_again(&mut self, token: u32, look: Instant) {
-        let generation = self.generations.get(token as usize).copied().unwrap_or(0);
-        self.clock.push_back((look, token, generation));
-    }
-
-    /// A question whose time to be looked at has come. All wait about as long, so the first is the earliest.
-    fn due(&mut self, now: Instant) -> Option<u32> {
-        loop {
-            let (look, token, generation) = *self.clock.front()?;
-            let is_gone = self.generations.get(token as usize) != Some(&generation);
-            if !is_gone && look > now {
-                return None;
-            }
-            self.clock.pop_front();
-            if !is_gone {
-                return Some(token);
-            }
-        }
-    }
-}
-
 /// Which of the addresses that were asked are this host's own, as of a moment ago.
 #[derive(Default)]
 struct OwnAddresses {
@@ -452,8 +412,6 @@ impl Moment {
 
 /// Sockets that are told ready at once, at most.
 const READY: usize = crate::sys::epoll::BATCH;
-/// Keys of listeners; below are places of ports.
-const LISTENERS: u64 = 1 << 32;
 const BATCH: usize = if MAX_BATCH < 32 { MAX_BATCH } else { 32 };
 /// Batches that are taken before answers have their turn.
 const ROUNDS: usize = 4;

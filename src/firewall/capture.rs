@@ -15,7 +15,7 @@ use super::names::name_sets;
 use super::ruleset::{
     Chain, Connection, Datum, Element, Expression, Family, Field, Hook, Key, Rule, Ruleset, Set, SetKind, Verdict,
 };
-use super::selection::{Stage, network_chain, port_sets, select, selection_chain};
+use super::selection::{Stage, network_chain, port_sets, protected_sets, select, selection_chain};
 use super::{Capture, Listener, MARK, OnFailure, TABLE, TCP, UDP};
 use crate::policy::Direction;
 use crate::policy::network::{DNS_PORT, ENCRYPTED_DNS_PORT, Mode, Network};
@@ -41,6 +41,9 @@ const UDP_CHAIN: &str = "udp";
 const TO_DNS_UDP: &str = "to_dns_udp";
 const TO_DNS_TCP: &str = "to_dns_tcp";
 const LOOPBACK: &str = "loopback";
+/// The ports of our own listeners.
+const LISTENERS: &str = "listeners";
+const HELD: &str = "held";
 const IPV4_LOOPBACK: IpNet = IpNet::V4(Ipv4Net::new_assert(Ipv4Addr::new(127, 0, 0, 0), 8));
 const IPV6_LOOPBACK: IpNet = IpNet::V6(Ipv6Net::new_assert(Ipv6Addr::LOCALHOST, 128));
 
@@ -50,8 +53,10 @@ pub fn render(snapshot: &Snapshot, capture: &Capture) -> Ruleset {
     sets.extend([Stage::CaptureUdp, Stage::Capture, Stage::Guard].map(|stage| inspected_set(stage, snapshot, capture)));
     sets.push(questions_set(capture));
     sets.extend(port_sets(snapshot));
+    sets.extend(protected_sets(snapshot));
     sets.extend(snapshot.networks().iter().flat_map(|network| name_sets(network, capture)));
-    let mut chains = vec![loopback_chain(capture)];
+    sets.push(listeners_set(capture));
+    let mut chains = vec![loopback_chain(capture), held_chain()];
     chains.extend(Family::BOTH.map(discarded_chain));
     chains.extend(services(capture).map(|service| service.chain(capture.on_failure)));
     let lists = list_sets(snapshot);
@@ -69,9 +74,7 @@ pub fn render(snapshot: &Snapshot, capture: &Capture) -> Ruleset {
                 ));
             }
             for family in Family::BOTH {
-                let (maps, chain) = select(snapshot, stage, *direction, family);
-                sets.extend(maps);
-                chains.push(chain);
+                chains.push(select(snapshot, stage, *direction, family));
             }
         }
     }
@@ -104,11 +107,8 @@ fn prerouting_udp() -> Chain {
 
 fn prerouting(capture: &Capture) -> Chain {
     let mut rules = vec![
-        Rule(vec![Expression::DestinationIn(IPV4_LOOPBACK), goto(LOOPBACK)]),
-        Rule(vec![Expression::DestinationIn(IPV6_LOOPBACK), goto(LOOPBACK)]),
-        // Both sides of every TCP flow that we hold. Never for UDP: on the client's side it would steal a flow for the
-        // socket that answers in the server's name.
-        Rule(vec![Expression::Protocol(TCP), Expression::TransparentSocket, Expression::SetMark(MARK), accept()]),
+        Rule(vec![of_interest(LISTENERS, false), jump(LOOPBACK)]),
+        Rule(vec![Expression::Protocol(TCP), jump(HELD)]),
     ];
     if capture.dns_udp.is_some() {
         // Answers to questions that were sent on from the client's own address. Only what comes from a resolver.
@@ -120,7 +120,6 @@ fn prerouting(capture: &Capture) -> Chain {
             accept(),
         ]));
     }
-    rules.extend(Family::BOTH.map(jump_to_discarded));
     rules.push(Rule(vec![of_interest(INSPECTED, true), accept()]));
     rules.push(reply_passes());
     rules.extend(to_the_gateway(capture));
@@ -190,21 +189,41 @@ fn selections(stage: Stage, capture: &Capture) -> Vec<Rule> {
 /// What is sent straight to a listener, by a process of this host or by a neighbour that `route_localnet` lets in, has
 /// no original destination.
 fn loopback_chain(capture: &Capture) -> Chain {
-    let mut rules = Vec::new();
-    for service in services(capture) {
-        for family in Family::BOTH {
-            if let Some(port) = service.listener.and_then(|listener| listener.port(family)) {
-                rules.push(Rule(vec![
-                    Expression::Family(family),
-                    Expression::Protocol(service.protocol),
-                    Expression::DestinationPort(port),
-                    Expression::Counter,
-                    drop(),
-                ]));
-            }
-        }
-    }
-    Chain::new(LOOPBACK, rules)
+    let own = |family| match family {
+        Family::V4 => IPV4_LOOPBACK,
+        Family::V6 => IPV6_LOOPBACK,
+    };
+    let rule = |(family, protocol, port)| {
+        let to_a_listener = [Expression::Protocol(protocol), Expression::DestinationPort(port)];
+        let mut rule = vec![Expression::DestinationIn(own(family))];
+        rule.extend(to_a_listener);
+        rule.extend([Expression::Counter, drop()]);
+        Rule(rule)
+    };
+    Chain::new(LOOPBACK, listeners(capture).into_iter().map(rule).collect())
+}
+
+fn listeners_set(capture: &Capture) -> Set {
+    let ports: BTreeSet<(u8, u16)> =
+        listeners(capture).into_iter().map(|(_, protocol, port)| (protocol, port)).collect();
+    let element = |(protocol, port)| Element::exactly(vec![Datum::Protocol(protocol), Datum::Service(port)]);
+    Set::new(LISTENERS, vec![Field::Protocol, Field::Service], SetKind::Hash, ports.into_iter().map(element).collect())
+}
+
+fn listeners(capture: &Capture) -> Vec<(Family, u8, u16)> {
+    let at = |service: Service| {
+        let port = move |family| Some((family, service.protocol, service.listener?.port(family)?));
+        Family::BOTH.into_iter().filter_map(port)
+    };
+    services(capture).flat_map(at).collect()
+}
+
+/// Both sides of every TCP flow that we hold, and those that are discarded. Never for UDP: on the client's side it
+/// would steal a flow for the socket that answers in the server's name.
+fn held_chain() -> Chain {
+    let mut rules = vec![Rule(vec![Expression::TransparentSocket, Expression::SetMark(MARK), accept()])];
+    rules.extend(Family::BOTH.map(jump_to_discarded));
+    Chain::new(HELD, rules)
 }
 
 /// A kind of traffic, and the listener that takes it.
@@ -464,7 +483,7 @@ mod tests {
         assert!(!text_of(&rules(networks(), &outbound), "inspected").contains("elements"));
         let both = Capture { directions: vec![Direction::Outbound, Direction::Inbound], ..outbound };
         let rules = rules(networks(), &both);
-        assert!(text_of(&rules, "capture_inbound4").contains("ip daddr & 255.255.255.0 vmap @capture_inbound4_24"));
+        assert!(text_of(&rules, "capture_inbound4").contains("ip daddr & 255.255.255.0 @protected4_24_0 goto"));
         assert!(text_of(&rules, "capture_inbound_0_office").contains("meta l4proto tcp th dport 443 goto to_tcp"));
         assert_eq!(text_of(&rules, "capture_outbound_0_office"), "chain capture_outbound_0_office {\n}\n");
     }
@@ -473,8 +492,22 @@ mod tests {
     fn what_we_hold_comes_before_what_is_discarded_and_that_before_what_is_selected() {
         let rules = rules(vec![network("office", PREFIX)], &Capture::tcp(Listener::on(1)));
         let text = text_of(&rules, "prerouting");
-        let places = ["goto loopback", "socket wildcard 0", "jump discard4", "fib daddr type local", "jump capture_"]
-            .map(|word| text.find(word).unwrap_or_else(|| panic!("no {word} in\n{text}")));
-        assert!(places.is_sorted(), "{text}");
+        in_order(&text, &["jump loopback", "jump held", "ct direction reply", "fib daddr type local", "jump capture_"]);
+        in_order(&text_of(&rules, "held"), &["socket wildcard 0", "jump discard4", "jump discard6"]);
+    }
+
+    #[test]
+    fn a_reply_and_a_flow_that_was_let_in_pass_only_behind_what_guards_the_inspected_ports() {
+        let rules = rules(vec![network("office", PREFIX)], &Capture::tcp(Listener::on(1)));
+        let text = text_of(&rules, "forward");
+        let order = ["mark 0x7469 counter drop", "direction reply", "jump guard", "label 127 accept", "jump judge_"];
+        in_order(&text, &order);
+        assert!(text.ends_with("ct label set 127\n}\n"), "{text}");
+    }
+
+    #[track_caller]
+    fn in_order(text: &str, words: &[&str]) {
+        let place = |word: &&str| text.find(word).unwrap_or_else(|| panic!("no {word} in\n{text}"));
+        assert!(words.iter().map(place).is_sorted(), "{text}");
     }
 }

@@ -18,7 +18,7 @@ pub struct Ruleset {
     pub chains: Vec<Chain>,
 }
 
-/// A set, or a map to verdicts where the elements carry one.
+/// Keys of one kind.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Set {
     pub name: String,
@@ -36,8 +36,6 @@ pub enum SetKind {
     Ending,
     /// Ranges in each part of the key.
     Interval,
-    /// Exact keys to verdicts.
-    VerdictMap,
     /// Exact keys that come and go while the rules stand, each for `timeout` unless it says otherwise; at most `size`.
     Dynamic { timeout: Duration, size: u32 },
     /// Exact keys that come and go while the rules stand, at most `size`; each counts the packets that ask for it.
@@ -67,8 +65,6 @@ pub struct Element {
     pub key: Vec<Datum>,
     /// Where the range ends that begins at `key`; sets of kind `Interval` only.
     pub end: Option<Vec<Datum>>,
-    /// Maps only.
-    pub verdict: Option<Verdict>,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -152,11 +148,6 @@ pub enum Expression {
     Forget {
         key: Vec<Key>,
         set: String,
-    },
-    /// `KEY vmap @map`
-    VerdictMap {
-        key: Vec<Key>,
-        map: String,
     },
     SetMark(u32),
     /// `ct label set LABEL`
@@ -272,12 +263,12 @@ impl Set {
 
 impl Element {
     pub fn exactly(key: Vec<Datum>) -> Self {
-        Self { key, end: None, verdict: None }
+        Self { key, end: None }
     }
 
     pub fn services(protocol: u8, ports: &RangeInclusive<u16>) -> Self {
         let key = |port| vec![Datum::Protocol(protocol), Datum::Service(port)];
-        Self { key: key(*ports.start()), end: Some(key(*ports.end())), verdict: None }
+        Self { key: key(*ports.start()), end: Some(key(*ports.end())) }
     }
 }
 

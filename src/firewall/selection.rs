@@ -1,10 +1,10 @@
 //! Which Network a packet belongs to (SPEC N4), as one look-up for each prefix length in use.
 //!
-//! The lengths are walked from the longest. At each, one map from prefix to Network's chain for the entries without a
-//! Port, and one for the entries of each Port, asked only if the Port covers the packet. The first that is found wins.
+//! The lengths are walked from the longest. At each, a set of every Network's prefixes without a Port, and one of those
+//! with each Port, asked only if the Port covers the packet. The first that holds the packet's protected end wins.
 
 use std::cmp::Reverse;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::ops::RangeInclusive;
 use std::sync::Arc;
@@ -51,37 +51,60 @@ pub(super) fn selection_chain(stage: Stage, direction: Direction, family: Family
     format!("{}_{direction}{}", stage.word(), family.digit())
 }
 
-/// The entries that are asked together: the Port's place among [`ports`], if they have one.
-type Class = (Reverse<u8>, Option<usize>);
+/// The prefixes that are asked for together: of one length and one Network, and with one Port (its place among
+/// [`ports`]) or without.
+type Class = (Reverse<u8>, Option<usize>, usize);
 
-/// The maps, and the chain that asks them from the longest prefix to the shortest.
-pub(super) fn select(snapshot: &Snapshot, stage: Stage, direction: Direction, family: Family) -> (Vec<Set>, Chain) {
-    let ports = ports(snapshot);
-    let mut classes: BTreeMap<Class, BTreeMap<IpAddr, String>> = BTreeMap::new();
+fn classes(snapshot: &Snapshot, ports: &[Arc<Port>], family: Family) -> BTreeMap<Class, BTreeSet<IpAddr>> {
+    let mut classes: BTreeMap<Class, BTreeSet<IpAddr>> = BTreeMap::new();
     for (index, network) in snapshot.networks().iter().enumerate() {
         for ip in network.ips.iter().filter(|ip| Family::of(&ip.prefix) == family) {
-            let port = ip.port.as_ref().map(|port| place(&ports, port));
-            let entries = classes.entry((Reverse(ip.prefix.prefix_len()), port)).or_default();
-            entries.insert(ip.prefix.network(), network_chain(stage, direction, index, network));
+            let port = ip.port.as_ref().map(|port| place(ports, port));
+            classes.entry((Reverse(ip.prefix.prefix_len()), port, index)).or_default().insert(ip.prefix.network());
         }
     }
-    let chain_name = selection_chain(stage, direction, family);
-    let mut sets = Vec::new();
-    let mut rules = Vec::new();
-    for ((Reverse(length), port), entries) in classes {
-        let map = match port {
-            None => format!("{chain_name}_{length}"),
-            Some(place) => format!("{chain_name}_{length}_port{place}"),
+    classes
+}
+
+/// The sets of protected prefixes, shared by all stages.
+pub(super) fn protected_sets(snapshot: &Snapshot) -> Vec<Set> {
+    let ports = ports(snapshot);
+    let of_family = |family: Family| {
+        let set = move |(class, addresses): (Class, BTreeSet<IpAddr>)| {
+            let elements = addresses.into_iter().map(|address| Element::exactly(vec![datum(address)])).collect();
+            Set::new(protected_set(family, class), vec![family.field()], SetKind::Hash, elements)
         };
-        let ask = Expression::VerdictMap { key: vec![protected(direction, family, length)], map: map.clone() };
-        let elements = entries.into_iter().map(|(address, chain)| entry(address, chain)).collect();
-        sets.push(Set::new(map, vec![family.field()], SetKind::VerdictMap, elements));
+        classes(snapshot, &ports, family).into_iter().map(set).collect::<Vec<_>>()
+    };
+    Family::BOTH.into_iter().flat_map(of_family).collect()
+}
+
+/// The chain that asks for the protected end of a packet from the longest prefix to the shortest.
+///
+/// Not by maps from prefix to chain, which would need fewer rules: the kernel empties a map at the moment in which
+/// other rules take its place, and a packet that is under way through the old rules then would find nothing, and pass.
+pub(super) fn select(snapshot: &Snapshot, stage: Stage, direction: Direction, family: Family) -> Chain {
+    let ports = ports(snapshot);
+    let mut rules = Vec::new();
+    for (class, _) in classes(snapshot, &ports, family) {
+        let (Reverse(length), port, index) = class;
+        let Some(network) = snapshot.networks().get(index) else { continue };
+        let set = protected_set(family, class);
+        let ask = [
+            Expression::InSet { key: vec![protected(direction, family, length)], set, negate: false },
+            Expression::Verdict(Verdict::Goto(network_chain(stage, direction, index, network))),
+        ];
         match port.and_then(|place| ports.get(place).map(|port| (place, port))) {
-            None => rules.push(Rule(vec![ask])),
+            None => rules.push(Rule(ask.to_vec())),
             Some((place, port)) => rules.extend(if_covered(place, port, &ask)),
         }
     }
-    (sets, Chain::new(chain_name, rules))
+    Chain::new(selection_chain(stage, direction, family), rules)
+}
+
+fn protected_set(family: Family, (Reverse(length), port, index): Class) -> String {
+    let port = port.map(|place| format!("_port{place}")).unwrap_or_default();
+    format!("protected{}_{length}{port}_{index}", family.digit())
 }
 
 /// The sets of what each Port covers, shared by all stages.
@@ -98,16 +121,15 @@ pub(super) fn port_sets(snapshot: &Snapshot) -> Vec<Set> {
         .collect()
 }
 
-fn if_covered(place: usize, port: &Port, ask: &Expression) -> Vec<Rule> {
+fn if_covered(place: usize, port: &Port, ask: &[Expression]) -> Vec<Rule> {
+    let rule = |covered: Expression| Rule([&[covered], ask].concat());
     let mut rules = Vec::new();
     if has_ports(port) {
-        let covered =
-            Expression::InSet { key: vec![Key::Protocol, Key::DestinationPort], set: port_set(place), negate: false };
-        rules.push(Rule(vec![covered, ask.clone()]));
+        let key = vec![Key::Protocol, Key::DestinationPort];
+        rules.push(rule(Expression::InSet { key, set: port_set(place), negate: false }));
     }
-    for protocol in port.protocols.iter().filter(|protocol| protocol.ports.is_empty()) {
-        rules.push(Rule(vec![Expression::Protocol(protocol.number), ask.clone()]));
-    }
+    let portless = port.protocols.iter().filter(|protocol| protocol.ports.is_empty());
+    rules.extend(portless.map(|protocol| rule(Expression::Protocol(protocol.number))));
     rules
 }
 
@@ -118,12 +140,11 @@ fn protected(direction: Direction, family: Family, length: u8) -> Key {
     }
 }
 
-fn entry(address: IpAddr, chain: String) -> Element {
-    let datum = match address {
+fn datum(address: IpAddr) -> Datum {
+    match address {
         IpAddr::V4(address) => Datum::Ipv4(address),
         IpAddr::V6(address) => Datum::Ipv6(address),
-    };
-    Element { verdict: Some(Verdict::Goto(chain)), ..Element::exactly(vec![datum]) }
+    }
 }
 
 /// Every Port that a Network names, once.
@@ -191,16 +212,14 @@ mod tests {
         assert_eq!(
             text_of(&rules, "capture_outbound4"),
             "chain capture_outbound4 {\n\
-             ip saddr vmap @capture_outbound4_32\n\
-             ip saddr & 255.255.255.0 vmap @capture_outbound4_24\n\
-             ip saddr & 255.255.0.0 vmap @capture_outbound4_16\n\
-             ip saddr & 0.0.0.0 vmap @capture_outbound4_0\n\
+             ip saddr @protected4_32_1 goto capture_outbound_1_narrow\n\
+             ip saddr & 255.255.255.0 @protected4_24_1 goto capture_outbound_1_narrow\n\
+             ip saddr & 255.255.0.0 @protected4_16_0 goto capture_outbound_0_wide\n\
+             ip saddr & 0.0.0.0 @protected4_0_0 goto capture_outbound_0_wide\n\
              }\n"
         );
-        assert!(text_of(&rules, "capture_outbound4_24").contains(
-            "elements = { 10.1.0.0 : goto capture_outbound_1_narrow, 10.1.1.0 : goto capture_outbound_1_narrow }"
-        ));
-        assert!(text_of(&rules, "capture_outbound4_0").contains("{ 0.0.0.0 : goto capture_outbound_0_wide }"));
+        assert!(text_of(&rules, "protected4_24_1").contains("elements = { 10.1.0.0, 10.1.1.0 }"));
+        assert!(text_of(&rules, "protected4_0_0").contains("{ 0.0.0.0 }"));
         assert_eq!(text_of(&rules, "capture_outbound6"), "chain capture_outbound6 {\n}\n");
     }
 
@@ -212,9 +231,10 @@ mod tests {
         assert_eq!(
             text_of(&rules, "capture_outbound6"),
             "chain capture_outbound6 {\n\
-             ip6 saddr & ffff:ffff:ffff:ffff:: vmap @capture_outbound6_64\n\
-             meta l4proto . th dport @port0 ip6 saddr & ffff:ffff:ffff:ffff:: vmap @capture_outbound6_64_port0\n\
-             meta l4proto 1 ip6 saddr & ffff:ffff:ffff:ffff:: vmap @capture_outbound6_64_port0\n\
+             ip6 saddr & ffff:ffff:ffff:ffff:: @protected6_64_0 goto capture_outbound_0_office\n\
+             meta l4proto . th dport @port0 ip6 saddr & ffff:ffff:ffff:ffff:: @protected6_64_port0_0 goto \
+             capture_outbound_0_office\n\
+             meta l4proto 1 ip6 saddr & ffff:ffff:ffff:ffff:: @protected6_64_port0_0 goto capture_outbound_0_office\n\
              }\n"
         );
         let covered = text_of(&rules, "port0");

@@ -28,14 +28,12 @@ impl Display for Ruleset {
 
 impl Display for Set {
     fn fmt(&self, f: &mut Formatter<'_>) -> fmt::Result {
-        let word = if self.kind == SetKind::VerdictMap { "map" } else { "set" };
-        writeln!(f, "\t{word} {} {{", self.name)?;
+        writeln!(f, "\tset {} {{", self.name)?;
         write!(f, "\t\ttype {}", Joined(&self.key, " . "))?;
         match self.kind {
             SetKind::Hash => writeln!(f)?,
             SetKind::Interval => writeln!(f, "\n\t\tflags interval")?,
             SetKind::Ending => writeln!(f, "\n\t\tflags timeout")?,
-            SetKind::VerdictMap => writeln!(f, " : verdict")?,
             SetKind::Counted { size } => writeln!(f, "\n\t\tsize {size}\n\t\tflags dynamic\n\t\tcounter")?,
             SetKind::Dynamic { timeout, size } => {
                 writeln!(f, "\n\t\tsize {size}\n\t\tflags dynamic,timeout\n\t\ttimeout {}s", timeout.as_secs())?;
@@ -102,7 +100,6 @@ impl Display for Expression {
             }
             Self::Refresh { key, set } => write!(f, "update @{set} {{ {} }}", Joined(key, " . ")),
             Self::Forget { key, set } => write!(f, "delete @{set} {{ {} }}", Joined(key, " . ")),
-            Self::VerdictMap { key, map } => write!(f, "{} vmap @{map}", Joined(key, " . ")),
             Self::SetMark(mark) => write!(f, "meta mark set {mark:#x}"),
             Self::Tproxy { family: Family::V4, port } => write!(f, "tproxy ip to 127.0.0.1:{port}"),
             Self::Tproxy { family: Family::V6, port } => write!(f, "tproxy ip6 to [::1]:{port}"),
@@ -188,10 +185,7 @@ impl Display for Element {
                 write!(f, "-{end}")?;
             }
         }
-        match &self.verdict {
-            Some(verdict) => write!(f, " : {verdict}"),
-            None => Ok(()),
-        }
+        Ok(())
     }
 }
 

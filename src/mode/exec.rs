@@ -95,7 +95,9 @@ pub struct Settings {
 }
 
 /// Started beside the command, once there may be threads, with what judges its flows.
-pub struct Beside(pub Box<dyn FnOnce(Arc<ArcSwap<Snapshot>>, Telemetry) -> io::Result<()>>);
+pub struct Beside(pub Box<Start>);
+
+type Start = dyn FnOnce(Arc<ArcSwap<Snapshot>>, Telemetry) -> io::Result<()>;
 
 /// How it went.
 #[derive(Debug)]

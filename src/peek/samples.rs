@@ -147,7 +147,7 @@ pub(crate) fn unescape(text: &str) -> Vec<u8> {
 }
 
 /// Words that say how a hello is put together; hostile-tls.txt explains them.
-fn recipe(text: &str) -> Vec<u8> {
+pub(crate) fn recipe(text: &str) -> Vec<u8> {
     let (mut extensions, mut lead, mut between, mut tail, mut inside) = (vec![], vec![], vec![], vec![], vec![]);
     let (mut size, mut version, mut bare) = (usize::MAX, None, false);
     for word in text.split_whitespace() {

@@ -3,25 +3,26 @@
 //! One relay serves all flows of a worker over one epoll instance. An idle flow holds its two descriptors and some
 //! 300 octets; pipes and buffers are lent to it for a turn. A reset on one side resets the other.
 
+mod flow;
 pub mod half;
 mod table;
 pub mod watched;
 
 use std::io;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::OwnedFd;
 use std::rc::Rc;
 use std::time::{Duration, Instant};
 
 use tokio::io::unix::AsyncFd;
 
-use self::half::{Broken, Ends, Half, Turn};
+use self::flow::{Flow, connection};
+use self::half::{Half, Turn};
 use self::table::Table;
-use self::watched::{Step, Watched};
+use self::watched::Watched;
 use super::flow::Closing;
 use super::worker::Place;
 use crate::policy::DropAction;
 use crate::sys::epoll::Epoll;
-use crate::sys::pipe::Pool;
 use crate::sys::readable::{Raw, readable};
 use crate::sys::tcp;
 use crate::telemetry::Telemetry;
@@ -52,22 +53,6 @@ pub enum ClosedBy {
     Policy,
     /// tidegate is ending.
     Shutdown,
-}
-
-/// A flow in the table.
-#[derive(Debug)]
-struct Flow {
-    client: OwnedFd,
-    server: OwnedFd,
-    connected: bool,
-    up: Half,
-    down: Half,
-    first_end: Option<ClosedBy>,
-    last_moved: u32,
-    closing: Box<Closing>,
-    /// `None` once nothing is looked at any more.
-    watched: Option<Box<Watched>>,
-    _place: Place,
 }
 
 /// Why a flow is at its end.
@@ -281,116 +266,10 @@ impl Relay {
     }
 }
 
-impl Flow {
-    fn turn(&mut self, pool: &mut Pool, scratch: &mut [u8], now: u32, telemetry: &Telemetry) -> Result<Turn, Over> {
-        let before = self.up.moved + self.down.moved;
-        let mut up = self.up_or_last_words(pool, scratch, telemetry)?;
-        let down = self.down(pool, scratch)?;
-        if self.watched.is_some() {
-            // What the server said may let the client's octets go.
-            up = self.up_or_last_words(pool, scratch, telemetry)?;
-        }
-        if self.up.moved + self.down.moved != before {
-            self.last_moved = now;
-        }
-        Ok(match (up, down) {
-            (Turn::Finished, Turn::Finished) => Turn::Finished,
-            (Turn::Again, _) | (_, Turn::Again) => Turn::Again,
-            _ => Turn::Waiting,
-        })
-    }
-
-    /// A server that refuses a body answers, and resets when more of it comes: the answer is the client's all the same.
-    fn up_or_last_words(&mut self, pool: &mut Pool, scratch: &mut [u8], telemetry: &Telemetry) -> Result<Turn, Over> {
-        let turn = self.up(pool, scratch, telemetry);
-        if matches!(turn, Err(Over::Closed(ClosedBy::ServerReset))) {
-            let _ = self.down(pool, scratch);
-        }
-        turn
-    }
-
-    fn up(&mut self, pool: &mut Pool, scratch: &mut [u8], telemetry: &Telemetry) -> Result<Turn, Over> {
-        let turn = match self.watch(scratch, telemetry)? {
-            Some(turn) => turn,
-            None => {
-                let ends = Ends { from: self.client.as_fd(), to: self.server.as_fd() };
-                self.up.turn(ends, pool, scratch, None, self.down.is_finished()).map_err(up_broken)?
-            }
-        };
-        if turn == Turn::Finished {
-            self.first_end.get_or_insert(ClosedBy::Client);
-        }
-        Ok(turn)
-    }
-
-    fn down(&mut self, pool: &mut Pool, scratch: &mut [u8]) -> Result<Turn, Over> {
-        let ends = Ends { from: self.server.as_fd(), to: self.client.as_fd() };
-        let is_last = self.up.is_finished();
-        let turn = match &mut self.watched {
-            Some(watched) if watched.watch.wants_server() => {
-                self.down.turn(ends, pool, scratch, Some(&mut |octets| watched.watch.server(octets)), is_last)
-            }
-            _ => self.down.turn(ends, pool, scratch, None, is_last),
-        };
-        let turn = turn.map_err(|broken| match broken {
-            Broken::Sender(_) => Over::Closed(ClosedBy::ServerReset),
-            Broken::Receiver(_) => Over::Closed(ClosedBy::ClientReset),
-        })?;
-        if turn == Turn::Finished {
-            self.first_end.get_or_insert(ClosedBy::Server);
-        }
-        Ok(turn)
-    }
-
-    /// Moves the client's octets as the watch lets them; `None` once nothing is watched any more.
-    fn watch(&mut self, scratch: &mut [u8], telemetry: &Telemetry) -> Result<Option<Turn>, Over> {
-        for _ in 0..WATCHED_ROUNDS {
-            let Some(watched) = &mut self.watched else { return Ok(None) };
-            let ends = Ends { from: self.client.as_fd(), to: self.server.as_fd() };
-            if !self.up.send_pending(ends).map_err(up_broken)? {
-                return Ok(Some(Turn::Waiting));
-            }
-            match watched.step(self.up.is_ended(), telemetry) {
-                Step::Forward(octets) => self.up.push(&octets),
-                Step::Unwatched(octets) => {
-                    self.up.push(&octets);
-                    self.watched = None;
-                }
-                Step::Refused(action) => return Err(Over::Refused(action)),
-                Step::More => {
-                    let room = watched.room().min(scratch.len());
-                    let scratch = scratch.get_mut(..room).unwrap_or_default();
-                    match self.up.read(ends.from, scratch).map_err(up_broken)? {
-                        Some(count) => watched.held.extend_from_slice(scratch.get(..count).unwrap_or_default()),
-                        None => return Ok(Some(Turn::Waiting)),
-                    }
-                }
-            }
-        }
-        Ok(Some(Turn::Again))
-    }
-}
-
 /// The sockets of a flow that is out of the table.
 struct Sockets {
     client: OwnedFd,
     server: OwnedFd,
-}
-
-fn up_broken(broken: Broken) -> Over {
-    Over::Closed(match broken {
-        Broken::Sender(_) => ClosedBy::ClientReset,
-        Broken::Receiver(_) => ClosedBy::ServerReset,
-    })
-}
-
-/// What the dialled server has answered, once its socket has an event.
-fn connection(flow: &Flow) -> Result<(), ClosedBy> {
-    match tcp::dial_result(&flow.server) {
-        Ok(()) => Ok(()),
-        Err(error) if error.kind() == io::ErrorKind::ConnectionRefused => Err(ClosedBy::Refused),
-        Err(_) => Err(ClosedBy::Unreachable),
-    }
 }
 
 impl ClosedBy {
@@ -423,8 +302,6 @@ fn side_of(key: u64) -> Side {
     if key & 1 == 1 { Side::Server } else { Side::Client }
 }
 
-/// Steps of a watched flow in one turn.
-const WATCHED_ROUNDS: usize = 64;
 /// How often idle flows are looked for.
 const SWEEP: Duration = Duration::from_secs(1);
 

@@ -12,6 +12,7 @@ pub trait Steady: AsFd {}
 impl Steady for OwnedFd {}
 impl Steady for &OwnedFd {}
 impl Steady for super::epoll::Epoll {}
+impl Steady for std::net::UdpSocket {}
 
 /// Gives the raw number of a [`Steady`] descriptor, as the runtime asks for it.
 #[derive(Debug)]

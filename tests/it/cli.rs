@@ -215,3 +215,37 @@ fn a_large_list_is_built_once_and_a_damaged_build_is_made_again() {
     assert!(list(&["find", "name123456.example3.com"]).contains("list feed, block"));
     assert_ne!(made(&path), first, "what is damaged is built again");
 }
+
+#[test]
+fn report_resolvers_counts_who_asked_whom_in_files_and_on_standard_input() {
+    let folder = tempfile::tempdir().unwrap();
+    let record = |source: &str, destination: &str, protocol: &str, reason: &str| {
+        format!(
+            r#"{{"time":"2026-11-20T04:30:00.000Z","kind":"dns","source":"{source}","destination":"{destination}","protocol":"{protocol}","reason":"{reason}"}}"#
+        ) + "\n"
+    };
+    let (first, second) = (folder.path().join("first"), folder.path().join("second"));
+    std::fs::write(&first, record("10.1.0.2", "9.9.9.9", "udp", "DEFAULT").repeat(3)).unwrap();
+    let refused = record("fd00::2", "2620:fe::fe", "tcp", "RESOLVER");
+    std::fs::write(&second, refused + "no record\n" + &record("10.1.0.2", "9.9.9.9", "tcp", "DOMAIN")).unwrap();
+    let files = [&first, &second].map(|file| file.display().to_string());
+    let output = tidegate(&["report", "resolvers", "--json", &files[0], &files[1]]);
+    assert_eq!(output.status.code(), Some(0));
+    assert_eq!(String::from_utf8_lossy(&output.stderr), "tidegate report: 1 lines are no records\n");
+    let row = |resolver: &str, client: &str, udp: u64, tcp: u64, refused: u64| {
+        serde_json::json!({
+            "resolver": resolver, "client": client, "questions": udp + tcp, "udp": udp, "tcp": tcp, "refused": refused,
+            "last": "2026-11-20T04:30:00.000Z"
+        })
+    };
+    let rows: Vec<Value> =
+        String::from_utf8(output.stdout).unwrap().lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+    assert_eq!(rows, [row("9.9.9.9", "10.1.0.2", 3, 1, 0), row("2620:fe::fe", "fd00::2", 0, 1, 1)]);
+    let mut command = Command::new(env!("CARGO_BIN_EXE_tidegate"));
+    let piped = command.args(["report", "resolvers"]).stdin(std::fs::File::open(&first).unwrap()).output().unwrap();
+    let table = String::from_utf8(piped.stdout).unwrap();
+    let words: Vec<Vec<&str>> = table.lines().map(|line| line.split_whitespace().collect()).collect();
+    assert_eq!(words[0], ["resolver", "client", "udp", "tcp", "refused", "last"]);
+    assert_eq!(words[1], ["9.9.9.9", "10.1.0.2", "3", "0", "0", "2026-11-20T04:30:00.000Z"]);
+    assert_eq!(tidegate(&["report", "resolvers", "/nonexistent"]).status.code(), Some(1));
+}

@@ -331,7 +331,7 @@ fn fifty_questions_in_a_row_on_one_connection_are_all_answered() {
 #[test]
 fn malformed_queries_never_reach_a_resolver() {
     in_lab(|lab| {
-        let _gateway = start(lab, "");
+        let gateway = start(lab, "");
         let resolver = Resolver::start(lab, at(Site::A, Family::V4, 53, 53), honest);
         let good = question("a.example.", RecordType::A);
         let with = |at: usize, octet: u8| {
@@ -363,6 +363,10 @@ fn malformed_queries_never_reach_a_resolver() {
         assert!(read_frame(&mut stream).is_none(), "a message without octets ends the connection");
         assert_eq!(exchange(&stub, &good)[..2], good[..2]);
         assert_eq!(resolver.asked().len(), 1);
+        let unread = |record: &serde_json::Value| record["reason"] == "UNREADABLE" && record["action"] == "discard";
+        gateway.enforcer.record(unread, DEADLINE).unwrap();
+        let ended = gateway.stop();
+        assert!(ended.messages.iter().any(|line| line.contains("dns_unread=5")), "{:#?}", ended.messages);
     });
 }
 

@@ -71,8 +71,8 @@ fn with_nothing_said_all_is_allowed_and_told_and_may_be_saved_as_a_policy() {
         let saved = host.folder().join("policy.toml");
         let save = saved.to_str().unwrap();
         let steps = ["tcp4 allowed.example 7000", "udp4 allowed.example 7000"];
-        let done = host.exec(&["--save", save], &steps);
-        assert_eq!(done.results, ["heard"; 2], "{done:?}");
+        let done = host.exec(&["--save", save], &[&steps[..], &["resolve unvisited.example"]].concat());
+        assert_eq!(done.results, ["heard"; 3], "{done:?}");
         let row = |protocol: &str| {
             let is_it = |line: &&str| line.starts_with("allowed.example") && line.contains(protocol);
             done.errors
@@ -287,6 +287,11 @@ fn a_configuration_that_would_not_judge_the_command_is_refused() {
         let done = host.exec(&["--config", file.to_str().unwrap()], &[&format!("tcp {ALLOWED} 7000")]);
         assert_eq!(done.results, ["refused"], "{done:?}");
         assert_eq!(host.heard_by(ALLOWED), 0);
+        let off = network("a", "10.1.0.0").replace("directions", "mode = \"off\"\ndirections");
+        std::fs::write(&file, [policy, &off].concat()).unwrap();
+        let done = host.exec(&["--config", file.to_str().unwrap()], &["exit 0"]);
+        assert_eq!(done.status, Some(2), "a Network that is off judges nobody: {done:?}");
+
         let vain = host.exec(&["--allow", ".example", "--block", "a.example"], &["exit 0"]);
         assert_eq!(vain.status, Some(2), "{vain:?}");
     });

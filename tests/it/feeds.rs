@@ -4,18 +4,19 @@
 //! client -- gateway (tidegate run, and the web server that it fetches from) -- server
 //! ```
 
+use std::net::SocketAddr;
 use std::process::Command;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use rustix::process::{Signal, kill_process};
 use tempfile::TempDir;
-use tidegate::mode::demo::client::{Saw, ask_http};
+use tidegate::mode::demo::client::{Saw, ask_http, connect};
 use tidegate::mode::demo::enforcer::StartError;
 use tidegate::mode::demo::lab::{Lab, Site};
 use tidegate::sys::rtnl::Family;
 
-use crate::gateway::{DEADLINE, Gateway, at, configuration, request, servers};
+use crate::gateway::{DEADLINE, Gateway, at, configuration, family_of, listen, request, servers};
 use crate::inside::in_lab;
 use crate::web::{Answer, Web};
 
@@ -171,6 +172,32 @@ fn a_start_does_not_wait_for_a_slow_server_if_there_is_a_copy() {
             std::thread::sleep(Duration::from_millis(20));
         }
         assert!(web.requests().len() > asked);
+        gateway.stop();
+    });
+}
+
+/// Ports that are not inspected are judged in the kernel.
+#[test]
+fn addresses_of_a_feed_are_blocked_in_the_kernel_as_they_come_and_go() {
+    in_lab(|lab| {
+        let (_accepted, web, cache) = (listen(lab, 9000), web(lab), TempDir::new().unwrap());
+        web.answer(Answer::file(&names(&[])));
+        let gateway = start(lab, &fetched(&web, "1s"), &cache).unwrap_or_else(|e| panic!("{e}"));
+        let remotes = Family::BOTH.map(|family| at(Site::A, family, 7, 9000));
+        let addresses = remotes.map(|remote| remote.ip().to_string());
+        let connects = |remote: SocketAddr| {
+            let request = request(family_of(remote.ip()), remote, None);
+            lab.client.run(|| connect(&request)).unwrap().is_ok()
+        };
+        for blocked in [true, false, true] {
+            let passed = gateway.enforcer.messages().len();
+            let more: Vec<_> = addresses.iter().map(String::as_str).filter(|_| blocked).collect();
+            web.answer(Answer::file(&names(&more)));
+            said(&gateway, passed, NEWS);
+            for remote in remotes {
+                assert_eq!(connects(remote), !blocked, "{remote} {:#?}", gateway.enforcer.messages());
+            }
+        }
         gateway.stop();
     });
 }

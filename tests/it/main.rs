@@ -15,6 +15,7 @@ mod exec;
 mod failing;
 mod feeds;
 mod gateway;
+mod hostile;
 mod inside;
 mod kernel;
 mod matrix;

@@ -4,6 +4,7 @@
 //! 30 clients with 2,000 connections -- gateway (tidegate run) -- server
 //! ```
 
+use std::fmt::Debug;
 use std::io::{ErrorKind, Read};
 use std::net::{IpAddr, SocketAddr, TcpStream};
 use std::path::PathBuf;
@@ -29,16 +30,17 @@ fn half_sent_hellos_end_at_the_deadline_hold_little_and_harm_no_flow_beside_them
         // Long enough for all of them to be there at once.
         let inspection = "type = \"prefer-both\"\ntimeout = \"10s\"";
         let gateway = Gateway::start(lab, &configuration("tcp-reset", inspection));
+        let process = Process::of(&gateway);
+        let sockets = process.sockets();
         let (_origins, trust) = servers(lab);
         let tap = Tap::at_server(lab).unwrap();
         good_flows(lab, &trust);
-        let process = Process::of(&gateway);
-        let (descriptors, memory) = (process.descriptors(), process.memory());
+        let memory = process.memory();
 
         let whole = hello(&trust, Some("allowed.example"));
         let half = &whole[..whole.len() - 1];
         let large =
-            [&[0x16, 3, 1, 0x40, 0, 1, 0, 0xf0, 0][..], &vec![7; 16_379], &[0x16, 3, 1, 0x40, 0], &vec![7; 14_000]];
+            [&[0x16, 3, 1, 0x40, 0, 1, 0, 0xf0, 0][..], &vec![7; 16_380], &[0x16, 3, 1, 0x40, 0], &vec![7; 14_000]];
         let large = large.concat();
         let slow: Vec<TcpStream> = (0..SLOW)
             .map(|n| {
@@ -47,7 +49,7 @@ fn half_sent_hellos_end_at_the_deadline_hold_little_and_harm_no_flow_beside_them
                 stream
             })
             .collect();
-        until("all are held", || process.descriptors() >= descriptors + SLOW);
+        until("all are held", || process.sockets().checked_sub(sockets), |held| *held >= Some(SLOW));
         good_flows(lab, &trust);
         let grown = process.memory().saturating_sub(memory);
         assert!(grown <= SLOW as u64 * MOST_HELD, "{grown} octets for {SLOW} flows");
@@ -64,7 +66,7 @@ fn half_sent_hellos_end_at_the_deadline_hold_little_and_harm_no_flow_beside_them
         }
         let sources: Vec<SocketAddr> = slow.iter().map(|stream| stream.local_addr().unwrap()).collect();
         drop(slow);
-        until("descriptors are back at their base", || process.descriptors() <= descriptors);
+        until("sockets are back at their base", || process.sockets(), |now| *now <= sockets);
         good_flows(lab, &trust);
         let records = gateway.stop().records();
         let last = sources.last().unwrap();
@@ -99,8 +101,11 @@ impl Process {
         Self(PathBuf::from(format!("/proc/{}", gateway.enforcer.pid().as_raw_nonzero())))
     }
 
-    fn descriptors(&self) -> usize {
-        std::fs::read_dir(self.0.join("fd")).unwrap().count()
+    /// Open sockets: pipes are kept for the next flow, and few.
+    fn sockets(&self) -> usize {
+        let targets =
+            std::fs::read_dir(self.0.join("fd")).unwrap().filter_map(|fd| fd.unwrap().path().read_link().ok());
+        targets.filter(|target| target.to_string_lossy().starts_with("socket:")).count()
     }
 
     /// Resident memory in octets.
@@ -111,11 +116,15 @@ impl Process {
     }
 }
 
-/// Asks again and again, and fails if it never comes.
-fn until(what: &str, mut is_so: impl FnMut() -> bool) {
+/// Asks again and again, and fails if what is wanted never comes.
+fn until<T: Debug>(what: &str, mut ask: impl FnMut() -> T, is_so: impl Fn(&T) -> bool) {
     let begun = Instant::now();
-    while !is_so() {
-        assert!(begun.elapsed() < DEADLINE, "in vain: {what}");
+    loop {
+        let now = ask();
+        if is_so(&now) {
+            return;
+        }
+        assert!(begun.elapsed() < DEADLINE, "in vain: {what}; at the last {now:?}");
         std::thread::yield_now();
     }
 }

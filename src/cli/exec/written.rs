@@ -77,6 +77,11 @@ pub(super) fn learned(tally: &Tally, command: &str) -> String {
         let _ = writeln!(text, "#   {whom}  {}{port}  {} flows", partner.protocol, dealings.allowed);
         entries.insert(whom);
     }
+    for name in tally.resolved() {
+        if entries.insert(name.to_owned()) {
+            let _ = writeln!(text, "#   {name}  resolved, and not connected to");
+        }
+    }
     let lists = [("allowed", "allow", entries.into_iter().collect())];
     text + "\n" + &written(&lists, true, "block", "")
 }

@@ -59,6 +59,11 @@ impl Tally {
         self.partners.iter()
     }
 
+    /// The names that DNS gave addresses for, connected to or not.
+    pub fn resolved(&self) -> BTreeSet<&str> {
+        self.names.values().map(String::as_str).collect()
+    }
+
     fn record(&mut self, record: &Record) -> io::Result<()> {
         if let Some(file) = &mut self.records {
             self.line.clear();

@@ -1,6 +1,6 @@
 //! The flows of one worker, and what they share.
 
-use super::Flow;
+use super::flow::Flow;
 use crate::sys::pipe::Pool;
 
 #[derive(Debug)]

@@ -2,7 +2,7 @@
 
 use std::time::SystemTime;
 
-use super::expression::{self, add_verdict};
+use super::expression;
 use super::list;
 use super::message::{
     APPEND, CREATE, DELETE_CHAIN, DELETE_ELEMENT, DELETE_RULE, DELETE_SET, DELETE_TABLE, GET_ELEMENT, Message,
@@ -90,18 +90,15 @@ fn new_counter() -> Message {
 fn new_set(set: &Set, id: u32) -> Message {
     const CONSTANT: u32 = 0x2;
     const INTERVAL: u32 = 0x4;
-    const MAP: u32 = 0x8;
     const TIMEOUT: u32 = 0x10;
     const EVAL: u32 = 0x20;
     const CONCAT: u32 = 0x80;
-    const VERDICT_TYPE: u32 = 0xffff_ff00;
 
     let concatenated = if set.key.len() > 1 { CONCAT } else { 0 };
     let flags = concatenated
         | match set.kind {
             SetKind::Hash => 0,
             SetKind::Interval => INTERVAL | CONSTANT,
-            SetKind::VerdictMap => MAP,
             SetKind::Ending => TIMEOUT,
             SetKind::Dynamic { .. } => TIMEOUT | EVAL,
             SetKind::Counted { .. } => EVAL,
@@ -110,17 +107,7 @@ fn new_set(set: &Set, id: u32) -> Message {
     message.text(2, &set.name);
     message.u32(3, flags);
     message.u32(4, set.key.iter().fold(0, |types, field| (types << 6) | type_number(*field)));
-    message.u32(
-        5,
-        match set.key[..] {
-            [one] => width(one),
-            ref parts => parts.iter().map(|field| padded(*field)).sum(),
-        },
-    );
-    if set.kind == SetKind::VerdictMap {
-        message.u32(6, VERDICT_TYPE);
-        message.u32(7, 0);
-    }
+    message.u32(5, set.key.iter().map(|field| padded(*field)).sum());
     message.nest(9, |description| {
         if let SetKind::Dynamic { size, .. } | SetKind::Counted { size } = set.kind {
             description.u32(1, size);
@@ -253,9 +240,6 @@ fn change_entries(kind: u16, flags: u16, set: &str, entries: &[(Datum, Option<u6
 
 fn add_element(own: &mut Message, element: &Element, timeout: Option<u64>) {
     own.nest(1, |key| key.bytes(1, &key_bytes(&element.key)));
-    if let Some(verdict) = &element.verdict {
-        own.nest(2, |data| add_verdict(data, verdict));
-    }
     if let Some(timeout) = timeout {
         own.u64(4, timeout);
     }

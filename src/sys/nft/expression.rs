@@ -85,7 +85,7 @@ pub(super) fn add(list: &mut Message, expression: &Expression) {
         Expression::DestinationIsLocal => match_local_destination(list),
         Expression::InSet { key, set, negate } => {
             load_key(list, key);
-            lookup(list, set, None, *negate);
+            lookup(list, set, *negate);
         }
         Expression::Refresh { key, set } => {
             load_key(list, key);
@@ -94,10 +94,6 @@ pub(super) fn add(list: &mut Message, expression: &Expression) {
         Expression::Forget { key, set } => {
             load_key(list, key);
             change_set(list, set, DELETE);
-        }
-        Expression::VerdictMap { key, map } => {
-            load_key(list, key);
-            lookup(list, map, Some(VERDICT_REGISTER), false);
         }
         Expression::SetMark(mark) => {
             immediate(list, FIRST, &mark.to_ne_bytes());
@@ -130,8 +126,8 @@ pub(super) fn add(list: &mut Message, expression: &Expression) {
     }
 }
 
-/// The verdict as data, in rules and in elements of maps.
-pub(super) fn add_verdict(data: &mut Message, verdict: &Verdict) {
+/// The verdict as data.
+fn add_verdict(data: &mut Message, verdict: &Verdict) {
     const DROP: i32 = 0;
     const ACCEPT: i32 = 1;
     const JUMP: i32 = -3;
@@ -283,14 +279,11 @@ fn tproxy(list: &mut Message, family: Family, port: u16) {
     });
 }
 
-fn lookup(list: &mut Message, set: &str, into: Option<u32>, negate: bool) {
+fn lookup(list: &mut Message, set: &str, negate: bool) {
     const INVERT: u32 = 1;
     named(list, "lookup", |lookup| {
         lookup.text(1, set);
         lookup.u32(2, FIRST);
-        if let Some(register) = into {
-            lookup.u32(3, register);
-        }
         if negate {
             lookup.u32(5, INVERT);
         }

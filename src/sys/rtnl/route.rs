@@ -69,7 +69,8 @@ impl Rtnl {
         self.change(operation, RouteNetlinkMessage::NewRoute(message), NLM_F_CREATE | NLM_F_EXCL, &[libc::EEXIST])
     }
 
-    /// Where this host sends packets of the family to others: the prefixes of its unicast routes, of any table.
+    /// Where packets of the family can be sent from here: the prefixes of unicast routes, of any table, and of whole
+    /// networks that are local.
     pub fn reachable(&mut self, family: Family) -> Result<Vec<IpNet>, RtnlError> {
         let request = route(default_of(family), u32::from(RouteHeader::RT_TABLE_UNSPEC));
         let operation = || format!("list {family} routes");
@@ -207,7 +208,13 @@ fn read_rule(family: Family, message: &RouteNetlinkMessage) -> Option<FwmarkRule
 
 fn unicast(family: Family, message: &RouteNetlinkMessage) -> Option<IpNet> {
     let RouteNetlinkMessage::NewRoute(route) = message else { return None };
-    if route.header.kind != RouteType::Unicast || route.header.address_family != family.into() {
+    let prefix = route.header.destination_prefix_length;
+    let leads_on = match route.header.kind {
+        RouteType::Unicast => true,
+        RouteType::Local => IpNet::max_prefix_len(&default_of(family)) > prefix,
+        _ => false,
+    };
+    if !leads_on || route.header.address_family != family.into() {
         return None;
     }
     let destination = route.attributes.iter().find_map(|attribute| match attribute {
@@ -216,7 +223,7 @@ fn unicast(family: Family, message: &RouteNetlinkMessage) -> Option<IpNet> {
         _ => None,
     });
     match destination {
-        Some(address) => IpNet::new(address, route.header.destination_prefix_length).ok(),
+        Some(address) => IpNet::new(address, prefix).ok(),
         None => Some(default_of(family)),
     }
 }

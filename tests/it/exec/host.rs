@@ -234,6 +234,7 @@ fn answer(query: &[u8]) -> Vec<u8> {
     match message.queries[0].name().to_ascii().to_lowercase().trim_end_matches('.') {
         "allowed.example" => answered(query, 60, ALLOWED, ALLOWED_V6),
         "other.example" => answered(query, 60, OTHER, OTHER_V6),
+        "unvisited.example" => answered(query, 60, "198.51.100.3", "2001:db8:a::3"),
         _ => {
             let mut message = message.into_response();
             message.metadata.response_code = ResponseCode::NXDomain;
