@@ -38,7 +38,7 @@ def rows(path):
 
 def sound(expected, form, build):
     """The octets of a form; and, if it is well formed, of its twin, which has an innocent name and must pass."""
-    twin = form.replace("blocked", "allowed").replace("BLOCKED", "ALLOWED")
+    twin = re.sub("[Bb]locked", "allowed", form).replace("BLOCKED", "ALLOWED")
     must_pass = twin != form and not {"unreadable", "more"} & set(expected.split())
     return [build(form)], [build(twin)] if must_pass else None
 
@@ -160,71 +160,83 @@ def http2_recipe(recipe):
     return octets
 
 
-def forms(protocol):
-    """What is delivered to a server of this protocol: `(what, sends, sends of the twin)`. It may answer between sends."""
-    if protocol == "tls":
-        for expected, what, form in rows("../data/hostile-tls.txt"):
-            for kind in ("bare", "serious"):
-                yield f"{what} ({kind})", *sound(expected, form, lambda form: tls_recipe(form, kind == "serious"))
-        a, b = b"allowed.example", b"blocked.example"
-        yield "a second hello with another name", retried(a, b)
-        yield "a second hello with another name, without change_cipher_spec", retried(a, b, b"")
-        yield "a second hello with another name, at once", [b"".join(retried(a, b))]
-        yield "a second hello with a name where the first had none", retried(b"192.0.2.1", b)
-        psk = extension(0x002A, b"") + extension(0x0029, vec16(vec16(b"ticket") + bytes(4)) + vec16(b"\x20" + bytes(32)))
-        early = b"\x17\x03\x03" + vec16(bytes(60))
-        yield "a second hello behind early data", retried(a, b, early, psk)
-        yield "a second hello behind early data, at once", [b"".join(retried(a, b, early, psk))]
-        yield "a hello of SSL 2 and one of TLS behind it", [SSL2 + tls_recipe("sni=blocked.example", True)]
-        for major, minor in ((3, 1), (3, 2), (3, 3)):
-            version = bytes([major, minor]).hex()
-            yield f"records of {version} for a hello without TLS 1.3", [
-                tls_recipe(f"version={version} ext=002b,020303 sni=blocked.example", True)
-            ]
-    elif protocol == "http":
-        for expected, what, form in rows("../data/hostile-http.txt"):
-            yield what, *sound(expected, form, unescape)
-        for expected, what, form in rows("../data/request-streams.txt"):
-            yield f"stream: {what}", *sound(expected, form.replace("a.example", "allowed.example"), unescape)
-        ask = b"GET / HTTP/1.1\r\nHost: %s\r\n%s\r\n"
-        for first in (b"", b"Connection: keep-alive, Upgrade\r\nUpgrade: websocket\r\n", H2C):
-            yield f"kept alive behind {first[:30]!r}", [ask % (b"allowed.example", first), ask % (b"blocked.example", b"")]
-        for method in ("GET", "HEAD", "POST", "PUT", "DELETE", "OPTIONS", "TRACE", "FROB"):
-            for body in ("Content-Length: 41", "Transfer-Encoding: chunked", "Content-Length: 41\r\nExpect: 100-continue"):
-                inside = ask % (b"blocked.example", b"")
-                if body.startswith("T"):
-                    inside = b"29\r\n" + inside + b"\r\n0\r\n\r\n"
-                head = f"{method} / HTTP/1.1\r\nHost: allowed.example\r\n{body}\r\n\r\n".encode()
-                yield f"a request inside the body of {method}, {body!r}", [head + inside]
-                yield f"a request inside the later body of {method}, {body!r}", [head, inside]
-                old = head.replace(b"HTTP/1.1", b"HTTP/1.0").replace(b"Host", b"Connection: keep-alive\r\nHost")
-                yield f"a request inside the body of {method} in HTTP/1.0, {body!r}", [old + inside]
-        for upgrade in (b"Connection: Upgrade\r\nUpgrade: websocket\r\n", H2C):
-            both = [ask % (b"allowed.example", upgrade), ask % (b"blocked.example", b"")]
-            yield f"pipelined behind {upgrade[:30]!r}", [b"".join(both)]
-            yield f"pipelined as the second, {upgrade[:30]!r}", [ask % (b"allowed.example", b"") + b"".join(both)]
-        for what, frames in (
-            ("the first request of the preface", r"1.5.3=\x82\x86\x84\x41\x0fblocked.example"),
-            ("a later one", r"1.5.3=\x82\x86\x84\x01\x0fallowed.example 1.5.5=\x82\x86\x84\x41\x0fblocked.example"),
-        ):
-            yield f"upgraded to HTTP/2, {what}", [ask % (b"allowed.example", H2C), http2_recipe(frames)]
-            yield f"upgraded to HTTP/2 at once, {what}", [ask % (b"allowed.example", H2C) + http2_recipe(frames)]
-        yield "half a method, then the rest", [b"GE", b"T / HTTP/1.1\r\nHost: blocked.example\r\n\r\n"]
-        yield "an empty line, then the rest", [b"\r\n", b"GET / HTTP/1.1\r\nHost: blocked.example\r\n\r\n"]
-        yield "a request without a name, then one with it", [b"GET / HTTP/1.0\r\nConnection: keep-alive\r\n\r\n", ask % (b"blocked.example", b"")]
-        yield "expectation, then a body, then another request", [
-            b"POST / HTTP/1.1\r\nHost: allowed.example\r\nExpect: 100-continue\r\nContent-Length: 3\r\n\r\n",
-            b"abc" + ask % (b"blocked.example", b""),
-        ]
-        yield "HEAD, then another request", [b"HEAD" + (ask % (b"allowed.example", b""))[3:] + ask % (b"blocked.example", b"")]
-        yield "CONNECT, then another request", [b"CONNECT allowed.example:80 HTTP/1.1\r\nHost: allowed.example:80\r\n\r\n", ask % (b"blocked.example", b"")]
-    else:
-        for expected, what, form in rows("hostile-http2.txt"):
-            yield what, *sound(expected, form, http2_recipe)
+def tls_forms():
+    """Like all of these: `(what, sends, sends of the twin or None)`. A server may answer between two sends."""
+    for expected, what, form in rows("../data/hostile-tls.txt"):
+        for kind in ("bare", "serious"):
+            yield f"{what} ({kind})", *sound(expected, form, lambda form: tls_recipe(form, kind == "serious"))
+    a, b = b"allowed.example", b"blocked.example"
+    psk = extension(0x002A, b"") + extension(0x0029, vec16(vec16(b"ticket") + bytes(4)) + vec16(b"\x20" + bytes(32)))
+    early = b"\x17\x03\x03" + vec16(bytes(60))
+    second = "a second hello with another name"
+    yield second, retried(a, b), retried(a, a)
+    yield f"{second}, without change_cipher_spec", retried(a, b, b""), retried(a, a, b"")
+    yield f"{second}, at once", [b"".join(retried(a, b))], None
+    yield f"{second}, where the first had none", retried(b"192.0.2.1", b), None
+    yield f"{second}, behind early data", retried(a, b, early, psk), retried(a, a, early, psk)
+    yield f"{second}, behind early data, at once", [b"".join(retried(a, b, early, psk))], None
+    yield "a hello of SSL 2 and one of TLS behind it", [SSL2 + tls_recipe("sni=blocked.example", True)], None
+    for version in ("0301", "0302", "0303"):
+        recipe = f"version={version} ext=002b,020303 sni=blocked.example"
+        yield f"records of {version}, no TLS 1.3", *sound("", recipe, lambda recipe: tls_recipe(recipe, True))
 
 
+def http_forms():
+    for expected, what, form in rows("../data/hostile-http.txt"):
+        yield what, *sound(expected, form, unescape)
+    for expected, what, form in rows("../data/request-streams.txt"):
+        yield f"stream: {what}", *sound(expected, form.replace("a.example", "allowed.example"), unescape)
+    for what, sends in later_requests():
+        twin = [BLOCKED.sub(b"allowed.example", octets) for octets in sends]
+        yield what, sends, twin if what.startswith("kept alive") else None
+
+
+def later_requests():
+    """A blocked name in a later request, or in what only looks like a body."""
+    ask = lambda name, fields="", method="GET": f"{method} / HTTP/1.1\r\nHost: {name}\r\n{fields}\r\n".encode()
+    good, bad = ask("allowed.example"), ask("blocked.example")
+    websocket = "Connection: Upgrade\r\nUpgrade: websocket\r\n"
+    h2c = "Connection: Upgrade, HTTP2-Settings\r\nUpgrade: h2c\r\nHTTP2-Settings: AAMAAABkAAQAAP__\r\n"
+    yield "kept alive", [good, bad]
+    for word, fields in (("websocket", websocket), ("h2c", h2c)):
+        upgrade = ask("allowed.example", fields)
+        yield f"kept alive behind a refused upgrade to {word}", [upgrade, bad]
+        yield f"pipelined behind an upgrade to {word}", [upgrade + bad]
+        yield f"pipelined behind a later upgrade to {word}", [good + upgrade + bad]
+    for word, frames in (
+        ("first", r"1.5.3=\x82\x86\x84\x41\x0fblocked.example"),
+        ("second", r"1.5.3=\x82\x86\x84\x01\x0fallowed.example 1.5.5=\x82\x86\x84\x41\x0fblocked.example"),
+    ):
+        upgrade = ask("allowed.example", h2c)
+        yield f"upgraded to HTTP/2, its {word} request", [upgrade, http2_recipe(frames)]
+        yield f"upgraded to HTTP/2 at once, its {word} request", [upgrade + http2_recipe(frames)]
+    for method in ("GET", "HEAD", "POST", "PUT", "DELETE", "OPTIONS", "TRACE", "FROB"):
+        for length in ("Content-Length: 41\r\n", "Transfer-Encoding: chunked\r\n", "Content-Length: 41\r\nExpect: 100-continue\r\n"):
+            head = ask("allowed.example", length, method)
+            body = b"29\r\n" + bad + b"\r\n0\r\n\r\n" if length.startswith("T") else bad
+            old = head.replace(b"HTTP/1.1", b"HTTP/1.0").replace(b"Host", b"Connection: keep-alive\r\nHost")
+            what = f"{method}, {length.split()[-1]}"
+            yield f"a request inside the body, {what}", [head + body]
+            yield f"a request inside the body, a little later, {what}", [head, body]
+            yield f"a request inside the body, HTTP/1.0, {what}", [old + body]
+    yield "half a method, then the rest", [bad[:2], bad[2:]]
+    yield "an empty line, then the rest", [b"\r\n", bad]
+    yield "a request without a name, then one with it", [b"GET / HTTP/1.0\r\nConnection: keep-alive\r\n\r\n", bad]
+    yield "expectation, then a body, then another request", [
+        ask("allowed.example", "Expect: 100-continue\r\nContent-Length: 3\r\n", "POST"),
+        b"abc" + bad,
+    ]
+    yield "HEAD, then another request", [ask("allowed.example", "", "HEAD") + bad]
+    yield "CONNECT, then another request", [ask("allowed.example:80", "", "CONNECT").replace(b" / ", b" allowed.example:80 "), bad]
+
+
+def http2_forms():
+    for expected, what, form in rows("hostile-http2.txt"):
+        yield what, *sound(expected, form, http2_recipe)
+
+
+FORMS = {"tls": tls_forms, "http": http_forms, "http2": http2_forms}
 SSL2 = bytes.fromhex("802e0103010015000000100100800200800300800400800500800600400700c0") + b"\x07" * 16
-H2C = b"Connection: Upgrade, HTTP2-Settings\r\nUpgrade: h2c\r\nHTTP2-Settings: AAMAAABkAAQAAP__\r\n"
 
 
 # Delivery
@@ -260,6 +272,10 @@ def answer(stream):
             stream.settimeout(PAUSE)
     except TimeoutError:
         pass
+    except ConnectionResetError:
+        # What came before it counts.
+        if not octets:
+            raise
     return octets
 
 
@@ -271,18 +287,19 @@ def deliver_to(server):
     """Every form to one server, one after another, with what its log says of each."""
     name, protocol, address, port, log = server.split()
     results, asked = [], ASKED.get(protocol, BLOCKED)
-    for what, sends, *twin in forms(protocol):
+    for what, sends, twin in FORMS[protocol]():
         for way in ("whole", "octets"):
             if way == "octets" and sum(map(len, sends)) > 700:
                 continue
-            for which, octets in [("form", sends)] + [("twin", twin[0])] * (way == "whole" and any(twin)):
+            for which, octets in [("form", sends)] + [("twin", twin)] * (way == "whole" and twin is not None):
                 before = os.path.getsize(log)
                 outcome = deliver_form(address, int(port), octets, way == "octets")
                 with open(log, "rb") as file:
                     file.seek(before)
                     is_served = asked.search(file.read()) is not None
                 results.append("\t".join([name, what, way, which, outcome, "SERVED" if is_served else "-"]))
-    time.sleep(0.3)
+    # One of them writes its log every four seconds.
+    time.sleep(4.5)
     with open(log, "rb") as file:
         results.append(f"{name}\tall\tlog\tform\t-\t{len(asked.findall(file.read()))}")
     return results
@@ -309,9 +326,11 @@ def compare(direct, gateway):
         if key[3] == "twin" and direct.get(key, [""])[0] == "answer" and outcome != "answer":
             print("REFUSED", *key, outcome, sep="\t")
     for server in sorted({key[0] for key in direct}):
-        of = lambda results: sum(1 for key, value in results.items() if key[0] == server and value[1] == "SERVED")
+        forms = lambda results: sum(1 for key, value in results.items() if key[0] == server and value[1] == "SERVED")
+        lines = lambda results: results[server, "all", "log", "form"][1]
         sent = sum(1 for key in gateway if key[0] == server and key[3] == "form") - 1
-        print("server", server, f"forms {sent}", f"served without the gateway {of(direct)}", f"through it {of(gateway)}", sep="\t")
+        what = [f"served without the gateway {forms(direct)}", f"through it {forms(gateway)}"]
+        print("server", server, f"forms {sent}", *what, f"names in its log {lines(direct)}, {lines(gateway)}", sep="\t")
 
 
 if __name__ == "__main__":

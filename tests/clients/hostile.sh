@@ -125,20 +125,22 @@ CONF
 fi
 ready "$work/servers"
 
-on server python3 hostile.py deliver "$work/servers" "$work/direct"
+on server python3 hostile.py deliver "$work/servers" "$work/direct" || exit 1
 for log in "$work"/*.log; do [ -L "$log" ] || : > "$log"; done
 configuration=$work/hostile.toml
 { cat gateway.toml; printf '%s\n' 'tls_ports = [443, 4433]' 'timeout = "500ms"'; } > "$configuration"
 gateway_up explicit
-on client python3 hostile.py deliver "$work/servers" "$work/through"
+on client python3 hostile.py deliver "$work/servers" "$work/through" || exit 1
 gateway_down
 python3 hostile.py compare "$work/direct" "$work/through" > "$work/table"
 cat "$work/table"
 [ -z "${TIDEGATE_KEEP:-}" ] || cp -r "$work" "$TIDEGATE_KEEP"
-while IFS=$'\t' read -r _ server _ direct through; do
-  check "$server, forms served through the gateway" "through it 0" "$through"
-  check "$server, forms served without it" yes "$([ "${direct##* }" -gt 5 ] && echo yes || echo "$direct")"
+while IFS=$'\t' read -r _ server _ _ through lines; do
+  lines=${lines#names in its log }
+  check "$server, forms served through the gateway" "through it 0, 0" "$through, ${lines#*, }"
+  check "$server serves blocked names without it" yes "$([ "${lines%,*}" -gt 20 ] && echo yes || echo "$lines")"
 done < <(grep '^server' "$work/table")
+check "servers" "$(grep -c . "$work/servers")" "$(grep -c '^server' "$work/table")"
 check "forms served, by the whole of every log" 0 "$(grep -c '^SERVED' "$work/table")"
 check "innocent twins of well-formed forms refused" 0 "$(grep -c '^REFUSED' "$work/table")"
 finish
