@@ -15,6 +15,7 @@ use tidegate::list::{List, ListVerdict};
 use tidegate::name::Pattern;
 use tidegate::peek::Discovery;
 use tidegate::peek::tcp::{Limits, Step, TcpPeek};
+use tidegate::peek::udp::{self, UdpPeek};
 use tidegate::policy::judge::{Binding, Facts, judge};
 use tidegate::policy::network::*;
 use tidegate::policy::rules::Policy;
@@ -42,6 +43,24 @@ fn main() {
             judge(network, Direction::Outbound, &facts(&discovery))
         });
     }
+    row_of_quic(&snapshot, client);
+}
+
+/// From the datagram that completes a hello to its verdict.
+fn row_of_quic(snapshot: &Snapshot, client: IpAddr) {
+    let flights = include_str!("../tests/data/quic-flights.txt");
+    let flight = flights.lines().find(|line| line.starts_with("www.google.com ")).unwrap();
+    let hex = flight.split(' ').nth(3).unwrap();
+    let datagram: Vec<u8> =
+        (0..hex.len()).step_by(2).map(|at| u8::from_str_radix(&hex[at..at + 2], 16).unwrap()).collect();
+    let budget = udp::Budget { packets: 5, connections: 8, fingerprints: true };
+    let (now, mut scratch) = (Instant::now(), Vec::new());
+    row("QUIC: peek and judgement, fingerprints: true", Some(50_000.0), || {
+        let reading = UdpPeek::default().datagram(&datagram, now, &budget, &mut scratch);
+        let (_, discovery) = reading.judge.unwrap();
+        let network = snapshot.network_of(client, 17, Some(443)).unwrap();
+        judge(network, Direction::Outbound, &facts(&discovery))
+    });
 }
 
 fn facts(discovery: &Discovery) -> Facts<'_> {
