@@ -6,6 +6,7 @@
 //! Fails safe: what is no list, or is suddenly a tenth of what it was, changes nothing, and is said and counted (SPEC
 //! V4). A reload takes a file as it is: whoever asks for one has looked.
 
+use std::collections::HashSet;
 use std::io;
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
@@ -44,8 +45,10 @@ impl Keeper {
     pub(crate) fn start(sources: &[ListSource], telemetry: &Telemetry, to: &mpsc::Sender<Fresh>) -> Self {
         let mut tasks = JoinSet::new();
         let permits = Arc::new(Semaphore::new(FETCHES_AT_ONCE));
+        // Two lists may be one copy in two roles.
+        let mut copies = HashSet::new();
         for source in sources {
-            if let Some(remote) = &source.remote {
+            if let Some(remote) = source.remote.as_ref().filter(|remote| copies.insert(&remote.copy.path)) {
                 tasks.spawn(fetch(source.clone(), remote.clone(), telemetry.clone(), permits.clone()));
             }
         }

@@ -217,6 +217,50 @@ fn a_large_list_is_built_once_and_a_damaged_build_is_made_again() {
 }
 
 #[test]
+fn a_feed_is_fetched_by_build_and_not_by_check() {
+    let (folder, web) = (tempfile::tempdir().unwrap(), crate::web::Web::start());
+    web.answer(crate::web::Answer::file("a.example\nfed.example\n"));
+    let config = folder.path().join("tidegate.toml");
+    let text = format!(
+        r#"
+        name = "e"
+        [[list]]
+        name = "feed"
+        verdict = "block"
+        url = "{}"
+        [[policy]]
+        name = "out"
+        default = "allow"
+        lists = ["feed"]
+        [[network]]
+        name = "n"
+        ips = [{{ ip = "10.0.0.0", maskbits = 8 }}]
+        outbound = {{ policy = "out" }}
+        "#,
+        web.url()
+    );
+    std::fs::write(&config, text).unwrap();
+    let run = |args: &[&str]| {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_tidegate"));
+        command.args(args).arg("--config").arg(&config).env("CACHE_DIRECTORY", folder.path().join("cache"));
+        let output = command.output().unwrap();
+        assert!(output.status.success(), "{output:?}");
+        [output.stdout, output.stderr].map(|octets| String::from_utf8(octets).unwrap())
+    };
+    let [checked, warned] = run(&["check"]);
+    assert!(warned.contains("the list `feed` has not been fetched yet"), "{warned}");
+    assert!(checked.contains("(0 names, 0 prefixes)") && web.requests().is_empty(), "{checked}");
+
+    let [built, _] = run(&["list", "build"]);
+    assert!(built.starts_with("feed: ") && built.ends_with(".list: held in memory\n"), "{built}");
+    let [found, _] = run(&["list", "find", "fed.example"]);
+    assert!(found.contains(".list:2: fed.example\n"), "{found}");
+    let [checked, warned] = run(&["check"]);
+    assert!(checked.contains("(2 names, 0 prefixes)") && !warned.contains("not been fetched"), "{checked}{warned}");
+    assert_eq!(web.requests().len(), 1);
+}
+
+#[test]
 fn report_resolvers_counts_who_asked_whom_in_files_and_on_standard_input() {
     let folder = tempfile::tempdir().unwrap();
     let record = |source: &str, destination: &str, protocol: &str, reason: &str| {

@@ -230,11 +230,11 @@ fn what_is_known_of_one_file_says_nothing_of_another() {
 }
 
 #[test]
-fn two_processes_do_not_fetch_one_list_at_once() {
+fn one_list_is_not_fetched_twice_at_once() {
     let place = Place::with_copy();
     let lock = std::fs::File::open(place.copy.path.with_extension("lock")).unwrap();
     lock.lock().unwrap();
-    assert_eq!(place.fetch().unwrap_err().to_string(), "another process is fetching it");
+    assert_eq!(place.fetch().unwrap_err().to_string(), "another fetch of it is under way");
     drop(lock);
     place.web.answer(Answer::file(&names(120)));
     place.fetch().unwrap();

@@ -296,3 +296,40 @@ fn a_configuration_that_would_not_judge_the_command_is_refused() {
         assert_eq!(vain.status, Some(2), "{vain:?}");
     });
 }
+
+#[test]
+fn a_list_that_changes_while_the_command_runs_judges_its_next_flows() {
+    in_lab(|lab| {
+        let host = Host::new(lab);
+        let (config, feed) = (host.folder().join("tidegate.toml"), host.folder().join("feed.txt"));
+        std::fs::write(&feed, "blocked.example\n").unwrap();
+        std::fs::write(
+            &config,
+            r#"
+            name = "e"
+            [[list]]
+            name = "feed"
+            verdict = "block"
+            file = "feed.txt"
+            [[policy]]
+            name = "out"
+            default = "allow"
+            lists = ["feed"]
+            [[network]]
+            name = "command"
+            ips = [{ ip = "10.0.0.0", maskbits = 8 }]
+            outbound = { policy = "out", drop = "tcp-reset" }
+            [network.inspection]
+            type = "prefer-both"
+            "#,
+        )
+        .unwrap();
+        let asked = format!("http {ALLOWED} 80 other.example");
+        let steps = [asked.as_str(), "say ready", &format!("until refused {asked}"), "tcp4 allowed.example 7000"];
+        let mut running = host.start(&["--config", config.to_str().unwrap()], &steps);
+        assert_eq!(running.result("ready"), ["heard"]);
+        std::fs::write(&feed, "blocked.example\nother.example\n").unwrap();
+        let done = running.finish();
+        assert_eq!(done.results, ["heard", "ready", "refused", "heard"], "{done:?}");
+    });
+}

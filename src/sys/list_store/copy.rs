@@ -145,14 +145,14 @@ impl Copy {
         Some(Good { entries: report.taken, ends_with_newline: report.ends_with_newline })
     }
 
-    /// Held by whoever fetches, of all processes.
+    /// Held by the one that fetches, of all processes and threads.
     fn lock(&self) -> Result<File, Why> {
         let path = self.path.with_extension("lock");
         let file = OpenOptions::new().write(true).create(true).truncate(false).mode(0o600).open(path);
         let file = file.map_err(not_kept)?;
         match file.try_lock() {
             Ok(()) => Ok(file),
-            Err(fs::TryLockError::WouldBlock) => Err(Why::Failed("another process is fetching it".into())),
+            Err(fs::TryLockError::WouldBlock) => Err(Why::Failed("another fetch of it is under way".into())),
             Err(fs::TryLockError::Error(error)) => Err(not_kept(error)),
         }
     }

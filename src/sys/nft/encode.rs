@@ -107,7 +107,13 @@ fn new_set(set: &Set, id: u32) -> Message {
     message.text(2, &set.name);
     message.u32(3, flags);
     message.u32(4, set.key.iter().fold(0, |types, field| (types << 6) | type_number(*field)));
-    message.u32(5, set.key.iter().map(|field| padded(*field)).sum());
+    message.u32(
+        5,
+        match set.key[..] {
+            [one] => width(one),
+            ref parts => parts.iter().map(|field| padded(*field)).sum(),
+        },
+    );
     message.nest(9, |description| {
         if let SetKind::Dynamic { size, .. } | SetKind::Counted { size } = set.kind {
             description.u32(1, size);

@@ -4,7 +4,7 @@ use std::io::{self, Read, Write};
 use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream, ToSocketAddrs, UdpSocket};
 use std::os::linux::net::SocketAddrExt;
 use std::os::unix::net::UnixStream;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use hickory_proto::rr::RecordType;
 use nix::sys::signal::{Signal, raise};
@@ -38,6 +38,16 @@ fn take(words: &[&str]) -> Option<String> {
             None
         }
         ["say", what] => said(what),
+        ["until", awaited, attempted @ ..] => {
+            let deadline = Instant::now() + 2 * PATIENCE;
+            loop {
+                let result = attempt(attempted);
+                if result == *awaited || Instant::now() > deadline {
+                    return said(result);
+                }
+                std::thread::sleep(Duration::from_millis(50));
+            }
+        }
         ["wait"] => loop {
             std::thread::park();
         },
