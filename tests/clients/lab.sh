@@ -33,6 +33,10 @@ on() { ip netns exec "$@"; }
 lab_up() {
   local host
   for host in client gateway server; do ip netns add $host && on $host ip link set lo up; done
+  # Link-local addresses are of use at once, or the first packets find no neighbour.
+  for host in client gateway server; do
+    on $host sh -c 'for of in all default; do echo 0 > /proc/sys/net/ipv6/conf/$of/accept_dad; done'
+  done
   link client 10.1.0.2/24 fd00:1::2/64 gateway 10.1.0.1/24 fd00:1::1/64
   link server 203.0.113.2/24 2001:db8::2/64 gateway 203.0.113.1/24 2001:db8::1/64
   for last in 10 20; do
