@@ -22,7 +22,6 @@ const ROWS: &[(&str, Refused, &str)] = &[
     ("gateway.recheck", As("true"), "ending live flows that a new configuration forbids"),
     ("policy.countries", Filled, "country rules"),
     ("policy.asns", Filled, "ASN rules"),
-    ("policy.fingerprints.alert", Always, "recording a fingerprint without acting on it"),
 ];
 
 /// What does not exist yet of this key with this value: `text` is its string or boolean, `filled` whether it is

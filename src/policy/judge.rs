@@ -108,7 +108,21 @@ fn unjudged() -> Verdict {
     by_ip(ip)
 }
 
+/// Whether a rule only wants to be told: the fingerprint is not the one that the policy expects for the name.
+pub fn alerts(policy: &Policy, discovery: &Discovery) -> bool {
+    any_rule(policy, discovery, |demand, same| demand == FingerprintDemand::Alert && !same)
+}
+
 fn refuses(policy: &Policy, discovery: &Discovery) -> bool {
+    any_rule(policy, discovery, |demand, same| match demand {
+        FingerprintDemand::Require => !same,
+        FingerprintDemand::Block => same,
+        FingerprintDemand::Alert => false,
+    })
+}
+
+/// Whether some rule for the flow's name holds, given its demand and whether the fingerprint is the rule's.
+fn any_rule(policy: &Policy, discovery: &Discovery, holds: impl Fn(FingerprintDemand, bool) -> bool) -> bool {
     let name = match &discovery.outcome {
         Outcome::Name(name) => Some(name),
         _ => None,
@@ -116,12 +130,7 @@ fn refuses(policy: &Policy, discovery: &Discovery) -> bool {
     policy.fingerprints.iter().any(|rule| {
         let applies = rule.domains.is_empty() || name.is_some_and(|name| rule.domains.iter().any(|p| p.matches(name)));
         let same = discovery.fingerprint.as_deref().is_some_and(|own| is(own, &rule.value));
-        applies
-            && match rule.demand {
-                FingerprintDemand::Require => !same,
-                FingerprintDemand::Block => same,
-                FingerprintDemand::Alert => false,
-            }
+        applies && holds(rule.demand, same)
     })
 }
 

@@ -8,7 +8,7 @@ use std::time::{Duration, Instant, SystemTime};
 use crate::name::DomainName;
 use crate::peek::{Discovery, Outcome, Unreadable, Via};
 use crate::policy::bindings::Bindings;
-use crate::policy::judge::{Binding, Facts, judge, refuse_resolver};
+use crate::policy::judge::{Binding, Facts, alerts, judge, refuse_resolver};
 use crate::policy::network::{Bind, Inspection, Mode, Network};
 use crate::policy::snapshot::Snapshot;
 use crate::policy::{ClientAddr, Direction, DomainVerdict, DropAction, IpVerdict, OrigDst, Reason, Transport, Verdict};
@@ -208,6 +208,8 @@ impl Flow {
             Binding::Match => "match",
             Binding::Mismatch | Binding::Unknown => "mismatch",
         });
+        let policy = by.network.rule(by.direction).map(|rule| &rule.policy);
+        record.alert = policy.filter(|policy| alerts(policy, discovery)).map(|_| "fingerprint");
         if let Outcome::Unreadable(why) = &discovery.outcome {
             record.detail = Some(why.to_string());
         }

@@ -80,6 +80,7 @@ impl Object<'_> {
             self.0.extend_from_slice(b"true");
         }
         self.some_text("binding", record.binding);
+        self.some_text("alert", record.alert);
         self.number("flow", record.flow);
         self.number("bytes_out", record.bytes_out);
         self.number("bytes_in", record.bytes_in);
@@ -237,6 +238,7 @@ mod tests {
         (record.list, record.action) = (Some("l".into()), Some("discard"));
         (record.ja3, record.ja4, record.ech, record.binding) =
             (Some("3".into()), Some("4".into()), true, Some("match"));
+        record.alert = Some("fingerprint");
         (record.flow, record.bytes_out, record.bytes_in) = (Some(42), Some(0), Some(u64::MAX));
         (record.duration_ms, record.closed_by) = (Some(1_000), Some("client"));
         record.dns = Some(Box::new(Dns {
@@ -253,7 +255,8 @@ mod tests {
                 r#""destination":"203.0.113.7","destination_port":443,"type":"TLS","domain":"www.example.com","#,
                 r#""ip_verdict":"allow","domain_verdict":"block","inspection":"explicit","verdict":"block","#,
                 r#""reason":"DOMAIN","detail":"d","list":"l","action":"discard","ja3":"3","ja4":"4","ech":true,"#,
-                r#""binding":"match","flow":42,"bytes_out":0,"bytes_in":18446744073709551615,"duration_ms":1000,"#,
+                r#""binding":"match","alert":"fingerprint","flow":42,"bytes_out":0,"bytes_in":18446744073709551615,"#,
+                r#""duration_ms":1000,"#,
                 r#""closed_by":"client","qtype":"TYPE65280","rcode":"NOERROR","#,
                 r#""answers":["192.0.2.1","2001:db8::1"],"resolver":"9.9.9.9:53"}"#,
                 "\n"

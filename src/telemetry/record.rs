@@ -43,6 +43,8 @@ pub struct Record {
     /// The hello carried an encrypted_client_hello extension.
     pub ech: bool,
     pub binding: Option<&'static str>,
+    /// `fingerprint`: not the one that the policy expects for the name, and only to be told (SPEC V10).
+    pub alert: Option<&'static str>,
     pub flow: Option<u64>,
     /// Octets from the client to the server.
     pub bytes_out: Option<u64>,
@@ -108,6 +110,7 @@ impl Record {
             ja4: None,
             ech: false,
             binding: None,
+            alert: None,
             flow: None,
             bytes_out: None,
             bytes_in: None,

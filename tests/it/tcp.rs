@@ -527,3 +527,26 @@ fn exchange(stream: TcpStream, send: u32, receive: u32, length: usize) {
     assert_eq!(received.len(), length);
     assert!(received.into_iter().eq(sequence(receive)), "octets were changed on the way");
 }
+
+#[test]
+fn a_fingerprint_that_is_only_to_be_told_passes_and_one_that_is_demanded_blocks() {
+    in_lab(|lab| {
+        let (_origins, trust) = servers(lab);
+        let expected = "3fed133de60c35724739b913924b6c24";
+        for (demand, verdict, alert) in [("alert", "allow", "fingerprint"), ("require", "block", "")] {
+            let rules = format!("[{{ domains = [\"allowed.example\"], {demand} = \"{expected}\" }}]");
+            let configuration = configuration("tcp-reset", "type = \"prefer-both\"")
+                .replace("default = \"allow\"", &format!("default = \"allow\"\nfingerprints = {rules}"));
+            let gateway = Gateway::start(lab, &configuration);
+            each_family(|family| {
+                let mut client = connect(lab, at(Site::A, family, 1, 443));
+                client.write_all(&hello(&trust, Some("allowed.example"))).unwrap();
+                let record = gateway.verdict_on(client.local_addr().unwrap());
+                assert_eq!(record["verdict"], verdict, "{record:#}");
+                assert_eq!(record["alert"].as_str().unwrap_or_default(), alert, "{record:#}");
+                assert_ne!(record["ja3"], expected);
+            });
+            gateway.stop();
+        }
+    });
+}
