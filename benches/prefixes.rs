@@ -154,6 +154,8 @@ fn ruleset(count: u32, more: Option<&str>) -> Ruleset {
         default: IpVerdict::Allow,
         lists: vec![Arc::new(list)],
         thresholds: Default::default(),
+        asns: None,
+        countries: None,
         fingerprints: Vec::new(),
     });
     let network = Network {

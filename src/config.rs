@@ -6,6 +6,7 @@
 mod contents;
 mod dns;
 mod document;
+mod geoip;
 mod inspection;
 pub mod limits;
 mod list;
@@ -22,16 +23,20 @@ mod tie;
 mod unbuilt;
 mod value;
 
+use std::fmt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
 use crate::list::List;
+use crate::list::geoip::Database;
 use crate::policy::network::{Network, Rule};
-use crate::policy::rules::Policy;
+use crate::policy::rules::{GeoRule, Policy};
 use crate::policy::snapshot::Snapshot;
 
 use document::Document;
+use geoip::Databases;
+pub use geoip::GeoSource;
 use limits::{GatewaySettings, Limits};
 use list::Slot;
 pub use mistake::{Mistake, Mistakes, Severity};
@@ -55,6 +60,8 @@ pub struct Loaded {
     pub lists: Vec<Arc<List>>,
     /// Where the entries of each list come from.
     pub list_sources: Vec<ListSource>,
+    /// The databases of countries and ASNs.
+    pub geoip: Vec<GeoSource>,
     pub gateway: GatewaySettings,
     pub limits: Limits,
     pub warnings: Mistakes,
@@ -67,28 +74,79 @@ impl Loaded {
         Snapshot::new(self.enforcer.clone(), generation, self.networks.clone())
     }
 
-    /// The same configuration with this in place of the list of its name.
-    pub fn with_list(&self, new: &Arc<List>) -> Self {
+    /// The same configuration with this in place of what it replaces.
+    pub fn with(&self, part: &Part) -> Self {
+        match part {
+            Part::List(list) => self.with_list(list),
+            Part::Database(database) => self.with_database(database),
+        }
+    }
+
+    fn with_list(&self, new: &Arc<List>) -> Self {
         let own = |list: &Arc<List>| if list.name == new.name { new.clone() } else { list.clone() };
-        let policy = |policy: &Arc<Policy>| match policy.lists.iter().any(|list| list.name == new.name) {
-            true => Arc::new(Policy { lists: policy.lists.iter().map(own).collect(), ..(**policy).clone() }),
-            false => policy.clone(),
+        let with_policies = self.with_policies(|policy| {
+            let named = policy.lists.iter().any(|list| list.name == new.name);
+            named.then(|| Policy { lists: policy.lists.iter().map(own).collect(), ..policy.clone() })
+        });
+        Self { lists: self.lists.iter().map(own).collect(), ..with_policies }
+    }
+
+    fn with_database(&self, new: &Arc<Database>) -> Self {
+        let mut made: Vec<GeoRule> = Vec::new();
+        let mut renewed = |rule: &Option<GeoRule>| {
+            let rule = rule.as_ref()?;
+            if rule.database.kind() != new.kind() {
+                return Some(rule.clone());
+            }
+            let rule = rule.renewed(new, &made);
+            made.push(rule.clone());
+            Some(rule)
         };
+        let with_policies = self.with_policies(|policy| {
+            let (asns, countries) = (renewed(&policy.asns), renewed(&policy.countries));
+            Some(Policy { asns, countries, ..policy.clone() })
+        });
+        let source = |source: &GeoSource| match source.database.kind() == new.kind() {
+            true => GeoSource { database: new.clone(), ..source.clone() },
+            false => source.clone(),
+        };
+        Self { geoip: self.geoip.iter().map(source).collect(), ..with_policies }
+    }
+
+    /// The same with these policies in the place of others; `None`: the policy stays what it is.
+    fn with_policies(&self, mut next: impl FnMut(&Policy) -> Option<Policy>) -> Self {
+        let mut policy = |policy: &Arc<Policy>| next(policy).map_or_else(|| policy.clone(), Arc::new);
         // A policy that is not among them stays what it is.
         let replaced: Vec<_> = self.policies.iter().map(|old| (old, policy(old))).collect();
-        let rule = |rule: &Rule| {
+        let mut rule = |rule: &Rule| {
             let found = replaced.iter().find(|(old, _)| Arc::ptr_eq(old, &rule.policy));
             Rule { policy: found.map_or_else(|| policy(&rule.policy), |(_, new)| new.clone()), ..rule.clone() }
         };
-        let network = |network: &Arc<Network>| {
-            let (outbound, inbound) = (network.outbound.as_ref().map(rule), network.inbound.as_ref().map(rule));
+        let mut network = |network: &Arc<Network>| {
+            let (outbound, inbound) =
+                (network.outbound.as_ref().map(&mut rule), network.inbound.as_ref().map(&mut rule));
             Arc::new(Network { outbound, inbound, ..(**network).clone() })
         };
         Self {
-            networks: self.networks.iter().map(network).collect(),
-            lists: self.lists.iter().map(own).collect(),
+            networks: self.networks.iter().map(&mut network).collect(),
             policies: replaced.iter().map(|(_, new)| new.clone()).collect(),
             ..self.clone()
+        }
+    }
+}
+
+/// What may become another while its configuration stays what it is.
+#[derive(Clone, Debug)]
+pub enum Part {
+    List(Arc<List>),
+    Database(Arc<Database>),
+}
+
+impl fmt::Display for Part {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::List(list) => write!(f, "the list `{}`", list.name),
+            Self::Database(database) => write!(f, "the {} database", database.kind().word()),
         }
     }
 }
@@ -129,23 +187,25 @@ fn read(source: &Arc<Source>, fetching: Fetching, report: &Report) -> Option<Loa
     let documents: Vec<_> = included.iter().map(|source| document::parse(source, report)).collect();
     let gateway = top.table("gateway").map(limits::read_gateway).unwrap_or_default();
     let limits = top.table("limits").map(limits::read_limits).unwrap_or_default();
-    for key in ["sidecar", "geoip", "telemetry"] {
-        top.take(key);
-    }
+    top.take("sidecar");
+    let databases = top.table("geoip").map(|table| geoip::read(table, report)).unwrap_or_default();
+    top.take("telemetry");
     let mut files: Vec<PathBuf> = std::iter::once(source).chain(&included).map(|file| file.path.clone()).collect();
     let mut tops = vec![top];
     tops.extend(included.iter().zip(&documents).map(|(source, document)| included_top(report, source, document)));
     let mut list_sources = Vec::new();
     let fetcher = Fetcher::new(fetching, limits.fetch());
-    let objects = Objects::read(&mut tops, &fetcher, report, &mut list_sources);
+    let objects = Objects::read(&mut tops, &fetcher, &databases, report, &mut list_sources);
     files.extend(list_sources.iter().filter_map(|source| source.file.clone()));
+    let geoip = databases.sources();
+    files.extend(geoip.iter().map(|source| source.path.clone()));
     tie::check(&objects.networks, report);
     let networks = objects.networks_of(&enforcer, report);
     let policies = objects.policies.iter().cloned().collect();
     let lists = objects.lists.iter().filter_map(Slot::ready).cloned().collect();
     let warnings = Mistakes::default();
     let enforcer = enforcer.value.into();
-    Some(Loaded { enforcer, networks, policies, lists, list_sources, gateway, limits, warnings, files })
+    Some(Loaded { enforcer, networks, policies, lists, list_sources, geoip, gateway, limits, warnings, files })
 }
 
 /// What starting may wait for.
@@ -183,9 +243,16 @@ struct Objects {
 
 impl Objects {
     /// Kind by kind over all files, so that the order of files and tables does not matter.
-    fn read(tops: &mut [Table<'_>], fetcher: &Fetcher, report: &Report, sources: &mut Vec<ListSource>) -> Self {
+    fn read(
+        tops: &mut [Table<'_>],
+        fetcher: &Fetcher,
+        databases: &Databases,
+        report: &Report,
+        sources: &mut Vec<ListSource>,
+    ) -> Self {
         let lists = define("list", tops, report, |table, name| list::read(table, name, fetcher, report, sources));
-        let policies = define("policy", tops, report, |table, name| policy::read(table, name, &lists, report));
+        let known = policy::Known { lists: &lists, databases };
+        let policies = define("policy", tops, report, |table, name| policy::read(table, name, known, report));
         let ports = define("port", tops, report, |table, name| port::read(table, name, report));
         let known = Known { policies: &policies, ports: &ports };
         let networks = define("network", tops, report, |table, name| network::read(table, name, known, report));
