@@ -86,6 +86,11 @@ impl ListSets {
         })
     }
 
+    /// In the order of their addresses, none within another.
+    pub fn entries(&self) -> impl Iterator<Item = Entry> {
+        entries(&self.list)
+    }
+
     pub fn is_of(&self, list: &Arc<List>) -> bool {
         Arc::ptr_eq(&self.list, list)
     }
