@@ -105,6 +105,10 @@ impl Policy {
         })
     }
 
+    pub fn geo_rules(&self) -> impl Iterator<Item = &GeoRule> {
+        [&self.asns, &self.countries].into_iter().flatten()
+    }
+
     fn counts_as(&self, list: &List, reason: Reason) -> bool {
         match &list.verdict {
             ListVerdict::Allow => reason == Reason::AllowList,

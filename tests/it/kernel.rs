@@ -285,7 +285,9 @@ fn rules_and_routes_that_somebody_removes_are_put_back() {
 fn an_entry_of_a_list_that_somebody_removes_is_put_back() {
     in_lab(|lab| {
         let mine = |family| format!("\"{}\"", Site::B.prefix(family));
-        let all = "entries = [\"192.0.2.0/24\", \"2001:db8:7::/64\", ".to_owned();
+        // More than are looked at in every round.
+        let others = (0..100).map(|i| format!("\"192.{i}.2.0/24\", \"2001:db8:7:{i:x}0::/64\", ")).collect::<String>();
+        let all = format!("entries = [{others}");
         let whole = both_directions("enforce", "tcp-reset").replace("entries = [\"1", &format!("{all}\"1"));
         let whole = whole.replace("entries = [\"2", &format!("{all}\"2"));
         let gateway = Gateway::start(lab, &whole);
@@ -298,7 +300,7 @@ fn an_entry_of_a_list_that_somebody_removes_is_put_back() {
             assert!(refused());
             let before = gateway.enforcer.messages().len();
             let capture = Capture::tcp(Listener { v4: None, v6: None });
-            let [standing, without] = [whole.clone(), whole.replace(&mine(family), "\"192.0.2.0/24\"")]
+            let [standing, without] = [whole.clone(), whole.replace(&mine(family), "\"192.0.2.7\"")]
                 .map(|text| crate::capture::ruleset(&text, &capture));
             lab.gateway.run(|| NftSocket::open().unwrap().update(&standing, &without)).unwrap().unwrap();
             let said = gateway.enforcer.message_after(before, |line| line.contains("put back"), DEADLINE);
