@@ -118,7 +118,7 @@ fn serve(loaded: Loaded, path: &Path, ending: Ending, telemetry: &Telemetry) -> 
     recorder.knows(gateway.bindings.clone());
     eprintln!("ready");
     let _ = sd_notify::notify(&[sd_notify::NotifyState::Ready]);
-    app.follow(signals, path);
+    app.follow(signals, path, &gateway)?;
     let _ = sd_notify::notify(&[sd_notify::NotifyState::Stopping]);
     // Live flows need the rules that bring their packets here: they go last.
     gateway.stop(ending.drain);
@@ -218,20 +218,24 @@ impl App {
         }
     }
 
-    /// Reloads at SIGHUP, and takes lists that became others; returns at SIGTERM or SIGINT.
-    fn follow(&mut self, signals: Signals, path: &Path) {
+    /// Reloads at SIGHUP, and takes lists that became others; returns at SIGTERM or SIGINT. An error: a worker has ended,
+    /// and what its listeners held is lost. The rules stay and drop what nobody takes.
+    fn follow(&mut self, signals: Signals, path: &Path, gateway: &Gateway) -> Result<(), Failure> {
         let Signals { runtime, mut hangup, mut terminate, mut interrupt } = signals;
         let (mut to, mut fresh) = mpsc::channel(1);
-        runtime.block_on(async {
+        let result = runtime.block_on(async {
             let mut keeper = Keeper::start(&self.loaded, &self.telemetry, &to);
             // Reading may take long, and fetch: an order to end does not wait for it.
             let mut reading = JoinSet::new();
             let mut again = false;
             let mut round = tokio::time::interval(ROUND);
             round.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
-            loop {
+            let result = loop {
                 tokio::select! {
-                    _ = round.tick() => self.mend(),
+                    _ = round.tick() => match gateway.is_whole() {
+                        true => self.mend(),
+                        false => break Err(because("go on")(io::Error::other("a worker has ended"))),
+                    },
                     _ = hangup.recv() => match reading.is_empty() {
                         true => read_beside(&mut reading, path),
                         false => again = true,
@@ -247,27 +251,36 @@ impl App {
                         }
                     }
                     Some(fresh) = fresh.recv() => self.take(fresh),
-                    _ = terminate.recv() => break,
-                    _ = interrupt.recv() => break,
+                    _ = terminate.recv() => break Ok(()),
+                    _ = interrupt.recv() => break Ok(()),
                 }
-            }
+            };
             drop(keeper);
             reading.detach_all();
+            result
         });
         // Whatever is being read or fetched is not waited for.
         runtime.shutdown_background();
+        result
     }
 
     /// Whether another configuration is in force now.
     fn reload(&mut self, read: Result<Result<Loaded, Mistakes>, JoinError>) -> bool {
         match read {
-            Ok(Ok(loaded)) => match self.apply(loaded) {
-                Ok(()) => {
-                    tracing::info!(generation = self.generation, "reloaded");
-                    return true;
+            Ok(Ok(loaded)) => {
+                if let Some(path) = loaded.emptied_since(&self.loaded) {
+                    let path = path.display();
+                    tracing::error!("the new configuration is not in force: {path} holds no entry any more");
+                    return false;
                 }
-                Err(failure) => tracing::error!("the new configuration is not in force: {failure}"),
-            },
+                match self.apply(loaded) {
+                    Ok(()) => {
+                        tracing::info!(generation = self.generation, "reloaded");
+                        return true;
+                    }
+                    Err(failure) => tracing::error!("the new configuration is not in force: {failure}"),
+                }
+            }
             Ok(Err(mistakes)) => {
                 tracing::error!("the configuration has mistakes and is not in force:\n{mistakes}");
             }
