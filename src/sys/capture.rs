@@ -41,7 +41,7 @@ pub struct Watch {
     nft: NftSocket,
     rules: Fingerprint,
     sample: Sample,
-    /// When all entries of lists may be looked at next: it takes a second for a million.
+    /// When all entries of lists may be looked at next: a million take some three seconds.
     due: Instant,
     /// Since this generation of the kernel's rules, all was as it was put in place.
     intact_at: Option<u32>,
@@ -155,7 +155,7 @@ fn is_off(family: Family) -> bool {
 }
 
 /// How long looking at one entry of a list takes, before it was measured.
-const AN_ENTRY: Duration = Duration::from_micros(1);
+const AN_ENTRY: Duration = Duration::from_micros(3);
 /// Looking at all entries takes at most one part in so many of the time.
 const PAUSE: u32 = 20;
 
