@@ -20,7 +20,7 @@ use tokio::task::{JoinError, JoinSet};
 use crate::config::limits::{self, Limits};
 use crate::config::{self, Loaded, Mistakes, Part};
 use crate::dns::service::tell;
-use crate::firewall::{self, Capture, OnFailure, Ruleset, uses_names};
+use crate::firewall::{self, Capture, FORGED, OnFailure, Ruleset, UNRECORDED, uses_names};
 use crate::mode::gateway::kernel::Recorder;
 use crate::mode::gateway::{self, Gateway, Listeners};
 use crate::peek;
@@ -97,6 +97,7 @@ fn serve(loaded: Loaded, path: &Path, ending: Ending, telemetry: &Telemetry) -> 
                 limits::OnFailure::Closed => OnFailure::Closed,
                 limits::OnFailure::Open => OnFailure::Open,
             },
+            reverse_path: loaded.gateway.reverse_path,
             records_per_second: u32::try_from(loaded.limits.kernel_records).unwrap_or(u32::MAX),
             ..Capture::tcp(listeners.tcp)
         },
@@ -199,8 +200,14 @@ impl App {
         let (Some(ruleset), Some(watch)) = (&self.rules, &mut self.watch) else { return };
         match watch.is_intact(ruleset) {
             Ok(true) => {
-                let unrecorded = watch.take_unrecorded().unwrap_or_default();
-                return self.telemetry.add(|c| &c.kernel_unrecorded, unrecorded);
+                let unrecorded = watch.take_count(UNRECORDED).unwrap_or_default();
+                self.telemetry.add(|c| &c.kernel_unrecorded, unrecorded);
+                let forged = watch.take_count(FORGED).unwrap_or_default();
+                self.telemetry.add(|c| &c.forged, forged);
+                if forged > 0 {
+                    tracing::warn!(packets = forged, "dropped: their source is not where they came from");
+                }
+                return;
             }
             Ok(false) => tracing::error!("somebody has changed our rules or routes"),
             Err(error) => return tracing::error!(%error, "the rules in the kernel cannot be read"),

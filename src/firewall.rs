@@ -63,6 +63,9 @@ pub const JUDGED_LABEL: u8 = 127;
 /// The counter of packets that were judged and not recorded, since more came than may be recorded.
 pub const UNRECORDED: &str = "unrecorded";
 
+/// The counter of packets that came from where their source is not.
+pub const FORGED: &str = "forged";
+
 /// Marks what must be delivered to us ("ti"), and names the routing table that does it.
 pub const MARK: u32 = 0x7469;
 /// The priority of the policy rules that lead to that table.
@@ -93,6 +96,9 @@ pub struct Capture {
     /// Pairs of client and address that a name lets pass, and as many that one blocks, for each Network and family.
     /// Default 262,144.
     pub named: u32,
+    /// What comes from an interface by which its source is not reached, or answers a flow with the beginning of another, is
+    /// dropped if a Network protects either end (RFC 3704, section 2.2).
+    pub reverse_path: bool,
     /// Packets that are recorded a second, for each Network, direction and reason; those past it are counted. Default
     /// 1,000.
     pub records_per_second: u32,
@@ -127,6 +133,7 @@ impl Capture {
             forwarded: 131_072,
             udp_idle: Duration::from_secs(300),
             named: 262_144,
+            reverse_path: true,
             records_per_second: 1000,
         }
     }

@@ -24,6 +24,8 @@ pub struct GatewaySettings {
     pub on_failure: OnFailure,
     /// End live flows that a new configuration forbids. Default false. Takes effect at the next reload.
     pub recheck: bool,
+    /// Drop what comes from where its source is not. Default true. Takes effect at start.
+    pub reverse_path: bool,
 }
 
 /// `[limits]`: bounds of what is held at once.
@@ -63,7 +65,7 @@ impl Limits {
 
 impl Default for GatewaySettings {
     fn default() -> Self {
-        Self { on_failure: OnFailure::Closed, recheck: false }
+        Self { on_failure: OnFailure::Closed, recheck: false, reverse_path: true }
     }
 }
 
@@ -89,6 +91,7 @@ pub(super) fn read_gateway(mut table: Table<'_>) -> GatewaySettings {
     GatewaySettings {
         on_failure: table.word("on_failure", words, default.on_failure),
         recheck: table.flag("recheck", default.recheck),
+        reverse_path: table.flag("reverse_path", default.reverse_path),
     }
 }
 

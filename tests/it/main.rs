@@ -14,6 +14,7 @@ mod endings;
 mod exec;
 mod failing;
 mod feeds;
+mod forged;
 mod gateway;
 mod geoip;
 mod hostile;

@@ -6,7 +6,7 @@ use ipnet::IpNet;
 
 use self::key::{destination_offset, load_key, mask, width};
 use super::message::Message;
-use crate::firewall::{Connection, Expression, Family, JUDGED_LABEL, UNRECORDED, Verdict};
+use crate::firewall::{Connection, Expression, Family, JUDGED_LABEL, Verdict};
 
 // Sixteen registers of four bytes; a key is laid out over as many as it needs.
 const FIRST: u32 = 8;
@@ -112,11 +112,12 @@ pub(super) fn add(list: &mut Message, expression: &Expression) {
             const TCP_RESET: u32 = 1;
             reject.u32(1, TCP_RESET);
         }),
-        Expression::CountUnrecorded => named(list, "objref", |reference| {
+        Expression::CountAs(name) => named(list, "objref", |reference| {
             const COUNTER: u32 = 1;
             reference.u32(1, COUNTER);
-            reference.text(2, UNRECORDED);
+            reference.text(2, name);
         }),
+        Expression::FromItsPath => match_reverse_path(list),
         Expression::Beyond { per_second } => beyond(list, *per_second),
         Expression::Log { group, prefix } => log(list, *group, prefix),
         Expression::Verdict(verdict) => named(list, "immediate", |immediate| {
@@ -185,6 +186,8 @@ fn match_connection(list: &mut Message, states: &[Connection]) {
     let bits: u32 = states
         .iter()
         .map(|state| match state {
+            Connection::New => 0x8,
+            Connection::Invalid => 0x1,
             Connection::Established => 0x2,
             Connection::Related => 0x4,
         })
@@ -251,6 +254,20 @@ fn match_transparent_socket(list: &mut Message) {
         });
         compare(list, FIRST, &[wanted]);
     }
+}
+
+fn match_reverse_path(list: &mut Message) {
+    const RESULT_INTERFACE: u32 = 1;
+    const BY_SOURCE: u32 = 1;
+    const AND_INTERFACE: u32 = 8;
+    const PRESENT: u32 = 32;
+    named(list, "fib", |fib| {
+        fib.u32(1, FIRST);
+        fib.u32(2, RESULT_INTERFACE);
+        fib.u32(3, BY_SOURCE | AND_INTERFACE | PRESENT);
+    });
+    // As a whole register is compared here, its first octet tells.
+    compare(list, FIRST, &[1]);
 }
 
 fn match_local_destination(list: &mut Message) {
