@@ -3,7 +3,9 @@
 //! Fails closed: a configuration that cannot be applied whole leaves the one before in force, and at start the
 //! listeners and rules are all in place or the program ends with an error.
 
+mod documents;
 pub(crate) mod lists;
+mod reach;
 
 use std::io;
 use std::path::Path;
@@ -13,7 +15,7 @@ use std::time::{Duration, Instant};
 use arc_swap::ArcSwap;
 use tokio::runtime::Runtime;
 use tokio::signal::unix::{Signal, SignalKind, signal};
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, watch};
 use tokio::task::{JoinError, JoinSet};
 
 use crate::config::limits::{self, Limits};
@@ -21,7 +23,7 @@ use crate::config::{self, Loaded, Mistakes};
 use crate::dns::service::tell;
 use crate::firewall::{self, Capture, OnFailure, Ruleset, uses_names};
 use crate::mode::gateway::kernel::Recorder;
-use crate::mode::gateway::{self, Gateway, Listeners};
+use crate::mode::gateway::{self, Gateway, Listeners, recheck};
 use crate::peek;
 use crate::policy::Direction;
 use crate::policy::bindings::Bindings;
@@ -32,6 +34,7 @@ use crate::sys::limits::raise_descriptors;
 use crate::sys::nft::NftSocket;
 use crate::telemetry::{Queue, Telemetry};
 
+use documents::Watched;
 use lists::{Fresh, Keeper};
 
 /// How the program ends, from the command line.
@@ -60,12 +63,16 @@ struct App {
     watch: Option<Watch>,
     /// Once there are workers.
     bindings: Option<Arc<Bindings>>,
+    /// Who judges live flows again.
+    rechecks: Option<watch::Sender<Option<Arc<Snapshot>>>>,
     telemetry: Telemetry,
     generation: u64,
 }
 
 /// Runs a gateway until it is told to end.
 pub fn run(loaded: Loaded, path: &Path, ending: Ending) -> Result<(), Failure> {
+    // Before the first thread, for each thread has its own.
+    reach::confine(&loaded, path);
     let (queue, writer) = Queue::new(loaded.limits.records);
     let telemetry = Telemetry::new(queue.clone());
     let writing = std::thread::Builder::new()
@@ -102,6 +109,7 @@ fn serve(loaded: Loaded, path: &Path, ending: Ending, telemetry: &Telemetry) -> 
         rules: None,
         watch: None,
         bindings: None,
+        rechecks: None,
         telemetry: telemetry.clone(),
         generation: 1,
         loaded: loaded.clone(),
@@ -114,6 +122,7 @@ fn serve(loaded: Loaded, path: &Path, ending: Ending, telemetry: &Telemetry) -> 
     let gateway =
         Gateway::start(listeners, &settings, &app.snapshot, telemetry).map_err(because("start the workers"))?;
     app.bindings = Some(gateway.bindings.clone());
+    app.rechecks = Some(gateway.rechecks());
     recorder.knows(gateway.bindings.clone());
     eprintln!("ready");
     let _ = sd_notify::notify(&[sd_notify::NotifyState::Ready]);
@@ -171,7 +180,23 @@ impl App {
         self.look_after(ruleset);
         self.judge_names_anew();
         self.loaded = loaded;
+        if self.loaded.gateway.recheck {
+            self.recheck(&before);
+        }
         Ok(())
+    }
+
+    /// Ends live flows that the configuration in force forbids: those that are served here, and those that the kernel
+    /// judged.
+    fn recheck(&self, before: &Snapshot) {
+        let (Some(rechecks), Some(bindings)) = (&self.rechecks, &self.bindings) else { return };
+        let next = self.snapshot.load_full();
+        rechecks.send_replace(Some(next.clone()));
+        match recheck::end_forbidden(before, &next, bindings, &self.telemetry) {
+            Ok(0) => {}
+            Ok(flows) => tracing::info!(flows, "the kernel has ended flows that are forbidden now"),
+            Err(error) => tracing::error!(%error, "flows that the kernel let in are not judged again"),
+        }
     }
 
     /// What the kernel holds of names was judged by the policy before, or is gone with the rules before. Until each
@@ -217,7 +242,8 @@ impl App {
         }
     }
 
-    /// Reloads at SIGHUP, and takes lists that became others; returns at SIGTERM or SIGINT.
+    /// Reloads at SIGHUP and when the configuration's files change, and takes lists that became others; returns at
+    /// SIGTERM or SIGINT.
     fn follow(&mut self, signals: Signals, path: &Path) {
         let Signals { runtime, mut hangup, mut terminate, mut interrupt } = signals;
         let (mut to, mut fresh) = mpsc::channel(1);
@@ -228,26 +254,34 @@ impl App {
             let mut again = false;
             let mut round = tokio::time::interval(ROUND);
             round.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+            let mut watched = Watched::new(&self.loaded);
             loop {
-                tokio::select! {
-                    _ = round.tick() => self.mend(),
-                    _ = hangup.recv() => match reading.is_empty() {
-                        true => read_beside(&mut reading, path),
-                        false => again = true,
-                    },
+                let asked = tokio::select! {
+                    _ = round.tick() => {
+                        self.mend();
+                        false
+                    }
+                    () = watched.changed() => true,
+                    _ = hangup.recv() => true,
                     Some(read) = reading.join_next() => {
                         if self.reload(read) {
+                            watched = Watched::new(&self.loaded);
                             // What is still on its way belongs to the configuration before.
                             (to, fresh) = mpsc::channel(1);
                             keeper = Keeper::start(&self.loaded.list_sources, &self.telemetry, &to);
                         }
-                        if std::mem::take(&mut again) {
-                            read_beside(&mut reading, path);
-                        }
+                        std::mem::take(&mut again)
                     }
-                    Some(fresh) = fresh.recv() => self.take(fresh),
+                    Some(fresh) = fresh.recv() => {
+                        self.take(fresh);
+                        false
+                    }
                     _ = terminate.recv() => break,
                     _ = interrupt.recv() => break,
+                };
+                match reading.is_empty() {
+                    true if asked => read_beside(&mut reading, path),
+                    _ => again |= asked,
                 }
             }
             drop(keeper);
@@ -269,6 +303,7 @@ impl App {
             },
             Ok(Err(mistakes)) => {
                 tracing::error!("the configuration has mistakes and is not in force:\n{mistakes}");
+                reach::explain(&mistakes);
             }
             Err(error) => tracing::error!("the configuration could not be read and is not in force: {error}"),
         }

@@ -9,6 +9,8 @@ use tracing_subscriber::EnvFilter;
 
 use super::ConfigArg;
 use crate::app::{self, Ending};
+use crate::config;
+use crate::sys::privileges;
 
 #[derive(Clone, Debug, Args)]
 pub struct RunArgs {
@@ -23,6 +25,13 @@ pub struct RunArgs {
 }
 
 pub fn run(args: RunArgs) -> ExitCode {
+    let path = &args.config.config;
+    let user = config::user(path);
+    if let Err(error) = privileges::give_up(user.as_deref(), path) {
+        eprintln!("tidegate run: could not give up privileges: {error}");
+        return ExitCode::FAILURE;
+    }
+    // Read with what is left, so that a reload finds what the start has found.
     let loaded = match args.config.load() {
         Ok(loaded) => loaded,
         Err(status) => return status,
@@ -33,6 +42,11 @@ pub fn run(args: RunArgs) -> ExitCode {
         Ok(()) => ExitCode::SUCCESS,
         Err(failure) => {
             eprintln!("tidegate run: {failure}");
+            let lacking = privileges::lacking();
+            if !lacking.is_empty() {
+                let lacking: Vec<_> = lacking.iter().map(ToString::to_string).collect();
+                eprintln!("  it lacks {}: run it as root, or by containers/tidegate.service", lacking.join(" and "));
+            }
             ExitCode::FAILURE
         }
     }

@@ -24,6 +24,9 @@ pub struct GatewaySettings {
     pub on_failure: OnFailure,
     /// End live flows that a new configuration forbids. Default false. Takes effect at the next reload.
     pub recheck: bool,
+    /// Reload by itself when the configuration or a file that it includes has changed. Default true. Takes effect at a
+    /// reload.
+    pub watch: bool,
 }
 
 /// `[limits]`: bounds of what is held at once.
@@ -63,7 +66,7 @@ impl Limits {
 
 impl Default for GatewaySettings {
     fn default() -> Self {
-        Self { on_failure: OnFailure::Closed, recheck: false }
+        Self { on_failure: OnFailure::Closed, recheck: false, watch: true }
     }
 }
 
@@ -85,10 +88,13 @@ impl Default for Limits {
 
 pub(super) fn read_gateway(mut table: Table<'_>) -> GatewaySettings {
     let default = GatewaySettings::default();
+    // It was read before all else: see `super::user`.
+    table.text("user");
     let words = &[("closed", OnFailure::Closed), ("open", OnFailure::Open)];
     GatewaySettings {
         on_failure: table.word("on_failure", words, default.on_failure),
         recheck: table.flag("recheck", default.recheck),
+        watch: table.flag("watch", default.watch),
     }
 }
 

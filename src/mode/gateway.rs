@@ -3,7 +3,9 @@
 //! Each worker is a thread with a runtime, listeners and a relay of its own; flows never move between workers.
 
 pub mod dns;
+pub mod hand_over;
 pub mod kernel;
+pub mod recheck;
 
 use std::cell::RefCell;
 use std::io;
@@ -67,10 +69,20 @@ pub(super) struct Sockets {
 #[derive(Debug)]
 pub struct Gateway {
     threads: Vec<JoinHandle<io::Result<()>>>,
-    stop: watch::Sender<Option<Instant>>,
+    stop: watch::Sender<Option<Stop>>,
+    rechecks: watch::Sender<Option<Arc<Snapshot>>>,
     pub census: Arc<Census>,
     /// Which names DNS gave for which addresses.
     pub bindings: Arc<Bindings>,
+}
+
+/// How the workers come to their end.
+#[derive(Clone, Copy, Debug)]
+enum Stop {
+    /// Whatever lives then is reset.
+    At(Instant),
+    /// Once nothing lives any more.
+    WhenEmpty,
 }
 
 impl Listeners {
@@ -122,13 +134,14 @@ impl Gateway {
     pub fn start(
         listeners: Listeners,
         settings: &Settings,
+        bindings: Arc<Bindings>,
         snapshot: &Arc<ArcSwap<Snapshot>>,
         telemetry: &Telemetry,
     ) -> io::Result<Self> {
         let (stop, stopped) = watch::channel(None);
+        let (rechecks, rechecked) = watch::channel(None);
         let census = Arc::new(Census::default());
         let mut threads = Vec::new();
-        let bindings = Arc::new(Bindings::new(settings.bindings.clone()));
         let answers = Arc::new(Cache::new(settings.dns.cache.clone()));
         let sockets = listeners.workers.into_iter().zip(listeners.dns.workers);
         for (number, (sockets, dns)) in sockets.enumerate() {
@@ -142,15 +155,31 @@ impl Gateway {
                 telemetry: telemetry.clone(),
                 census: census.clone(),
                 stopped: stopped.clone(),
+                rechecks: rechecked.clone(),
             };
             threads.push(std::thread::Builder::new().name(format!("worker-{number}")).spawn(move || seat.work())?);
         }
-        Ok(Self { threads, stop, census, bindings })
+        Ok(Self { threads, stop, rechecks, census, bindings })
+    }
+
+    /// Where to send a policy that live flows are to be judged again by (SPEC R7).
+    pub fn rechecks(&self) -> watch::Sender<Option<Arc<Snapshot>>> {
+        self.rechecks.clone()
+    }
+
+    /// Takes no more flows, for another process does from now on. Those that live go on until they end.
+    pub fn leave(&self) {
+        self.stop.send_replace(Some(Stop::WhenEmpty));
+    }
+
+    /// Every worker has come to its end.
+    pub fn has_ended(&self) -> bool {
+        self.threads.iter().all(JoinHandle::is_finished)
     }
 
     /// Takes no more flows, lets the live ones go on for up to `drain`, then resets what is left.
     pub fn stop(self, drain: Duration) {
-        self.stop.send_replace(Some(Instant::now() + drain));
+        self.stop.send_replace(Some(Stop::At(Instant::now() + drain)));
         for thread in self.threads {
             // A worker that failed has said so when it failed.
             let _ = thread.join();
@@ -168,7 +197,8 @@ struct Seat {
     snapshot: Arc<ArcSwap<Snapshot>>,
     telemetry: Telemetry,
     census: Arc<Census>,
-    stopped: watch::Receiver<Option<Instant>>,
+    stopped: watch::Receiver<Option<Stop>>,
+    rechecks: worker::Rechecks,
 }
 
 impl Seat {
@@ -186,6 +216,7 @@ impl Seat {
             self.telemetry.clone(),
             refuser(ender.clone(), self.telemetry.clone()),
         )?;
+        let (leave, leaving) = watch::channel(false);
         let kernel = if self.settings.kernel_names { Some(RefCell::new(NftSocket::open()?)) } else { None };
         let dns = Rc::new(crate::dns::Service {
             kernel,
@@ -195,6 +226,7 @@ impl Seat {
             cache: self.answers,
             telemetry: self.telemetry.clone(),
             ender: ender.clone(),
+            leaving: leaving.clone(),
         });
         let worker = Rc::new(Worker::new(
             self.settings.worker.clone(),
@@ -204,29 +236,55 @@ impl Seat {
             self.census.clone(),
             self.bindings,
             ender,
+            self.rechecks.clone(),
+            leaving,
         ));
         tokio::task::spawn_local(relay.clone().run());
+        tokio::task::spawn_local(recheck(relay.clone(), self.rechecks));
         let tcp = self.sockets.tcp.into_iter();
         let udp = self.sockets.udp.into_iter();
-        let mut accepting: Vec<_> = tcp
-            .map(|socket| tokio::task::spawn_local(proxy::tcp::serve(worker.clone(), socket)))
-            .chain(udp.map(|(socket, way)| {
-                tokio::task::spawn_local(proxy::udp::serve(worker.clone(), socket, self.settings.udp.clone(), way))
-            }))
-            .collect();
-        accepting.extend(self.dns.serve(&dns)?);
+        let serve_udp = |(socket, way)| {
+            tokio::task::spawn_local(proxy::udp::serve(worker.clone(), socket, self.settings.udp.clone(), way))
+        };
+        let (dns_udp, dns_tcp) = self.dns.serve(&dns)?;
+        let datagrams: Vec<_> = udp.map(serve_udp).chain([dns_udp]).collect();
+        let serve_tcp = |socket| tokio::task::spawn_local(proxy::tcp::serve(worker.clone(), socket));
+        let accepting: Vec<_> = tcp.map(serve_tcp).chain(dns_tcp).collect();
         // Nobody left to say stop is a stop too.
-        let until = self.stopped.wait_for(Option::is_some).await.ok().and_then(|until| *until);
-        accepting.iter().for_each(tokio::task::JoinHandle::abort);
-        drain(&self.census, until.unwrap_or_else(Instant::now)).await;
+        let stop = self.stopped.wait_for(Option::is_some).await.ok().and_then(|stop| *stop);
+        accepting.iter().for_each(JoinTask::abort);
+        if let Some(Stop::WhenEmpty) = stop {
+            leave.send_replace(true);
+            // What was asked and what was held has its time.
+            tokio::time::sleep(self.settings.dns.patience + LAST_WORDS).await;
+        }
+        datagrams.iter().for_each(JoinTask::abort);
+        drain(&self.census, &self.stopped).await;
         relay.end_all(ClosedBy::Shutdown);
         Ok(())
     }
 }
 
-async fn drain(census: &Census, until: Instant) {
-    while census.live() > 0 && Instant::now() < until {
-        tokio::time::sleep(DRAIN_LOOK.min(until - Instant::now())).await;
+type JoinTask = tokio::task::JoinHandle<io::Result<()>>;
+
+async fn recheck(relay: Rc<Relay>, mut rechecks: worker::Rechecks) {
+    loop {
+        let policy = worker::next_policy(&mut rechecks).await;
+        relay.recheck(&policy);
+    }
+}
+
+async fn drain(census: &Census, stop: &watch::Receiver<Option<Stop>>) {
+    while census.live() > 0 {
+        let left = match *stop.borrow() {
+            Some(Stop::WhenEmpty) => DRAIN_LOOK,
+            Some(Stop::At(until)) => until.saturating_duration_since(Instant::now()),
+            None => Duration::ZERO,
+        };
+        if left.is_zero() {
+            return;
+        }
+        tokio::time::sleep(DRAIN_LOOK.min(left)).await;
     }
 }
 
@@ -236,5 +294,7 @@ fn lacks_family(error: &io::Error) -> bool {
 
 /// Flows that may wait to be accepted; the kernel caps it at `net.core.somaxconn`.
 const BACKLOG: i32 = 16_384;
+/// Beside the patience of a question: longer than a flow is held for its name, as a rule.
+const LAST_WORDS: Duration = Duration::from_secs(2);
 /// How often draining looks whether all flows have ended.
 const DRAIN_LOOK: Duration = Duration::from_millis(50);

@@ -6,6 +6,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 
 use arc_swap::ArcSwap;
+use tokio::sync::watch;
 
 use super::proof::{self, Proofs};
 use super::relay::Relay;
@@ -46,11 +47,16 @@ pub struct Worker {
     pub bindings: Arc<Bindings>,
     pub proofs: Proofs,
     pub ender: Rc<RefCell<Ender>>,
+    /// The last policy that live flows are to be judged again by.
+    pub rechecks: Rechecks,
+    /// Another process takes what comes from now on; this one serves what it has.
+    pub leaving: watch::Receiver<bool>,
     /// Where octets stand between the socket and the flow that holds them.
     pub scratch: RefCell<Box<[u8]>>,
 }
 
 impl Worker {
+    #[expect(clippy::too_many_arguments, reason = "each is a part of the worker, and there is one caller")]
     pub fn new(
         settings: Settings,
         snapshot: Arc<ArcSwap<Snapshot>>,
@@ -59,10 +65,27 @@ impl Worker {
         census: Arc<Census>,
         bindings: Arc<Bindings>,
         ender: Rc<RefCell<Ender>>,
+        rechecks: Rechecks,
+        leaving: watch::Receiver<bool>,
     ) -> Self {
         let proofs = Proofs::new(settings.proof.clone());
         let scratch = RefCell::new(vec![0; settings.peek.held].into());
-        Self { settings, snapshot, telemetry, relay, census, bindings, proofs, ender, scratch }
+        Self { settings, snapshot, telemetry, relay, census, bindings, proofs, ender, rechecks, leaving, scratch }
+    }
+}
+
+pub type Rechecks = watch::Receiver<Option<Arc<Snapshot>>>;
+
+/// Waits for the next policy that live flows are to be judged again by.
+pub async fn next_policy(rechecks: &mut Rechecks) -> Arc<Snapshot> {
+    loop {
+        if rechecks.changed().await.is_err() {
+            // Nobody is left to tell of one.
+            return std::future::pending().await;
+        }
+        if let Some(policy) = &*rechecks.borrow_and_update() {
+            return policy.clone();
+        }
     }
 }
 

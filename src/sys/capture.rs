@@ -34,6 +34,18 @@ pub fn update(standing: &Ruleset, next: &Ruleset) -> io::Result<()> {
     }
 }
 
+/// Turns the rules of a gateway that hands over into these, and keeps what it has told the kernel of flows. Where that
+/// cannot be, they are replaced whole.
+pub fn adopt(next: &Ruleset) -> io::Result<()> {
+    match NftSocket::open()?.adopt(next) {
+        Ok(()) => add_routes(),
+        Err(error) => {
+            tracing::warn!(%error, "the rules that stand are replaced, and flows that the kernel forwards with them");
+            install(next)
+        }
+    }
+}
+
 /// Rules and routes in force, looked after.
 #[derive(Debug)]
 pub struct Watch {

@@ -22,6 +22,8 @@ mod matrix;
 mod namespaces;
 mod nat;
 mod quic;
+mod privileges;
+mod recheck;
 mod running;
 mod slow;
 mod tcp;

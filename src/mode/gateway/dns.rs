@@ -75,14 +75,15 @@ fn open_each(
 }
 
 impl Sockets {
-    /// Serves them within the worker's runtime.
-    pub fn serve(self, service: &Rc<Service>) -> io::Result<Vec<JoinHandle<io::Result<()>>>> {
+    /// Serves them within the worker's runtime: UDP, and each listener of TCP.
+    pub fn serve(self, service: &Rc<Service>) -> io::Result<(Task, Vec<Task>)> {
         let udp = over_udp::Udp::new(service.clone(), self.udp, self.outbox)?;
-        let mut tasks = vec![spawn_local(udp.run())];
-        tasks.extend(self.tcp.into_iter().map(|listener| spawn_local(over_tcp::serve(service.clone(), listener))));
-        Ok(tasks)
+        let over_tcp = |listener| spawn_local(over_tcp::serve(service.clone(), listener));
+        Ok((spawn_local(udp.run()), self.tcp.into_iter().map(over_tcp).collect()))
     }
 }
+
+type Task = JoinHandle<io::Result<()>>;
 
 /// Connections that may wait to be accepted.
 const BACKLOG: i32 = 1024;
