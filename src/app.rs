@@ -4,37 +4,43 @@
 //! listeners and rules are all in place or the program ends with an error.
 
 mod documents;
+mod hand_over;
 pub(crate) mod lists;
 mod reach;
+mod settings;
 
 use std::io;
+use std::os::fd::{AsFd, OwnedFd};
 use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use arc_swap::ArcSwap;
+use tokio::io::unix::AsyncFd;
 use tokio::runtime::Runtime;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::{mpsc, watch};
 use tokio::task::{JoinError, JoinSet};
 
-use crate::config::limits::{self, Limits};
+use crate::config::limits;
 use crate::config::{self, Loaded, Mistakes};
 use crate::dns::service::tell;
 use crate::firewall::{self, Capture, OnFailure, Ruleset, uses_names};
-use crate::mode::gateway::kernel::Recorder;
-use crate::mode::gateway::{self, Gateway, Listeners, recheck};
-use crate::peek;
+use crate::mode::gateway::hand_over::Spare;
+use crate::mode::gateway::kernel::{self, Recorder};
+use crate::mode::gateway::{Gateway, Listeners, recheck};
 use crate::policy::Direction;
 use crate::policy::bindings::Bindings;
 use crate::policy::snapshot::Snapshot;
-use crate::proxy::{proof, relay, udp, worker};
 use crate::sys::capture::{self, Watch};
-use crate::sys::limits::raise_descriptors;
+use crate::sys::channel::{Channel, Door};
+use crate::sys::nflog::PacketLog;
 use crate::sys::nft::NftSocket;
+use crate::sys::readable::{Raw, readable};
 use crate::telemetry::{Queue, Telemetry};
 
 use documents::Watched;
+use hand_over::Taken;
 use lists::{Fresh, Keeper};
 
 /// How the program ends, from the command line.
@@ -42,6 +48,14 @@ use lists::{Fresh, Keeper};
 pub struct Ending {
     pub drain: Duration,
     pub keep_rules: bool,
+}
+
+/// Whether the program begins in the place of another that runs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Beginning {
+    Alone,
+    /// Of the one that serves this network namespace, if any does.
+    TakeOver,
 }
 
 /// What could not be done, and why.
@@ -61,8 +75,9 @@ struct App {
     /// The rules in force.
     rules: Option<Ruleset>,
     watch: Option<Watch>,
-    /// Once there are workers.
-    bindings: Option<Arc<Bindings>>,
+    /// The first rules take the place of those of another tidegate that runs.
+    takes_over: bool,
+    bindings: Arc<Bindings>,
     /// Who judges live flows again.
     rechecks: Option<watch::Sender<Option<Arc<Snapshot>>>>,
     telemetry: Telemetry,
@@ -70,7 +85,7 @@ struct App {
 }
 
 /// Runs a gateway until it is told to end.
-pub fn run(loaded: Loaded, path: &Path, ending: Ending) -> Result<(), Failure> {
+pub fn run(loaded: Loaded, path: &Path, beginning: Beginning, ending: Ending) -> Result<(), Failure> {
     // Before the first thread, for each thread has its own.
     reach::confine(&loaded, path);
     let (queue, writer) = Queue::new(loaded.limits.records);
@@ -79,7 +94,7 @@ pub fn run(loaded: Loaded, path: &Path, ending: Ending) -> Result<(), Failure> {
         .name("records".into())
         .spawn(move || writer.run(io::stdout()))
         .map_err(because("start the writer of records"))?;
-    let result = serve(loaded, path, ending, &telemetry);
+    let result = serve(loaded, path, beginning, ending, &telemetry);
     queue.close();
     // A writer that panicked has written what it could.
     let _ = writing.join();
@@ -87,13 +102,30 @@ pub fn run(loaded: Loaded, path: &Path, ending: Ending) -> Result<(), Failure> {
     result
 }
 
-fn serve(loaded: Loaded, path: &Path, ending: Ending, telemetry: &Telemetry) -> Result<(), Failure> {
+fn serve(
+    loaded: Loaded,
+    path: &Path,
+    beginning: Beginning,
+    ending: Ending,
+    telemetry: &Telemetry,
+) -> Result<(), Failure> {
     // Before anything is changed that an end by signal must change back.
     let signals = Signals::listen().map_err(because("listen for signals"))?;
-    let settings = settings(&loaded.limits).map_err(because("read the limit of descriptors"))?;
-    let listeners = Listeners::open(settings.workers).map_err(because("open transparent listeners"))?;
+    let mut settings = settings::of(&loaded.limits).map_err(because("read the limit of descriptors"))?;
+    let bindings = Arc::new(Bindings::new(settings.bindings.clone()));
+    let mut taken = match beginning {
+        Beginning::Alone => None,
+        Beginning::TakeOver => Taken::ask().map_err(because("take over from the tidegate that runs"))?,
+    };
+    let listeners = match taken.as_mut().and_then(|taken| taken.listeners.take()) {
+        Some(listeners) => listeners,
+        None => Listeners::open(settings.workers).map_err(because("open transparent listeners"))?,
+    };
+    settings.workers = listeners.workers();
+    let spare = Spare::of(&listeners).map_err(because("keep the listeners for who takes over"))?;
+    let generation = taken.as_ref().map_or(1, |taken| taken.generation);
     let mut app = App {
-        snapshot: Arc::new(ArcSwap::from_pointee(loaded.snapshot(1))),
+        snapshot: Arc::new(ArcSwap::from_pointee(loaded.snapshot(generation))),
         capture: Capture {
             udp: Some(listeners.udp),
             dns_udp: Some(listeners.dns.udp),
@@ -108,32 +140,83 @@ fn serve(loaded: Loaded, path: &Path, ending: Ending, telemetry: &Telemetry) -> 
         },
         rules: None,
         watch: None,
-        bindings: None,
+        takes_over: taken.is_some(),
+        bindings: bindings.clone(),
         rechecks: None,
         telemetry: telemetry.clone(),
-        generation: 1,
+        generation,
         loaded: loaded.clone(),
     };
-    let recorder = Recorder::start(&app.snapshot, telemetry).map_err(because("listen to what the kernel judges"))?;
+    let log = match &mut taken {
+        None => kernel::listen(),
+        Some(taken) => {
+            hand_over::remember(&bindings, std::mem::take(&mut taken.bound));
+            taken.quieten().and_then(|()| taken.log.take().ok_or_else(|| io::ErrorKind::InvalidData.into()))
+        }
+    };
+    let listened = because("listen to what the kernel judges");
+    let ear = log.and_then(|log| Ear::open(log, &app, telemetry)).map_err(listened)?;
     app.apply(loaded)?;
-    for warning in capture::warnings() {
+    for warning in capture::warnings(settings.worker.flows) {
         tracing::warn!("{warning}");
     }
-    let gateway =
-        Gateway::start(listeners, &settings, &app.snapshot, telemetry).map_err(because("start the workers"))?;
-    app.bindings = Some(gateway.bindings.clone());
+    let gateway = Gateway::start(listeners, &settings, bindings, &app.snapshot, telemetry);
+    let gateway = gateway.map_err(because("start the workers"))?;
     app.rechecks = Some(gateway.rechecks());
-    recorder.knows(gateway.bindings.clone());
+    if let Some(taken) = taken {
+        taken.done().map_err(because("take over"))?;
+    }
+    let door = Door::open(hand_over::NAME);
+    let door = door.inspect_err(|error| tracing::warn!(%error, "nobody will be able to take over")).ok();
     eprintln!("ready");
     let _ = sd_notify::notify(&[sd_notify::NotifyState::Ready]);
-    app.follow(signals, path);
+    let mut scene = Scene { gateway, ear, spare: Some(spare), door };
+    let end = app.follow(signals, path, &mut scene);
+    let Scene { gateway, ear, spare, .. } = scene;
+    drop(spare);
+    if end == End::HandedOver {
+        gateway.stop(ending.drain);
+        return Ok(());
+    }
     let _ = sd_notify::notify(&[sd_notify::NotifyState::Stopping]);
     // Live flows need the rules that bring their packets here: they go last.
     gateway.stop(ending.drain);
     app.mend();
     let removed = if ending.keep_rules { Ok(()) } else { capture::remove() };
-    drop(recorder);
+    drop(ear);
     removed.map_err(because("take the rules away"))
+}
+
+/// What serves, beside the configuration.
+struct Scene {
+    gateway: Gateway,
+    ear: Ear,
+    /// For who takes over.
+    spare: Option<Spare>,
+    door: Option<Door>,
+}
+
+/// Who reads what the kernel has judged.
+struct Ear {
+    /// The same once more, for who takes over.
+    log: OwnedFd,
+    recorder: Option<Recorder>,
+}
+
+impl Ear {
+    fn open(log: PacketLog, app: &App, telemetry: &Telemetry) -> io::Result<Self> {
+        let kept = log.as_fd().try_clone_to_owned()?;
+        let recorder = Recorder::start(log, &app.snapshot, telemetry)?;
+        recorder.knows(app.bindings.clone());
+        Ok(Self { log: kept, recorder: Some(recorder) })
+    }
+}
+
+/// Why the program ends.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum End {
+    Asked,
+    HandedOver,
 }
 
 /// The signals that `run` obeys, kept from the moment this is made.
@@ -166,6 +249,7 @@ impl App {
         let before = self.snapshot.swap(Arc::new(next));
         self.generation += 1;
         let done = match &self.rules {
+            None if self.takes_over => capture::adopt(&ruleset),
             None => capture::install(&ruleset),
             Some(standing) => capture::update(standing, &ruleset),
         };
@@ -189,10 +273,10 @@ impl App {
     /// Ends live flows that the configuration in force forbids: those that are served here, and those that the kernel
     /// judged.
     fn recheck(&self, before: &Snapshot) {
-        let (Some(rechecks), Some(bindings)) = (&self.rechecks, &self.bindings) else { return };
+        let Some(rechecks) = &self.rechecks else { return };
         let next = self.snapshot.load_full();
         rechecks.send_replace(Some(next.clone()));
-        match recheck::end_forbidden(before, &next, bindings, &self.telemetry) {
+        match recheck::end_forbidden(before, &next, &self.bindings, &self.telemetry) {
             Ok(0) => {}
             Ok(flows) => tracing::info!(flows, "the kernel has ended flows that are forbidden now"),
             Err(error) => tracing::error!(%error, "flows that the kernel let in are not judged again"),
@@ -203,9 +287,11 @@ impl App {
     /// is told anew the old verdict stands, or that of the address.
     fn judge_names_anew(&self) {
         let snapshot = self.snapshot.load();
-        let Some(bindings) = self.bindings.as_ref().filter(|_| uses_names(&snapshot)) else { return };
+        if !uses_names(&snapshot) {
+            return;
+        }
         let Ok(mut kernel) = NftSocket::open() else { return self.telemetry.count(|c| &c.names_untold) };
-        bindings.each(Instant::now(), |client, remote, name, lasts| {
+        self.bindings.each(Instant::now(), |client, remote, name, lasts| {
             if tell(&mut kernel, &snapshot, (client, remote), name, lasts).is_err() {
                 self.telemetry.count(|c| &c.names_untold);
             }
@@ -243,11 +329,12 @@ impl App {
     }
 
     /// Reloads at SIGHUP and when the configuration's files change, and takes lists that became others; returns at
-    /// SIGTERM or SIGINT.
-    fn follow(&mut self, signals: Signals, path: &Path) {
+    /// SIGTERM or SIGINT, and when another has taken over and nothing lives here any more.
+    fn follow(&mut self, signals: Signals, path: &Path, scene: &mut Scene) -> End {
         let Signals { runtime, mut hangup, mut terminate, mut interrupt } = signals;
         let (mut to, mut fresh) = mpsc::channel(1);
-        runtime.block_on(async {
+        let end = runtime.block_on(async {
+            let mut door = scene.door.take().and_then(|door| readable(door.0).ok());
             let mut keeper = Keeper::start(&self.loaded.list_sources, &self.telemetry, &to);
             // Reading may take long, and fetch: an order to end does not wait for it.
             let mut reading = JoinSet::new();
@@ -255,7 +342,7 @@ impl App {
             let mut round = tokio::time::interval(ROUND);
             round.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
             let mut watched = Watched::new(&self.loaded);
-            loop {
+            let end = loop {
                 let asked = tokio::select! {
                     _ = round.tick() => {
                         self.mend();
@@ -276,19 +363,71 @@ impl App {
                         self.take(fresh);
                         false
                     }
-                    _ = terminate.recv() => break,
-                    _ = interrupt.recv() => break,
+                    channel = entered(&door) => match self.hand_over(&channel, scene) {
+                        Ok(()) => {
+                            // The name is free for the new one's own door before it hears that all is done.
+                            drop(door.take());
+                            // Whether or not it hears of it, it serves.
+                            let _ = hand_over::say_done(&channel);
+                            break End::HandedOver;
+                        }
+                        Err(error) => {
+                            tracing::error!(%error, "nobody took over, and this one goes on");
+                            false
+                        }
+                    },
+                    _ = terminate.recv() => break End::Asked,
+                    _ = interrupt.recv() => break End::Asked,
                 };
                 match reading.is_empty() {
                     true if asked => read_beside(&mut reading, path),
                     _ => again |= asked,
                 }
-            }
+            };
             drop(keeper);
             reading.detach_all();
+            if end == End::HandedOver {
+                scene.gateway.leave();
+                let mut look = tokio::time::interval(Duration::from_millis(100));
+                while !scene.gateway.has_ended() {
+                    tokio::select! {
+                        _ = look.tick() => {}
+                        _ = terminate.recv() => break,
+                        _ = interrupt.recv() => break,
+                    }
+                }
+            }
+            end
         });
         // Whatever is being read or fetched is not waited for.
         runtime.shutdown_background();
+        end
+    }
+
+    /// Gives everything to another process. On an error this one goes on as before.
+    fn hand_over(&mut self, to: &Channel, scene: &mut Scene) -> io::Result<()> {
+        let process = hand_over::greet(to)?;
+        tracing::info!(process, "another tidegate takes over");
+        let Some(spare) = &scene.spare else { return Err(io::ErrorKind::NotFound.into()) };
+        let old = hand_over::Old { generation: self.generation, spare, bindings: &self.bindings };
+        old.give(to, scene.ear.log.as_fd())?;
+        hand_over::wait_for_quiet(to)?;
+        let log = scene.ear.recorder.take().and_then(Recorder::stop);
+        if let Err(error) = hand_over::say_quiet(to).and_then(|()| hand_over::wait_for_done(to)) {
+            match log
+                .ok_or_else(|| io::ErrorKind::NotFound.into())
+                .and_then(|log| Ear::open(log, self, &self.telemetry))
+            {
+                Ok(ear) => scene.ear = ear,
+                Err(error) => tracing::error!(%error, "what the kernel judges is not recorded any more"),
+            }
+            self.mend();
+            return Err(error);
+        }
+        let _ = sd_notify::notify(&[sd_notify::NotifyState::MainPid(process)]);
+        scene.spare = None;
+        tracing::info!(process, "handed over: what lives here goes on until it ends");
+        Ok(())
     }
 
     /// Whether another configuration is in force now.
@@ -332,42 +471,21 @@ impl App {
     }
 }
 
+/// Waits for somebody who wants to take over.
+async fn entered(door: &Option<AsyncFd<Raw<OwnedFd>>>) -> Channel {
+    let Some(door) = door else { return std::future::pending().await };
+    loop {
+        let Ok(mut ready) = door.readable().await else { return std::future::pending().await };
+        match Door::enter(door.get_ref()) {
+            Ok(channel) => return channel,
+            Err(_) => ready.clear_ready(),
+        }
+    }
+}
+
 fn read_beside(reading: &mut JoinSet<Result<Loaded, Mistakes>>, path: &Path) {
     let path = path.to_owned();
     reading.spawn_blocking(move || config::load(&path));
-}
-
-fn settings(limits: &Limits) -> io::Result<gateway::Settings> {
-    let descriptors = usize::try_from(raise_descriptors()?).unwrap_or(usize::MAX);
-    let possible = descriptors.saturating_sub(RESERVED_DESCRIPTORS) / DESCRIPTORS_OF_A_FLOW;
-    if possible < limits.flows {
-        tracing::warn!(flows = possible, "the limit of open descriptors allows fewer flows than limits.flows");
-    }
-    let workers = match limits.workers {
-        0 => std::thread::available_parallelism().map_or(1, usize::from),
-        number => number,
-    };
-    Ok(gateway::Settings {
-        workers,
-        worker: worker::Settings {
-            flows: limits.flows.min(possible),
-            peek: peek::tcp::Limits { held: limits.held_bytes, fingerprints: true },
-            dial_from: worker::DialFrom::Client,
-            proof: proof::Settings::new(resolvers()),
-        },
-        relay: relay::Settings { idle: limits.idle, connect: CONNECT },
-        dns: limits.dns.dns.clone(),
-        // Each worker has a table for each family.
-        udp: udp::Settings { flows: (limits.flows / workers).max(1), ..udp::Settings::default() },
-        bindings: limits.dns.bindings.clone(),
-        kernel_names: true,
-    })
-}
-
-/// This host's own resolvers; without the file, none.
-fn resolvers() -> Vec<std::net::SocketAddr> {
-    let text = std::fs::read_to_string("/etc/resolv.conf").unwrap_or_default();
-    crate::dns::lookup::resolvers_of_host(&text)
 }
 
 /// A last line for the operator: what was counted, so that no limit is passed in silence.
@@ -391,9 +509,3 @@ impl std::error::Error for Failure {}
 
 /// How often rules and routes are looked after.
 const ROUND: Duration = Duration::from_secs(2);
-/// How long a server may take to answer.
-const CONNECT: Duration = Duration::from_secs(15);
-/// Its two sockets.
-const DESCRIPTORS_OF_A_FLOW: usize = 2;
-/// For listeners, netlink, logs, pipes in flight and flows that are being refused.
-const RESERVED_DESCRIPTORS: usize = 512;

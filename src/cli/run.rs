@@ -8,7 +8,7 @@ use clap::Args;
 use tracing_subscriber::EnvFilter;
 
 use super::ConfigArg;
-use crate::app::{self, Ending};
+use crate::app::{self, Beginning, Ending};
 use crate::config;
 use crate::sys::privileges;
 
@@ -19,6 +19,9 @@ pub struct RunArgs {
     /// Leave the rules in the kernel at the end: what they capture is dropped until the next start
     #[arg(long)]
     pub keep_rules: bool,
+    /// Take the place of the gateway that runs here, which serves what it has until that ends; without one, start as usual
+    #[arg(long)]
+    pub take_over: bool,
     /// How long flows may go on after SIGTERM or SIGINT
     #[arg(long, value_name = "DURATION", default_value = "5s", value_parser = super::duration)]
     pub drain: Duration,
@@ -38,7 +41,8 @@ pub fn run(args: RunArgs) -> ExitCode {
     };
     log_to_standard_error();
     let ending = Ending { drain: args.drain, keep_rules: args.keep_rules };
-    match app::run(loaded, &args.config.config, ending) {
+    let beginning = if args.take_over { Beginning::TakeOver } else { Beginning::Alone };
+    match app::run(loaded, path, beginning, ending) {
         Ok(()) => ExitCode::SUCCESS,
         Err(failure) => {
             eprintln!("tidegate run: {failure}");

@@ -35,6 +35,9 @@ pub struct Limits {
     /// Flows held at once, TCP and UDP together: 1 to 10,000,000; default 100,000. A flow past it is refused, counted
     /// and logged. Takes effect at start.
     pub flows: usize,
+    /// TCP flows of one client held at once: 1 to 10,000,000; default 25,000. One past it is refused, counted and logged.
+    /// Takes effect at start.
+    pub flows_of_one: usize,
     /// Octets of a flow's beginning that are held while its name is looked for: 1 KiB to 1 MiB; default 64 KiB.
     /// Takes effect at start.
     pub held_bytes: usize,
@@ -74,6 +77,7 @@ impl Default for Limits {
     fn default() -> Self {
         Self {
             flows: 100_000,
+            flows_of_one: 25_000,
             held_bytes: 64 << 10,
             idle: Duration::from_secs(300),
             workers: 0,
@@ -103,6 +107,7 @@ pub(super) fn read_limits(mut table: Table<'_>) -> Limits {
     let week = Duration::from_secs(7 * 24 * 3600);
     Limits {
         flows: table.count("flows", 1..=10_000_000, default.flows),
+        flows_of_one: table.count("flows_of_one", 1..=10_000_000, default.flows_of_one),
         held_bytes: table.size("held_bytes", (1 << 10)..=(1 << 20), default.held_bytes),
         idle: table.duration("idle", SECOND..=week, default.idle),
         workers: table.count("workers", 0..=1024, default.workers),

@@ -60,6 +60,7 @@ use self::ports::Ports;
 use self::signals::{Signals, Terminal};
 use self::tally::Tally;
 use super::gateway::{self, Gateway};
+use crate::policy::bindings::Bindings;
 use crate::policy::snapshot::Snapshot;
 use crate::sys::channel::Channel;
 use crate::sys::fork::fork;

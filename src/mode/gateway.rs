@@ -86,6 +86,11 @@ enum Stop {
 }
 
 impl Listeners {
+    /// How many workers they are for.
+    pub fn workers(&self) -> usize {
+        self.workers.len()
+    }
+
     /// Opens them at ports of the kernel's choice. Nothing is accepted yet. A host without one of the families gets
     /// none for it, and the rules drop what it should have had.
     pub fn open(workers: usize) -> io::Result<Self> {

@@ -361,12 +361,7 @@ impl Judge {
 }
 
 /// The source's Network judges outbound, the destination's inbound.
-fn judges_of(
-    snapshot: &Snapshot,
-    transport: Transport,
-    client: ClientAddr,
-    orig_dst: OrigDst,
-) -> [Option<Judge>; 2] {
+fn judges_of(snapshot: &Snapshot, transport: Transport, client: ClientAddr, orig_dst: OrigDst) -> [Option<Judge>; 2] {
     let judge = |direction, end| {
         let network = snapshot.network_of(end, protocol_number(transport), Some(orig_dst.port()))?;
         network.rule(direction)?;

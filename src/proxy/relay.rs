@@ -364,7 +364,7 @@ mod tests {
                     held: held.into(),
                     watched: None,
                     closing: closing(),
-                    place: census.enter(usize::MAX).unwrap(),
+                    place: census.enter([127, 0, 0, 1].into(), usize::MAX, usize::MAX).unwrap(),
                 });
             }
             while !relay.is_empty() {

@@ -79,13 +79,7 @@ fn network_of<'a>(snapshot: &'a Snapshot, flow: &Headers, direction: Direction) 
     snapshot.network_of(protected, flow.protocol, flow.ports.map(|ports| ports.1)).map(AsRef::as_ref)
 }
 
-fn end_of(
-    snapshot: &Snapshot,
-    flow: &Headers,
-    network: &Network,
-    direction: Direction,
-    action: DropAction,
-) -> Record {
+fn end_of(snapshot: &Snapshot, flow: &Headers, network: &Network, direction: Direction, action: DropAction) -> Record {
     let record = Record::of_packet(Kind::End, SystemTime::now(), snapshot.enforcer.clone(), flow);
     let policy = network.rule(direction).map(|rule| rule.policy.name.clone());
     let mut record = record.judged_by(network.name.clone(), policy, direction);

@@ -72,8 +72,17 @@ fn folder_of(file: &Path) -> PathBuf {
 
 /// What the C library and the kernel's own settings are read from, whenever a server's name is looked up or a counter
 /// asked for. /etc as a whole, for /etc/resolv.conf is replaced by another file of its name.
-const ALWAYS: &[&str] =
-    &["/etc", "/proc", "/sys/fs/cgroup", "/run/systemd/resolve", "/run/NetworkManager", "/run/resolvconf", "/usr", "/lib", "/lib64"];
+const ALWAYS: &[&str] = &[
+    "/etc",
+    "/proc",
+    "/sys/fs/cgroup",
+    "/run/systemd/resolve",
+    "/run/NetworkManager",
+    "/run/resolvconf",
+    "/usr",
+    "/lib",
+    "/lib64",
+];
 
 #[cfg(test)]
 mod tests {
