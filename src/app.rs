@@ -171,7 +171,7 @@ fn serve(
     eprintln!("ready");
     let _ = sd_notify::notify(&[sd_notify::NotifyState::Ready]);
     let mut scene = Scene { gateway, ear, spare: Some(spare), door };
-    let end = app.follow(signals, path, &mut scene);
+    let end = app.follow(signals, path, &mut scene)?;
     let Scene { gateway, ear, spare, .. } = scene;
     drop(spare);
     if end == End::HandedOver {
@@ -329,8 +329,9 @@ impl App {
     }
 
     /// Reloads at SIGHUP and when the configuration's files change, and takes lists that became others; returns at
-    /// SIGTERM or SIGINT, and when another has taken over and nothing lives here any more.
-    fn follow(&mut self, signals: Signals, path: &Path, scene: &mut Scene) -> End {
+    /// SIGTERM or SIGINT, and when another has taken over and nothing lives here any more. An error: a worker has ended,
+    /// and what its listeners held is lost. The rules stay and drop what nobody takes.
+    fn follow(&mut self, signals: Signals, path: &Path, scene: &mut Scene) -> Result<End, Failure> {
         let Signals { runtime, mut hangup, mut terminate, mut interrupt } = signals;
         let (mut to, mut fresh) = mpsc::channel(1);
         let end = runtime.block_on(async {
@@ -344,10 +345,13 @@ impl App {
             let mut watched = Watched::new(&self.loaded);
             let end = loop {
                 let asked = tokio::select! {
-                    _ = round.tick() => {
-                        self.mend();
-                        false
-                    }
+                    _ = round.tick() => match scene.gateway.is_whole() {
+                        true => {
+                            self.mend();
+                            false
+                        }
+                        false => break Err(because("go on")(io::Error::other("a worker has ended"))),
+                    },
                     () = watched.changed() => true,
                     _ = hangup.recv() => true,
                     Some(read) = reading.join_next() => {
@@ -369,15 +373,15 @@ impl App {
                             drop(door.take());
                             // Whether or not it hears of it, it serves.
                             let _ = hand_over::say_done(&channel);
-                            break End::HandedOver;
+                            break Ok(End::HandedOver);
                         }
                         Err(error) => {
                             tracing::error!(%error, "nobody took over, and this one goes on");
                             false
                         }
                     },
-                    _ = terminate.recv() => break End::Asked,
-                    _ = interrupt.recv() => break End::Asked,
+                    _ = terminate.recv() => break Ok(End::Asked),
+                    _ = interrupt.recv() => break Ok(End::Asked),
                 };
                 match reading.is_empty() {
                     true if asked => read_beside(&mut reading, path),
@@ -386,7 +390,7 @@ impl App {
             };
             drop(keeper);
             reading.detach_all();
-            if end == End::HandedOver {
+            if let Ok(End::HandedOver) = end {
                 scene.gateway.leave();
                 let mut look = tokio::time::interval(Duration::from_millis(100));
                 while !scene.gateway.has_ended() {
@@ -408,16 +412,13 @@ impl App {
     fn hand_over(&mut self, to: &Channel, scene: &mut Scene) -> io::Result<()> {
         let process = hand_over::greet(to)?;
         tracing::info!(process, "another tidegate takes over");
-        let Some(spare) = &scene.spare else { return Err(io::ErrorKind::NotFound.into()) };
+        let spare = scene.spare.as_ref().ok_or_else(none)?;
         let old = hand_over::Old { generation: self.generation, spare, bindings: &self.bindings };
         old.give(to, scene.ear.log.as_fd())?;
         hand_over::wait_for_quiet(to)?;
         let log = scene.ear.recorder.take().and_then(Recorder::stop);
         if let Err(error) = hand_over::say_quiet(to).and_then(|()| hand_over::wait_for_done(to)) {
-            match log
-                .ok_or_else(|| io::ErrorKind::NotFound.into())
-                .and_then(|log| Ear::open(log, self, &self.telemetry))
-            {
+            match log.ok_or_else(none).and_then(|log| Ear::open(log, self, &self.telemetry)) {
                 Ok(ear) => scene.ear = ear,
                 Err(error) => tracing::error!(%error, "what the kernel judges is not recorded any more"),
             }
@@ -433,13 +434,20 @@ impl App {
     /// Whether another configuration is in force now.
     fn reload(&mut self, read: Result<Result<Loaded, Mistakes>, JoinError>) -> bool {
         match read {
-            Ok(Ok(loaded)) => match self.apply(loaded) {
-                Ok(()) => {
-                    tracing::info!(generation = self.generation, "reloaded");
-                    return true;
+            Ok(Ok(loaded)) => {
+                if let Some(path) = loaded.emptied_since(&self.loaded) {
+                    let path = path.display();
+                    tracing::error!("the new configuration is not in force: {path} holds no entry any more");
+                    return false;
                 }
-                Err(failure) => tracing::error!("the new configuration is not in force: {failure}"),
-            },
+                match self.apply(loaded) {
+                    Ok(()) => {
+                        tracing::info!(generation = self.generation, "reloaded");
+                        return true;
+                    }
+                    Err(failure) => tracing::error!("the new configuration is not in force: {failure}"),
+                }
+            }
             Ok(Err(mistakes)) => {
                 tracing::error!("the configuration has mistakes and is not in force:\n{mistakes}");
                 reach::explain(&mistakes);
@@ -469,6 +477,10 @@ impl App {
             Err(failure) => tracing::error!(list = &*list.name, "the new list is not in force: {failure}"),
         }
     }
+}
+
+fn none() -> io::Error {
+    io::ErrorKind::NotFound.into()
 }
 
 /// Waits for somebody who wants to take over.

@@ -12,13 +12,13 @@ use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket};
 use std::os::fd::OwnedFd;
 use std::rc::Rc;
-use std::sync::Arc;
+use std::sync::{Arc, mpsc};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
 use arc_swap::ArcSwap;
 use tokio::sync::watch;
-use tokio::task::LocalSet;
+use tokio::task::{JoinError, JoinSet, LocalSet};
 use tokio::time::Instant;
 
 use crate::dns::cache::Cache;
@@ -135,7 +135,7 @@ impl Listeners {
 }
 
 impl Gateway {
-    /// Starts one thread for each worker's listeners.
+    /// Starts one thread for each worker's listeners, and waits until all of them serve.
     pub fn start(
         listeners: Listeners,
         settings: &Settings,
@@ -146,6 +146,7 @@ impl Gateway {
         let (stop, stopped) = watch::channel(None);
         let (rechecks, rechecked) = watch::channel(None);
         let census = Arc::new(Census::default());
+        let (begins, begun) = mpsc::channel();
         let mut threads = Vec::new();
         let answers = Arc::new(Cache::new(settings.dns.cache.clone()));
         let sockets = listeners.workers.into_iter().zip(listeners.dns.workers);
@@ -159,10 +160,16 @@ impl Gateway {
                 snapshot: snapshot.clone(),
                 telemetry: telemetry.clone(),
                 census: census.clone(),
+                begins: begins.clone(),
                 stopped: stopped.clone(),
                 rechecks: rechecked.clone(),
             };
             threads.push(std::thread::Builder::new().name(format!("worker-{number}")).spawn(move || seat.work())?);
+        }
+        drop(begins);
+        // A worker that fails before it serves takes its end of the channel with it.
+        if begun.iter().count() < threads.len() {
+            return Err(io::Error::other("a worker could not begin, as said above"));
         }
         Ok(Self { threads, stop, rechecks, census, bindings })
     }
@@ -180,6 +187,11 @@ impl Gateway {
     /// Every worker has come to its end.
     pub fn has_ended(&self) -> bool {
         self.threads.iter().all(JoinHandle::is_finished)
+    }
+
+    /// Whether every worker still serves.
+    pub fn is_whole(&self) -> bool {
+        !self.threads.iter().any(JoinHandle::is_finished)
     }
 
     /// Takes no more flows, lets the live ones go on for up to `drain`, then resets what is left.
@@ -202,6 +214,7 @@ struct Seat {
     snapshot: Arc<ArcSwap<Snapshot>>,
     telemetry: Telemetry,
     census: Arc<Census>,
+    begins: mpsc::Sender<()>,
     stopped: watch::Receiver<Option<Stop>>,
     rechecks: worker::Rechecks,
 }
@@ -244,33 +257,43 @@ impl Seat {
             self.rechecks.clone(),
             leaving,
         ));
-        tokio::task::spawn_local(relay.clone().run());
+        // None of these ends but by a defect or a socket that failed, and then the worker is of no use.
+        let (mut accepting, mut datagrams) = (JoinSet::new(), JoinSet::new());
+        let mut relaying = tokio::task::spawn_local(relay.clone().run());
         tokio::task::spawn_local(recheck(relay.clone(), self.rechecks));
-        let tcp = self.sockets.tcp.into_iter();
-        let udp = self.sockets.udp.into_iter();
-        let serve_udp = |(socket, way)| {
-            tokio::task::spawn_local(proxy::udp::serve(worker.clone(), socket, self.settings.udp.clone(), way))
+        for socket in self.sockets.tcp {
+            accepting.spawn_local(proxy::tcp::serve(worker.clone(), socket));
+        }
+        for (socket, way) in self.sockets.udp {
+            datagrams.spawn_local(proxy::udp::serve(worker.clone(), socket, self.settings.udp.clone(), way));
+        }
+        self.dns.serve(&dns, &mut datagrams, &mut accepting)?;
+        // Whoever waits for this may have given up.
+        let _ = self.begins.send(());
+        drop(self.begins);
+        let stop = tokio::select! {
+            // Nobody left to say stop is a stop too.
+            stop = self.stopped.wait_for(Option::is_some) => stop.ok().and_then(|stop| *stop),
+            Some(ended) = accepting.join_next() => return failed(ended),
+            Some(ended) = datagrams.join_next() => return failed(ended),
+            _ = &mut relaying => return failed(Ok(Ok(()))),
         };
-        let (dns_udp, dns_tcp) = self.dns.serve(&dns)?;
-        let datagrams: Vec<_> = udp.map(serve_udp).chain([dns_udp]).collect();
-        let serve_tcp = |socket| tokio::task::spawn_local(proxy::tcp::serve(worker.clone(), socket));
-        let accepting: Vec<_> = tcp.map(serve_tcp).chain(dns_tcp).collect();
-        // Nobody left to say stop is a stop too.
-        let stop = self.stopped.wait_for(Option::is_some).await.ok().and_then(|stop| *stop);
-        accepting.iter().for_each(JoinTask::abort);
+        accepting.abort_all();
         if let Some(Stop::WhenEmpty) = stop {
             leave.send_replace(true);
             // What was asked and what was held has its time.
             tokio::time::sleep(self.settings.dns.patience + LAST_WORDS).await;
         }
-        datagrams.iter().for_each(JoinTask::abort);
+        datagrams.abort_all();
         drain(&self.census, &self.stopped).await;
         relay.end_all(ClosedBy::Shutdown);
         Ok(())
     }
 }
 
-type JoinTask = tokio::task::JoinHandle<io::Result<()>>;
+fn failed(ended: Result<io::Result<()>, JoinError>) -> io::Result<()> {
+    ended.unwrap_or_else(|error| Err(error.into())).and(Err(io::Error::other("a part of it has failed")))
+}
 
 async fn recheck(relay: Rc<Relay>, mut rechecks: worker::Rechecks) {
     loop {

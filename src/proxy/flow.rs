@@ -8,7 +8,7 @@ use std::time::{Duration, Instant, SystemTime};
 use crate::name::DomainName;
 use crate::peek::{Discovery, Outcome, Unreadable, Via};
 use crate::policy::bindings::Bindings;
-use crate::policy::judge::{Binding, Facts, alerts, judge, judge_again, refuse_resolver};
+use crate::policy::judge::{Binding, Facts, alerts, judge, judge_again, refuse_service};
 use crate::policy::network::{Bind, Inspection, Mode, Network};
 use crate::policy::snapshot::Snapshot;
 use crate::policy::{ClientAddr, Direction, DomainVerdict, DropAction, IpVerdict, OrigDst, Reason, Transport, Verdict};
@@ -104,6 +104,13 @@ impl Flow {
         }
     }
 
+    /// Whether a Network ends the flow whatever its name: then nobody looks for it.
+    pub fn is_refused(&self) -> bool {
+        let nothing =
+            |by| Facts { remote: self.remote(by), discovery: None, binding: Binding::Unknown, now: SystemTime::now() };
+        self.judges().any(|by| self.refusal(by, &nothing(by)).is_some_and(|verdict| by.ending(&verdict).is_some()))
+    }
+
     /// The verdict of every Network in turn, recorded, up to the first that ends the flow.
     pub fn judge(&self, discovery: Option<&Discovery>, telemetry: &Telemetry) -> Judgement {
         let now = SystemTime::now();
@@ -184,11 +191,17 @@ impl Flow {
     }
 
     fn verdict(&self, by: &Judge, discovery: Option<&Discovery>, now: SystemTime) -> Verdict {
-        let remote = remote_of(by.direction, self.client, self.orig_dst);
         let binding = discovery.and_then(name_of).map_or(Binding::Unknown, |name| self.binding(by, name));
-        let facts = Facts { remote, discovery, binding, now };
-        refuse_resolver(&by.network, by.direction, Some(self.orig_dst.port()), &facts)
-            .unwrap_or_else(|| judge(&by.network, by.direction, &facts))
+        let facts = Facts { remote: self.remote(by), discovery, binding, now };
+        self.refusal(by, &facts).unwrap_or_else(|| judge(&by.network, by.direction, &facts))
+    }
+
+    fn refusal(&self, by: &Judge, facts: &Facts<'_>) -> Option<Verdict> {
+        refuse_service(&by.network, by.direction, Some(self.transport), Some(self.orig_dst.port()), facts)
+    }
+
+    fn remote(&self, by: &Judge) -> IpAddr {
+        remote_of(by.direction, self.client, self.orig_dst)
     }
 
     fn judged(&self, by: &Judge, kind: Kind, verdict: &Verdict, now: SystemTime) -> Record {
@@ -292,7 +305,8 @@ impl Closing {
                 binding: Binding::Match,
                 now: SystemTime::now(),
             };
-            let refused = refuse_resolver(&judge.network, judge.direction, Some(self.orig_dst.port()), &facts);
+            let (transport, port) = (Some(self.transport), Some(self.orig_dst.port()));
+            let refused = refuse_service(&judge.network, judge.direction, transport, port, &facts);
             let verdict = refused.unwrap_or_else(|| judge_again(&judge.network, judge.direction, &facts));
             if let Some(action) = judge.ending(&verdict) {
                 return Some(action);

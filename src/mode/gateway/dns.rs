@@ -5,7 +5,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket};
 use std::os::fd::OwnedFd;
 use std::rc::Rc;
 
-use tokio::task::{JoinHandle, spawn_local};
+use tokio::task::JoinSet;
 
 use crate::dns::Service;
 use crate::dns::{tcp as over_tcp, udp as over_udp};
@@ -75,15 +75,18 @@ fn open_each(
 }
 
 impl Sockets {
-    /// Serves them within the worker's runtime: UDP, and each listener of TCP.
-    pub fn serve(self, service: &Rc<Service>) -> io::Result<(Task, Vec<Task>)> {
+    /// Serves them within the worker's runtime: UDP as one of `datagrams`, TCP as further ones of `accepting`.
+    pub fn serve(self, service: &Rc<Service>, datagrams: &mut Tasks, accepting: &mut Tasks) -> io::Result<()> {
         let udp = over_udp::Udp::new(service.clone(), self.udp, self.outbox)?;
-        let over_tcp = |listener| spawn_local(over_tcp::serve(service.clone(), listener));
-        Ok((spawn_local(udp.run()), self.tcp.into_iter().map(over_tcp).collect()))
+        datagrams.spawn_local(udp.run());
+        for listener in self.tcp {
+            accepting.spawn_local(over_tcp::serve(service.clone(), listener));
+        }
+        Ok(())
     }
 }
 
-type Task = JoinHandle<io::Result<()>>;
+type Tasks = JoinSet<io::Result<()>>;
 
 /// Connections that may wait to be accepted.
 const BACKLOG: i32 = 1024;

@@ -7,13 +7,15 @@
 //! goes on. To end it would end every long flow to such a name at any reload.
 
 use std::io;
+use std::net::IpAddr;
 use std::time::{Instant, SystemTime};
 
+use crate::firewall::{TCP, UDP};
 use crate::policy::bindings::Bindings;
-use crate::policy::judge::judge_bound;
+use crate::policy::judge::{Binding, Facts, judge_bound, refuse_service};
 use crate::policy::network::{Mode, Network};
 use crate::policy::snapshot::Snapshot;
-use crate::policy::{Direction, DropAction, IpVerdict};
+use crate::policy::{Direction, DropAction, IpVerdict, Transport};
 use crate::sys::conntrack::Conntrack;
 use crate::telemetry::{Kind, Record, Telemetry};
 use crate::wire::ip::Headers;
@@ -55,6 +57,12 @@ impl<'a> Judges<'a> {
     }
 
     fn blocks(&self, network: &Network, flow: &Headers, direction: Direction) -> bool {
+        let remote = remote_of(flow, direction);
+        let facts = Facts { remote, discovery: None, binding: Binding::Unknown, now: self.now };
+        let port = flow.ports.map(|ports| ports.1);
+        if refuse_service(network, direction, transport_of(flow), port, &facts).is_some() {
+            return true;
+        }
         let uses_names = network.inspection.as_ref().is_some_and(|inspection| inspection.use_bindings);
         if direction == Direction::Outbound && uses_names {
             if let Some(name) = self.bindings.name_for(flow.source, flow.destination, Instant::now()) {
@@ -69,8 +77,19 @@ impl<'a> Judges<'a> {
     }
 
     fn verdict(&self, network: &Network, flow: &Headers, direction: Direction) -> Option<IpVerdict> {
-        let remote = if direction == Direction::Outbound { flow.destination } else { flow.source };
-        Some(network.rule(direction)?.policy.judge_ip(remote, self.now).verdict)
+        Some(network.rule(direction)?.policy.judge_ip(remote_of(flow, direction), self.now).verdict)
+    }
+}
+
+fn remote_of(flow: &Headers, direction: Direction) -> IpAddr {
+    if direction == Direction::Outbound { flow.destination } else { flow.source }
+}
+
+fn transport_of(flow: &Headers) -> Option<Transport> {
+    match flow.protocol {
+        TCP => Some(Transport::Tcp),
+        UDP => Some(Transport::Udp),
+        _ => None,
     }
 }
 
