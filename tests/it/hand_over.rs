@@ -179,6 +179,25 @@ fn exchange(client: &mut TcpStream, server: &mut TcpStream) {
     client.read_exact(&mut octets).unwrap();
 }
 
+/// Takes the datagrams of one family that come to port 443 of the server.
+pub(crate) fn sink(lab: &Lab, family: Family) -> UdpSocket {
+    use socket2::{Domain, Socket, Type};
+    let open = || {
+        let (domain, any) = match family {
+            Family::V4 => (Domain::IPV4, SocketAddr::from(([0; 4], 443))),
+            Family::V6 => (Domain::IPV6, SocketAddr::from(([0u16; 8], 443))),
+        };
+        let socket = Socket::new(domain, Type::DGRAM, None).unwrap();
+        if family == Family::V6 {
+            socket.set_only_v6(true).unwrap();
+        }
+        socket.bind(&any.into()).unwrap();
+        socket.set_read_timeout(Some(DEADLINE)).unwrap();
+        UdpSocket::from(socket)
+    };
+    lab.server.run(open).unwrap()
+}
+
 /// A flow to an address that is blocked, which its name has let in: without its place in the kernel's set it would end.
 struct Quic {
     client: UdpSocket,
@@ -188,8 +207,7 @@ struct Quic {
 impl Quic {
     fn begin(lab: &Lab, family: Family) -> Self {
         let to = at(Site::B, family, 7, 443);
-        let server = lab.server.run(|| UdpSocket::bind(to)).unwrap().unwrap();
-        server.set_read_timeout(Some(DEADLINE)).unwrap();
+        let server = sink(lab, family);
         let client = lab.client.run(|| UdpSocket::bind((client_address(family, 0), 0))).unwrap().unwrap();
         client.connect(to).unwrap();
         client.send(&flight()).unwrap();

@@ -17,7 +17,7 @@ use tidegate::mode::demo::tap::Tap;
 use tidegate::sys::rtnl::Family;
 
 use crate::gateway::{DEADLINE, Gateway, at, configuration, connect, get, listen, request, servers};
-use crate::hand_over::{question, resolver, take_over};
+use crate::hand_over::{question, resolver, sink, take_over};
 use crate::inside::in_lab;
 use crate::recheck::flight_of;
 
@@ -193,8 +193,7 @@ fn forbidden() -> Vec<SocketAddr> {
 /// QUIC, as its first flight: what is allowed arrives with all that follows, what is blocked does not.
 fn datagrams(lab: &Lab, family: Family, over: &AtomicBool, counts: &Counts) {
     let to = at(Site::A, family, 9, 443);
-    let server = lab.server.run(|| UdpSocket::bind(to)).unwrap().unwrap();
-    server.set_read_timeout(Some(DEADLINE)).unwrap();
+    let server = sink(lab, family);
     let (good, bad) = (flight_of("www.google.com"), flight_of("www.youtube.com"));
     while !over.load(Ordering::Relaxed) {
         let client = UdpSocket::bind((client_address(family, 0), 0)).unwrap();
