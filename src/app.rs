@@ -7,18 +7,16 @@ mod documents;
 mod hand_over;
 pub(crate) mod lists;
 mod reach;
+mod scene;
 mod settings;
+mod signals;
 
 use std::io;
-use std::os::fd::{AsFd, OwnedFd};
 use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use arc_swap::ArcSwap;
-use tokio::io::unix::AsyncFd;
-use tokio::runtime::Runtime;
-use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::{mpsc, watch};
 use tokio::task::{JoinError, JoinSet};
 
@@ -27,21 +25,22 @@ use crate::config::{self, Loaded, Mistakes};
 use crate::dns::service::tell;
 use crate::firewall::{self, Capture, OnFailure, Ruleset, uses_names};
 use crate::mode::gateway::hand_over::Spare;
-use crate::mode::gateway::kernel::{self, Recorder};
+use crate::mode::gateway::kernel::{self};
 use crate::mode::gateway::{Gateway, Listeners, recheck};
 use crate::policy::Direction;
 use crate::policy::bindings::Bindings;
 use crate::policy::snapshot::Snapshot;
 use crate::sys::capture::{self, Watch};
-use crate::sys::channel::{Channel, Door};
-use crate::sys::nflog::PacketLog;
+use crate::sys::channel::Door;
 use crate::sys::nft::NftSocket;
-use crate::sys::readable::{Raw, readable};
+use crate::sys::readable::readable;
 use crate::telemetry::{Queue, Telemetry};
 
 use documents::Watched;
 use hand_over::Taken;
 use lists::{Fresh, Keeper};
+use scene::{Ear, End, Scene, entered};
+use signals::Signals;
 
 /// How the program ends, from the command line.
 #[derive(Clone, Copy, Debug)]
@@ -185,59 +184,6 @@ fn serve(
     let removed = if ending.keep_rules { Ok(()) } else { capture::remove() };
     drop(ear);
     removed.map_err(because("take the rules away"))
-}
-
-/// What serves, beside the configuration.
-struct Scene {
-    gateway: Gateway,
-    ear: Ear,
-    /// For who takes over.
-    spare: Option<Spare>,
-    door: Option<Door>,
-}
-
-/// Who reads what the kernel has judged.
-struct Ear {
-    /// The same once more, for who takes over.
-    log: OwnedFd,
-    recorder: Option<Recorder>,
-}
-
-impl Ear {
-    fn open(log: PacketLog, app: &App, telemetry: &Telemetry) -> io::Result<Self> {
-        let kept = log.as_fd().try_clone_to_owned()?;
-        let recorder = Recorder::start(log, &app.snapshot, telemetry)?;
-        recorder.knows(app.bindings.clone());
-        Ok(Self { log: kept, recorder: Some(recorder) })
-    }
-}
-
-/// Why the program ends.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum End {
-    Asked,
-    HandedOver,
-}
-
-/// The signals that `run` obeys, kept from the moment this is made.
-#[derive(Debug)]
-struct Signals {
-    runtime: Runtime,
-    hangup: Signal,
-    terminate: Signal,
-    interrupt: Signal,
-}
-
-impl Signals {
-    fn listen() -> io::Result<Self> {
-        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-        let inside = runtime.enter();
-        let hangup = signal(SignalKind::hangup())?;
-        let terminate = signal(SignalKind::terminate())?;
-        let interrupt = signal(SignalKind::interrupt())?;
-        drop(inside);
-        Ok(Self { runtime, hangup, terminate, interrupt })
-    }
 }
 
 impl App {
@@ -408,29 +354,6 @@ impl App {
         end
     }
 
-    /// Gives everything to another process. On an error this one goes on as before.
-    fn hand_over(&mut self, to: &Channel, scene: &mut Scene) -> io::Result<()> {
-        let process = hand_over::greet(to)?;
-        tracing::info!(process, "another tidegate takes over");
-        let spare = scene.spare.as_ref().ok_or_else(none)?;
-        let old = hand_over::Old { generation: self.generation, spare, bindings: &self.bindings };
-        old.give(to, scene.ear.log.as_fd())?;
-        hand_over::wait_for_quiet(to)?;
-        let log = scene.ear.recorder.take().and_then(Recorder::stop);
-        if let Err(error) = hand_over::say_quiet(to).and_then(|()| hand_over::wait_for_done(to)) {
-            match log.ok_or_else(none).and_then(|log| Ear::open(log, self, &self.telemetry)) {
-                Ok(ear) => scene.ear = ear,
-                Err(error) => tracing::error!(%error, "what the kernel judges is not recorded any more"),
-            }
-            self.mend();
-            return Err(error);
-        }
-        let _ = sd_notify::notify(&[sd_notify::NotifyState::MainPid(process)]);
-        scene.spare = None;
-        tracing::info!(process, "handed over: what lives here goes on until it ends");
-        Ok(())
-    }
-
     /// Whether another configuration is in force now.
     fn reload(&mut self, read: Result<Result<Loaded, Mistakes>, JoinError>) -> bool {
         match read {
@@ -475,22 +398,6 @@ impl App {
                 _ = taken.send(());
             }
             Err(failure) => tracing::error!(list = &*list.name, "the new list is not in force: {failure}"),
-        }
-    }
-}
-
-fn none() -> io::Error {
-    io::ErrorKind::NotFound.into()
-}
-
-/// Waits for somebody who wants to take over.
-async fn entered(door: &Option<AsyncFd<Raw<OwnedFd>>>) -> Channel {
-    let Some(door) = door else { return std::future::pending().await };
-    loop {
-        let Ok(mut ready) = door.readable().await else { return std::future::pending().await };
-        match Door::enter(door.get_ref()) {
-            Ok(channel) => return channel,
-            Err(_) => ready.clear_ready(),
         }
     }
 }

@@ -268,6 +268,8 @@ impl Seat {
             datagrams.spawn_local(proxy::udp::serve(worker.clone(), socket, self.settings.udp.clone(), way));
         }
         self.dns.serve(&dns, &mut datagrams, &mut accepting)?;
+        // Each opens first what it works with.
+        tokio::task::yield_now().await;
         // Whoever waits for this may have given up.
         let _ = self.begins.send(());
         drop(self.begins);

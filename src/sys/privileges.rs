@@ -24,12 +24,12 @@ use caps::{CapSet, Capability, CapsHashSet};
 use super::seccomp::service;
 
 /// Becomes `user`, if one is named, and gives up every capability but those of a gateway and every way to gain one.
-/// `needed` is a file that must stay readable.
+/// `needed` is a file that must stay readable to root.
 pub fn give_up(user: Option<&str>, needed: &Path) -> io::Result<()> {
     if let Some(user) = user {
         user::become_one(user)?;
     }
-    reduce(needed)?;
+    reduce(user.map_or(Some(needed), |_| None))?;
     rustix::thread::set_no_new_privs(true)?;
     service::confine()
 }
@@ -40,11 +40,11 @@ pub fn lacking() -> Vec<Capability> {
     KEPT.into_iter().filter(|capability| !has(*capability)).collect()
 }
 
-fn reduce(needed: &Path) -> io::Result<()> {
+fn reduce(needed: Option<&Path>) -> io::Result<()> {
     let permitted = caps::read(None, CapSet::Permitted).map_err(io::Error::other)?;
     let mut kept: CapsHashSet = KEPT.into_iter().filter(|own| permitted.contains(own)).collect();
     set(CapSet::Effective, &kept)?;
-    if refuses(needed) && permitted.contains(&READ) {
+    if needed.is_some_and(refuses) && permitted.contains(&READ) {
         kept.insert(READ);
     }
     // Giving up parts of the bounding set takes a capability itself; without it there is nothing that could gain one,

@@ -58,7 +58,8 @@ fn nothing_is_lost_leaks_or_grows() {
                     let next = take_over(lab, &texts[0]);
                     olds.push(std::mem::replace(&mut serving, next));
                     handed = Instant::now();
-                    // Those of before end with what they carried; others begin.
+                    // Those of before live on in the old one, and end only now; others begin.
+                    live.iter_mut().for_each(|(client, server)| exchange(client, server));
                     live = Family::BOTH.map(|family| long_flow(lab, &accepted, family));
                     println!("{:>5} s  {}  {:?}", began.elapsed().as_secs(), counts.told(), lives.last().unwrap());
                 }
@@ -215,7 +216,7 @@ fn datagrams(lab: &Lab, family: Family, over: &AtomicBool, counts: &Counts) {
 
 /// Others have the processor too.
 fn rest() {
-    std::thread::sleep(Duration::from_millis(setting("TIDEGATE_SOAK_REST", 5)));
+    std::thread::sleep(Duration::from_millis(setting("TIDEGATE_SOAK_REST", 20)));
 }
 
 fn long_flow(

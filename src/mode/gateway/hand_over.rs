@@ -6,7 +6,7 @@
 //! Fails closed: a message with a letter that nobody knows, or with too few descriptors, is not taken over.
 
 use std::io;
-use std::net::{SocketAddr, UdpSocket};
+use std::net::SocketAddr;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 use super::{Listeners, Sockets, dns};
@@ -72,25 +72,34 @@ impl Listeners {
         let mut dns = dns::Sockets { udp: Vec::new(), tcp: Vec::new(), outbox: Outbox::new(None)? };
         for (letter, socket) in message.octets.into_iter().zip(message.descriptors) {
             let at = tcp::local_address(&socket)?;
-            match letter {
-                b't' => note(&mut self.tcp, at, own.tcp.push(socket)),
-                b'u' => note(&mut self.udp, at, own.udp.push((UdpSocket::from(socket), Way::Kernel))),
-                b'd' => note(&mut self.dns.udp, at, dns.udp.push(socket.into())),
-                b'D' => note(&mut self.dns.tcp, at, dns.tcp.push(socket)),
+            // The rules must name its port.
+            let ports = match letter {
+                b't' => {
+                    own.tcp.push(socket);
+                    &mut self.tcp
+                }
+                b'u' => {
+                    own.udp.push((socket.into(), Way::Kernel));
+                    &mut self.udp
+                }
+                b'd' => {
+                    dns.udp.push(socket.into());
+                    &mut self.dns.udp
+                }
+                b'D' => {
+                    dns.tcp.push(socket);
+                    &mut self.dns.tcp
+                }
                 _ => return Err(incomplete()),
+            };
+            match at {
+                SocketAddr::V4(at) => ports.v4 = Some(at.port()),
+                SocketAddr::V6(at) => ports.v6 = Some(at.port()),
             }
         }
         self.workers.push(own);
         self.dns.workers.push(dns);
         Ok(())
-    }
-}
-
-/// The rules must name the port of a socket that was kept.
-fn note(ports: &mut Listener, at: SocketAddr, _kept: ()) {
-    match at {
-        SocketAddr::V4(at) => ports.v4 = Some(at.port()),
-        SocketAddr::V6(at) => ports.v6 = Some(at.port()),
     }
 }
 
