@@ -4,6 +4,7 @@
 //! listeners and rules are all in place or the program ends with an error.
 
 mod documents;
+mod geoip;
 mod hand_over;
 pub(crate) mod lists;
 mod reach;
@@ -21,11 +22,11 @@ use tokio::sync::{mpsc, watch};
 use tokio::task::{JoinError, JoinSet};
 
 use crate::config::limits;
-use crate::config::{self, Loaded, Mistakes};
+use crate::config::{self, Loaded, Mistakes, Part};
 use crate::dns::service::tell;
 use crate::firewall::{self, Capture, OnFailure, Ruleset, uses_names};
 use crate::mode::gateway::hand_over::Spare;
-use crate::mode::gateway::kernel::{self};
+use crate::mode::gateway::kernel;
 use crate::mode::gateway::{Gateway, Listeners, recheck};
 use crate::policy::Direction;
 use crate::policy::bindings::Bindings;
@@ -282,7 +283,7 @@ impl App {
         let (mut to, mut fresh) = mpsc::channel(1);
         let end = runtime.block_on(async {
             let mut door = scene.door.take().and_then(|door| readable(door.0).ok());
-            let mut keeper = Keeper::start(&self.loaded.list_sources, &self.telemetry, &to);
+            let mut keeper = Keeper::start(&self.loaded, &self.telemetry, &to);
             // Reading may take long, and fetch: an order to end does not wait for it.
             let mut reading = JoinSet::new();
             let mut again = false;
@@ -305,7 +306,7 @@ impl App {
                             watched = Watched::new(&self.loaded);
                             // What is still on its way belongs to the configuration before.
                             (to, fresh) = mpsc::channel(1);
-                            keeper = Keeper::start(&self.loaded.list_sources, &self.telemetry, &to);
+                            keeper = Keeper::start(&self.loaded, &self.telemetry, &to);
                         }
                         std::mem::take(&mut again)
                     }
@@ -380,24 +381,27 @@ impl App {
         false
     }
 
-    /// Puts a list in force in place of the one of its name.
+    /// Puts a list or a database in force in place of the one before.
     fn take(&mut self, fresh: Fresh) {
-        let Fresh { list, taken } = fresh;
-        match self.apply(self.loaded.with_list(&list)) {
+        let Fresh { part, taken } = fresh;
+        match self.apply(self.loaded.with(&part)) {
             Ok(()) => {
-                let (names, ranges) = (list.domains.len(), list.prefixes.len());
-                tracing::info!(
-                    list = &*list.name,
-                    names,
-                    ranges,
-                    generation = self.generation,
-                    "a list is in force anew"
-                );
+                let generation = self.generation;
+                match &part {
+                    Part::List(list) => {
+                        let (names, ranges) = (list.domains.len(), list.prefixes.len());
+                        tracing::info!(list = &*list.name, names, ranges, generation, "a list is in force anew");
+                    }
+                    Part::Database(own) => {
+                        let (of, ranges) = (own.kind().word(), own.len());
+                        tracing::info!(of, ranges, generation, "a database is in force anew");
+                    }
+                }
                 self.telemetry.count(|counters| &counters.lists_replaced);
                 // Whoever asked may have ended meanwhile.
                 _ = taken.send(());
             }
-            Err(failure) => tracing::error!(list = &*list.name, "the new list is not in force: {failure}"),
+            Err(failure) => tracing::error!("what is new of {part} is not in force: {failure}"),
         }
     }
 }

@@ -44,7 +44,7 @@ impl<'a> Table<'a> {
         let (name, value) = self.entries.get_key_value(key)?;
         let path = if self.path.is_empty() { key.to_owned() } else { format!("{}.{key}", self.path) };
         let value = Value::new(self.at(value.span()), path, self.report, value.get_ref());
-        let Some(what) = missing(&value.path, value.filled()) else { return Some(value) };
+        let Some(what) = missing(&value.path) else { return Some(value) };
         let what = format!("`{}` is not built yet: {what}", value.path);
         self.report.error(&self.at(name.span()), what, "leave it out");
         None

@@ -145,14 +145,6 @@ impl<'a> Value<'a> {
         let what = format!("`{}` is {} here", self.path, kind(self.value));
         self.refuse(what, format!("write {wanted}"))
     }
-
-    pub(super) fn filled(&self) -> bool {
-        match self.value {
-            DeValue::Array(items) => !items.is_empty(),
-            DeValue::Table(entries) => !entries.is_empty(),
-            _ => true,
-        }
-    }
 }
 
 fn kind(value: &DeValue<'_>) -> &'static str {
