@@ -6,6 +6,7 @@
 mod contents;
 mod dns;
 mod document;
+pub mod documents;
 mod geoip;
 mod inspection;
 pub mod limits;
@@ -34,6 +35,7 @@ use crate::policy::rules::Policy;
 use crate::policy::snapshot::Snapshot;
 
 use document::Document;
+pub use documents::Documents;
 use geoip::Databases;
 pub use geoip::GeoSource;
 use limits::{GatewaySettings, Limits};
@@ -67,6 +69,8 @@ pub struct Loaded {
     pub warnings: Mistakes,
     /// Every file that was read: the configuration, what it includes, and its lists.
     pub files: Vec<PathBuf>,
+    /// Where to see that the configuration has changed.
+    pub documents: Documents,
 }
 
 impl Loaded {
@@ -100,7 +104,16 @@ pub fn load_with(path: &Path, fetching: Fetching) -> Result<Loaded, Mistakes> {
     finish(source.and_then(|source| read(&source, fetching, &report)), report)
 }
 
-/// The same for a text that stands in no file; `name` stands for the file in what is said of it.
+/// The user that `gateway.user` names, before anything else is read: whoever reads the rest is that user already. What
+/// cannot be read here will be told of there.
+pub fn user(path: &Path) -> Option<String> {
+    let report = Report::default();
+    let source = document::open(path, None, &report)?;
+    let document = document::parse(&source, &report);
+    Table::top(&report, &source, &document).table("gateway")?.text("user").map(|user| user.value)
+}
+
+/// A configuration in a text that stands in no file; `name` stands for the file in what is said of it.
 pub fn load_text(name: &str, text: String) -> Result<Loaded, Mistakes> {
     let report = Report::default();
     let source = Source::whole(PathBuf::from(name), text);
@@ -119,7 +132,7 @@ fn read(source: &Arc<Source>, fetching: Fetching, report: &Report) -> Option<Loa
     let document = document::parse(source, report);
     let mut top = Table::top(report, source, &document);
     let enforcer = enforcer(&mut top, report);
-    let included = document::included(&mut top, report);
+    let (included, patterns) = document::included(&mut top, report);
     let documents: Vec<_> = included.iter().map(|source| document::parse(source, report)).collect();
     let gateway = top.table("gateway").map(limits::read_gateway).unwrap_or_default();
     let limits = top.table("limits").map(limits::read_limits).unwrap_or_default();
@@ -127,6 +140,7 @@ fn read(source: &Arc<Source>, fetching: Fetching, report: &Report) -> Option<Loa
     let databases = top.table("geoip").map(|table| geoip::read(table, report)).unwrap_or_default();
     top.take("telemetry");
     let mut files: Vec<PathBuf> = std::iter::once(source).chain(&included).map(|file| file.path.clone()).collect();
+    let documents_read = Documents::new(files.clone(), patterns);
     let mut tops = vec![top];
     tops.extend(included.iter().zip(&documents).map(|(source, document)| included_top(report, source, document)));
     let mut list_sources = Vec::new();
@@ -141,7 +155,20 @@ fn read(source: &Arc<Source>, fetching: Fetching, report: &Report) -> Option<Loa
     let lists = objects.lists.iter().filter_map(Slot::ready).cloned().collect();
     let warnings = Mistakes::default();
     let enforcer = enforcer.value.into();
-    Some(Loaded { enforcer, networks, policies, lists, list_sources, geoip, gateway, limits, warnings, files })
+    let documents = documents_read;
+    Some(Loaded {
+        enforcer,
+        networks,
+        policies,
+        lists,
+        list_sources,
+        geoip,
+        gateway,
+        limits,
+        warnings,
+        files,
+        documents,
+    })
 }
 
 /// What starting may wait for.
