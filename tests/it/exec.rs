@@ -224,6 +224,54 @@ fn every_way_out_that_is_not_the_network_is_shut() {
 }
 
 #[test]
+fn what_is_sent_from_another_address_than_the_commands_is_heard_by_nobody() {
+    in_lab(|lab| {
+        let host = Host::new(lab);
+        let servers = [(OTHER, "127.0.0.1"), (OTHER, "198.51.100.1"), (OTHER, "10.254.0.53"), (host::OTHER_V6, "::1")];
+        let steps: Vec<String> = ["tcp_from", "udp_from"]
+            .iter()
+            .flat_map(|way| servers.map(|(server, own)| format!("{way} {own} {server} 7000")))
+            .collect();
+        let steps: Vec<&str> = steps.iter().map(String::as_str).collect();
+        for arguments in [&["--quiet", "--allow", "allowed.example"][..], &["--quiet"]] {
+            let done = host.exec(arguments, &[&steps[..], &["tcp4 allowed.example 7000"]].concat());
+            let (last, others) = done.results.split_last().unwrap();
+            assert_eq!(last, "heard", "{done:?}");
+            assert!(others.iter().all(|result| result == "refused" || result == "silence"), "{done:?}");
+            assert_eq!(host.heard_by(OTHER), 0, "{arguments:?}: a flow that nobody judged got through: {done:?}");
+        }
+    });
+}
+
+#[test]
+fn a_signal_to_its_process_group_does_not_reach_who_started_tidegate() {
+    // Of that thread alone: whether this kernel has the scope.
+    if !std::thread::spawn(|| tidegate::sys::landlock::scope().unwrap_or(false)).join().unwrap() {
+        eprintln!("this kernel has no scopes of Landlock");
+        return;
+    }
+    in_lab(|lab| {
+        let host = Host::new(lab);
+        let shell = "trap 'echo \"result: signalled\"' URG; \"$@\"; exit $?";
+        let done = host.exec_by(shell, &["--quiet"], &["signal_group", "say done"]);
+        assert_eq!(done.results, ["DONE", "done"], "{done:?}");
+    });
+}
+
+#[test]
+fn a_standard_stream_that_leads_past_tidegate_is_not_passed_on() {
+    in_lab(|lab| {
+        let host = Host::new(lab);
+        let socket = std::os::fd::OwnedFd::from(std::net::UdpSocket::bind("127.0.0.1:0").unwrap());
+        let mut command = host.command(&["--quiet"], &["say ran"]);
+        let done = command.stdin(socket).output().unwrap();
+        assert_eq!(done.status.code(), Some(1), "{done:?}");
+        assert!(String::from_utf8_lossy(&done.stderr).contains("standard input is a socket"), "{done:?}");
+        assert!(!String::from_utf8_lossy(&done.stdout).contains("ran"), "{done:?}");
+    });
+}
+
+#[test]
 fn the_command_gets_no_descriptor_beyond_its_streams() {
     in_lab(|lab| {
         let host = Host::new(lab);
