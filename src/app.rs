@@ -266,13 +266,20 @@ impl App {
     /// Whether another configuration is in force now.
     fn reload(&mut self, read: Result<Result<Loaded, Mistakes>, JoinError>) -> bool {
         match read {
-            Ok(Ok(loaded)) => match self.apply(loaded) {
-                Ok(()) => {
-                    tracing::info!(generation = self.generation, "reloaded");
-                    return true;
+            Ok(Ok(loaded)) => {
+                if let Some(path) = loaded.emptied_since(&self.loaded) {
+                    let path = path.display();
+                    tracing::error!("the new configuration is not in force: {path} holds no entry any more");
+                    return false;
                 }
-                Err(failure) => tracing::error!("the new configuration is not in force: {failure}"),
-            },
+                match self.apply(loaded) {
+                    Ok(()) => {
+                        tracing::info!(generation = self.generation, "reloaded");
+                        return true;
+                    }
+                    Err(failure) => tracing::error!("the new configuration is not in force: {failure}"),
+                }
+            }
             Ok(Err(mistakes)) => {
                 tracing::error!("the configuration has mistakes and is not in force:\n{mistakes}");
             }
