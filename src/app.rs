@@ -223,7 +223,7 @@ impl App {
         let Signals { runtime, mut hangup, mut terminate, mut interrupt } = signals;
         let (mut to, mut fresh) = mpsc::channel(1);
         let result = runtime.block_on(async {
-            let mut keeper = Keeper::start(&self.loaded.list_sources, &self.telemetry, &to);
+            let mut keeper = Keeper::start(&self.loaded.list_sources, |_| true, &self.telemetry, &to);
             // Reading may take long, and fetch: an order to end does not wait for it.
             let mut reading = JoinSet::new();
             let mut again = false;
@@ -243,7 +243,7 @@ impl App {
                         if self.reload(read) {
                             // What is still on its way belongs to the configuration before.
                             (to, fresh) = mpsc::channel(1);
-                            keeper = Keeper::start(&self.loaded.list_sources, &self.telemetry, &to);
+                            keeper = Keeper::start(&self.loaded.list_sources, |_| true, &self.telemetry, &to);
                         }
                         if std::mem::take(&mut again) {
                             read_beside(&mut reading, path);

@@ -8,6 +8,7 @@
 
 use std::collections::HashSet;
 use std::io;
+use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
 
@@ -42,7 +43,13 @@ pub(crate) struct Keeper {
 
 impl Keeper {
     /// Must be called within a runtime.
-    pub(crate) fn start(sources: &[ListSource], telemetry: &Telemetry, to: &mpsc::Sender<Fresh>) -> Self {
+    /// `is_taken`: a file of which a new state goes in force. The others are as they were read.
+    pub(crate) fn start(
+        sources: &[ListSource],
+        is_taken: impl Fn(&Path) -> bool,
+        telemetry: &Telemetry,
+        to: &mpsc::Sender<Fresh>,
+    ) -> Self {
         let mut tasks = JoinSet::new();
         let permits = Arc::new(Semaphore::new(FETCHES_AT_ONCE));
         // Two lists may be one copy in two roles.
@@ -52,7 +59,8 @@ impl Keeper {
                 tasks.spawn(fetch(source.clone(), remote.clone(), telemetry.clone(), permits.clone()));
             }
         }
-        let watched: Vec<_> = sources.iter().filter(|source| source.paths().next().is_some()).collect();
+        let is_watched = |source: &&ListSource| source.paths().next().is_some() && source.paths().all(&is_taken);
+        let watched: Vec<_> = sources.iter().filter(is_watched).collect();
         if !watched.is_empty() {
             let watched = watched.into_iter().cloned().map(Watched::new).collect();
             tasks.spawn(watch(watched, telemetry.clone(), to.clone()));
@@ -62,14 +70,19 @@ impl Keeper {
 }
 
 /// The same on a thread of its own, for as long as the program runs: new lists go straight to who judges.
-pub(crate) fn keep(loaded: Loaded, snapshot: Arc<ArcSwap<Snapshot>>, telemetry: Telemetry) -> io::Result<()> {
+pub(crate) fn keep(
+    loaded: Loaded,
+    is_taken: impl Fn(&Path) -> bool + Send + 'static,
+    snapshot: Arc<ArcSwap<Snapshot>>,
+    telemetry: Telemetry,
+) -> io::Result<()> {
     if loaded.list_sources.iter().all(|source| source.paths().next().is_none()) {
         return Ok(());
     }
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     let work = async move {
         let (to, mut fresh) = mpsc::channel::<Fresh>(1);
-        let _keeper = Keeper::start(&loaded.list_sources, &telemetry, &to);
+        let _keeper = Keeper::start(&loaded.list_sources, is_taken, &telemetry, &to);
         let mut loaded = loaded;
         while let Some(Fresh { list, taken }) = fresh.recv().await {
             loaded = loaded.with_list(&list);
@@ -251,8 +264,6 @@ const PROGRESS: Duration = Duration::from_secs(10);
 
 #[cfg(test)]
 mod tests {
-    use std::path::Path;
-
     use super::*;
 
     fn watched(folder: &Path, text: &str) -> Watched {

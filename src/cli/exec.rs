@@ -6,7 +6,7 @@ use std::ffi::OsString;
 use std::fs::{File, OpenOptions};
 use std::io;
 use std::net::{IpAddr, SocketAddr};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::sync::Arc;
 use std::time::Duration;
@@ -17,7 +17,7 @@ use super::{ConfigArg, USAGE, check};
 use crate::app::lists;
 use crate::config::{self, Loaded};
 use crate::dns::lookup::resolvers_of_host;
-use crate::mode::exec::{self, Beside, Failure, Settings, world};
+use crate::mode::exec::{self, Beside, Failure, Settings, reach, world};
 use crate::mode::gateway;
 use crate::peek;
 use crate::policy::bindings;
@@ -131,7 +131,9 @@ impl ExecArgs {
             drain: DRAIN,
             beside: {
                 let loaded = loaded.clone();
-                Beside(Box::new(|snapshot, telemetry| lists::keep(loaded, snapshot, telemetry)))
+                // The command must not loosen its own bonds.
+                let is_taken = |path: &Path| !reach::is_in_reach(path);
+                Beside(Box::new(move |snapshot, telemetry| lists::keep(loaded, is_taken, snapshot, telemetry)))
             },
         }
     }

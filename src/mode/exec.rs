@@ -30,6 +30,7 @@ mod identity;
 mod inside;
 mod passing;
 mod ports;
+pub mod reach;
 mod replacing;
 mod signals;
 mod streams;

@@ -77,6 +77,10 @@ impl Store {
         Self { folder: given("CACHE_DIRECTORY").or_else(own), least: LEAST_KEPT }
     }
 
+    pub fn folder(&self) -> Option<&Path> {
+        self.folder.as_deref()
+    }
+
     /// Opens the compiled form of `source`, or reads it. `wrap` sees the octets of the text as they are read: for
     /// progress.
     pub fn load(

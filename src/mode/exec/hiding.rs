@@ -4,7 +4,7 @@
 //! When the command starts every path socket is covered that is bound in the host's network namespace, wherever it
 //! stands, and every one that is found below /run, in the temporary folder and the home, and in their folders. Below
 //! /run/user nothing is left, since sockets come and go there. A socket that is made elsewhere later is seen. The device
-//! by which a program acts as the guest of vsock is covered as well.
+//! by which a program acts as the guest of vsock is covered as well, and tidegate's own compiled lists.
 //!
 //! Fails closed: a socket that cannot be covered, though it can be reached, ends the start.
 
@@ -20,6 +20,8 @@ use std::path::{Path, PathBuf};
 use nix::mount::{MsFlags, mount};
 use rustix::fs::{Mode, OFlags};
 
+use crate::sys::list_store::Store;
+
 /// What is seen and what is not, gathered outside, before the command's namespaces exist.
 #[derive(Debug)]
 pub(super) struct Hiding {
@@ -27,6 +29,8 @@ pub(super) struct Hiding {
     /// Let through although they stand below a folder that is emptied.
     kept: Vec<(PathBuf, OwnedFd)>,
     runtime_folders: Vec<OsString>,
+    /// Where compiled lists are: those in force are mapped from there.
+    lists: Option<PathBuf>,
 }
 
 impl Hiding {
@@ -47,13 +51,17 @@ impl Hiding {
         let kept = below.map(open).collect::<io::Result<_>>()?;
         let runtime_folders = fs::read_dir(RUN_USER)
             .map_or_else(|_| Vec::new(), |all| all.flatten().map(|one| one.file_name()).collect());
-        Ok(Self { sockets: sockets.into_iter().collect(), kept, runtime_folders })
+        let lists = Store::from_environment().folder().map(Path::to_owned);
+        Ok(Self { sockets: sockets.into_iter().collect(), kept, runtime_folders, lists })
     }
 
     /// Covers them in the mount namespace of this process, which must be its own.
     pub(super) fn cover(&self) -> io::Result<()> {
         for path in &self.sockets {
             bind(Path::new("/dev/null"), path).or_else(|error| if is_reachable(path) { Err(error) } else { Ok(()) })?;
+        }
+        if let Some(lists) = self.lists.as_ref().filter(|folder| folder.is_dir()) {
+            mount_tmpfs(lists)?;
         }
         if Path::new(RUN_USER).is_dir() {
             mount_tmpfs(Path::new(RUN_USER))?;

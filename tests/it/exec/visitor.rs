@@ -38,16 +38,6 @@ fn take(words: &[&str]) -> Option<String> {
             None
         }
         ["say", what] => said(what),
-        ["until", awaited, attempted @ ..] => {
-            let deadline = Instant::now() + 2 * PATIENCE;
-            loop {
-                let result = attempt(attempted);
-                if result == *awaited || Instant::now() > deadline {
-                    return said(result);
-                }
-                std::thread::sleep(Duration::from_millis(50));
-            }
-        }
         ["wait"] => loop {
             std::thread::park();
         },
