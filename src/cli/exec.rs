@@ -13,7 +13,7 @@ use std::time::Duration;
 
 use clap::Args;
 
-use super::{ConfigArg, USAGE, check};
+use super::{USAGE, check};
 use crate::app::lists;
 use crate::config::{self, Loaded};
 use crate::dns::lookup::resolvers_of_host;
@@ -27,6 +27,7 @@ use crate::sys::fork::inherited;
 use written::Entry;
 
 #[derive(Clone, Debug, Args)]
+#[command(after_help = EXAMPLES)]
 pub struct ExecArgs {
     /// A configuration: its Network judges the command
     #[arg(long, value_name = "FILE", conflicts_with_all = ["allow", "block"])]
@@ -104,14 +105,16 @@ impl ExecArgs {
         }
         let resolvers = resolvers();
         let mut loaded = match &self.config {
-            Some(config) => ConfigArg { config: config.clone() }.load()?,
-            None => config::load_text("exec", written::configuration(&self.allow, &self.block, &resolvers)).map_err(
-                |mistakes| {
-                    check::print(&mistakes);
-                    ExitCode::from(USAGE)
-                },
-            )?,
-        };
+            Some(config) => config::load(config),
+            None => config::load_text("exec", written::configuration(&self.allow, &self.block, &resolvers)),
+        }
+        .map_err(|mistakes| {
+            check::print(&mistakes);
+            ExitCode::from(USAGE)
+        })?;
+        // Here the resolver is the host's.
+        loaded.warnings.0.retain(|warning| warning.what != config::ANYBODYS_WORD);
+        check::print(&loaded.warnings);
         enclose(&mut loaded, &resolvers).map_err(|what| wrong(&what))?;
         Ok(loaded)
     }
@@ -224,6 +227,15 @@ fn status_of(failure: &Failure) -> u8 {
         Failure::Namespaces(_) | Failure::Step(..) => 1,
     }
 }
+
+const EXAMPLES: &str = "\
+Without --config, --allow and --block everything is allowed, and a table at the end shows whom the command spoke with.
+
+  tidegate exec -- npm install
+  tidegate exec --save policy.toml -- make test      then: tidegate exec --config policy.toml -- make test
+  tidegate exec --allow github.com --allow .npmjs.org -- ./agent
+  tidegate exec --block .ads.example -- ./program
+  tidegate exec --host-port 5432 -- ./app            a database on this host's loopback";
 
 /// How long a server may take to answer.
 const CONNECT: Duration = Duration::from_secs(15);

@@ -12,12 +12,14 @@
 //! over its network: not to the rules, the routes or raw sockets. Its own are its terminal, its signals (it stands in
 //! tidegate's process group), its streams and its exit status.
 //!
-//! Held back besides: descriptors above 2, privileges by setuid files (no_new_privs), the host's processes (not seen, not
-//! signalled, not traced), abstract sockets, System V IPC, the path sockets of the host's programs, sockets of families
-//! that know no namespace, io_uring, and typing into the terminal.
+//! Held back besides: descriptors above 2, and standard streams that are sockets of the host's network; privileges by
+//! setuid files (no_new_privs), the host's processes (not seen, not signalled, not traced; the process group by Landlock,
+//! where the kernel has its scopes), abstract sockets, System V IPC, the path sockets of the host's programs, sockets of
+//! families that know no namespace, io_uring, keys that the kernel has the host answer, and typing into the terminal.
 //!
-//! **Not held back.** Files: the command reads and writes what its user may, also what other programs run later (shell
-//! start files, crontabs where a user may write them, keys). Path sockets that are made after the start outside of
+//! **Not held back.** Files and devices: the command reads and writes what its user may, also what other programs run
+//! later (shell start files, crontabs where a user may write them, keys, list files), and cgroups that are its user's.
+//! What listens at a path socket that is let through acts outside. Path sockets that are made after the start outside of
 //! /run/user, and named pipes. Whatever listens on an address of the host other than loopback, if the policy allows that
 //! address. Run by root, the command is root over files and devices; only its network is taken away. What may be told by
 //! timing, load or the terminal.

@@ -2,7 +2,8 @@
 # The second suite, tidegate exec: programs that people use, enclosed, against servers of a pretend host.
 #
 #   tests/clients/exec.sh [path of tidegate]     needs: curl, git, openssl, python3 with venv, iproute2; root or
-#   user namespaces. With root and openssh-server git over ssh too; apt, cargo, node, npm and chromium where they are.
+#   user namespaces. With root and openssh-server git over ssh too; apt, cargo, node, npm and chromium where
+#   they are, and HTTP/3 with PYTHON, a python3 with aioquic.
 #
 # The host is a namespace with a resolver at 127.0.0.53 and two servers: allowed.example (198.51.100.1, 2001:db8:a::1)
 # and other.example (198.51.100.2, 2001:db8:a::2). As root everything runs once more as an ordinary user.
@@ -59,7 +60,14 @@ host_up() {
   python3 host.py "$work/www" "$work/heard" "$work/cert.pem" "$work/key.pem" &
   host=$!
   ssh_up
-  local i; for i in $(seq 100); do [ -e "$work/heard" ] && return; sleep 0.1; done
+  local i
+  if "${PYTHON:-no}" -c 'import aioquic' 2>/dev/null; then
+    "$PYTHON" http3.py serve "$work/cert.pem" "$work/key.pem" "$work/http3" \
+      198.51.100.{1,2} 2001:db8:a::{1,2} >/dev/null 2>&1 &
+    http3=$!
+    for i in $(seq 100); do grep -qs serves "$work/http3" && break; sleep 0.1; done
+  fi
+  for i in $(seq 100); do [ -e "$work/heard" ] && return; sleep 0.1; done
   echo "the host does not start"; exit 1
 }
 
@@ -134,6 +142,12 @@ suite() { # how to become the user
   [ "$IS_ROOT" != 0 ] || try apt-get "apt update, and what it then knows" one apt_update
   [ "$who" = root ] || try chromium "a browser, in its own sandbox" served browse
 
+  if [ -n "${http3:-}" ] && [ "$who" = root ]; then
+    try "$PYTHON" "HTTP/3 of an allowed name" "pass pass" quic allowed.example 198.51.100.1 2001:db8:a::1
+    try "$PYTHON" "HTTP/3 of another name" "block block" quic other.example 198.51.100.1 2001:db8:a::1
+    try "$PYTHON" "HTTP/3 of an allowed name at another's address" "block block" \
+      quic allowed.example 198.51.100.2 2001:db8:a::2
+  fi
   # Root may write any list.
   check "$who, a list that changes is taken, unless the command might have written it" \
     "$([ "$who" = root ] || echo served)" "$(list_changes)"
@@ -154,6 +168,13 @@ suite() { # how to become the user
   check "$who, nothing of tidegate is left" "" "$(pgrep -f "$tidegate exec")"
 
   check "$who, job control in a terminal" "" "$("${user[@]}" "$python" terminal.py "$tidegate" 2>&1)"
+}
+
+quic() { # name, addresses
+  local name=$1 address said=()
+  shift
+  for address; do said+=("$(closed "$PYTHON" http3.py get "$name" "$address" 1000 | cut -d' ' -f2)"); done
+  echo "${said[*]}"
 }
 
 list_changes() {
@@ -224,6 +245,7 @@ browse() {
 host_up
 suite env
 [ "$IS_ROOT" != 0 ] || suite setpriv --reuid daemon --regid daemon --clear-groups
-kill $host $ssh
+[ -z "${http3:-}" ] || check "hellos of another name that the server had" 0 "$(grep -c 'hello other' "$work/http3")"
+kill $host $ssh ${http3:-}
 echo "$passed passed, $failed failed"
 [ $failed = 0 ]
