@@ -112,9 +112,11 @@ impl ExecArgs {
             check::print(&mistakes);
             ExitCode::from(USAGE)
         })?;
-        // Here the resolver is the host's.
-        loaded.warnings.0.retain(|warning| warning.what != config::ANYBODYS_WORD);
-        check::print(&loaded.warnings);
+        if self.config.is_some() {
+            // Here the resolver is the host's.
+            loaded.warnings.0.retain(|warning| warning.what != config::ANYBODYS_WORD);
+            check::print(&loaded.warnings);
+        }
         enclose(&mut loaded, &resolvers).map_err(|what| wrong(&what))?;
         Ok(loaded)
     }
@@ -232,7 +234,8 @@ const EXAMPLES: &str = "\
 Without --config, --allow and --block everything is allowed, and a table at the end shows whom the command spoke with.
 
   tidegate exec -- npm install
-  tidegate exec --save policy.toml -- make test      then: tidegate exec --config policy.toml -- make test
+  tidegate exec --save policy.toml -- make test
+  tidegate exec --config policy.toml -- make test    nothing but that from now on
   tidegate exec --allow github.com --allow .npmjs.org -- ./agent
   tidegate exec --block .ads.example -- ./program
   tidegate exec --host-port 5432 -- ./app            a database on this host's loopback";
