@@ -17,8 +17,9 @@ use ring::rand::{SecureRandom, SystemRandom};
 use tokio::sync::{Semaphore, mpsc, oneshot};
 use tokio::task::{JoinSet, spawn_blocking};
 
+use super::geoip;
 use crate::config::source::{Remote, State};
-use crate::config::{ListSource, Loaded};
+use crate::config::{ListSource, Loaded, Part};
 use crate::list::List;
 use crate::list::file::Stamp;
 use crate::list::reader::{Options, Refused};
@@ -27,11 +28,11 @@ use crate::policy::snapshot::Snapshot;
 use crate::sys::list_store;
 use crate::telemetry::Telemetry;
 
-/// A list with new contents.
+/// A list or a database with new contents.
 #[derive(Debug)]
 pub(crate) struct Fresh {
-    pub(crate) list: Arc<List>,
-    /// To be told once the list is in force.
+    pub(crate) part: Part,
+    /// To be told once it is in force.
     pub(crate) taken: oneshot::Sender<()>,
 }
 
@@ -42,14 +43,14 @@ pub(crate) struct Keeper {
 }
 
 impl Keeper {
-    /// Must be called within a runtime.
-    /// `is_taken`: a file of which a new state goes in force. The others are as they were read.
+    /// Must be called within a runtime. `is_taken`: a file of which a new state goes in force. The others are as they were read.
     pub(crate) fn start(
-        sources: &[ListSource],
+        loaded: &Loaded,
         is_taken: impl Fn(&Path) -> bool,
         telemetry: &Telemetry,
         to: &mpsc::Sender<Fresh>,
     ) -> Self {
+        let sources = &loaded.list_sources;
         let mut tasks = JoinSet::new();
         let permits = Arc::new(Semaphore::new(FETCHES_AT_ONCE));
         // Two lists may be one copy in two roles.
@@ -65,6 +66,10 @@ impl Keeper {
             let watched = watched.into_iter().cloned().map(Watched::new).collect();
             tasks.spawn(watch(watched, telemetry.clone(), to.clone()));
         }
+        let databases: Vec<_> = loaded.geoip.iter().filter(|source| is_taken(&source.path)).cloned().collect();
+        if !databases.is_empty() {
+            tasks.spawn(geoip::watch(databases, telemetry.clone(), to.clone()));
+        }
         Self { _tasks: tasks }
     }
 }
@@ -76,16 +81,16 @@ pub(crate) fn keep(
     snapshot: Arc<ArcSwap<Snapshot>>,
     telemetry: Telemetry,
 ) -> io::Result<()> {
-    if loaded.list_sources.iter().all(|source| source.paths().next().is_none()) {
+    if loaded.geoip.is_empty() && loaded.list_sources.iter().all(|source| source.paths().next().is_none()) {
         return Ok(());
     }
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     let work = async move {
         let (to, mut fresh) = mpsc::channel::<Fresh>(1);
-        let _keeper = Keeper::start(&loaded.list_sources, is_taken, &telemetry, &to);
+        let _keeper = Keeper::start(&loaded, is_taken, &telemetry, &to);
         let mut loaded = loaded;
-        while let Some(Fresh { list, taken }) = fresh.recv().await {
-            loaded = loaded.with_list(&list);
+        while let Some(Fresh { part, taken }) = fresh.recv().await {
+            loaded = loaded.with(&part);
             snapshot.store(Arc::new(loaded.snapshot(snapshot.load().generation + 1)));
             telemetry.count(|counters| &counters.lists_replaced);
             // Whoever asked may have ended meanwhile.
@@ -168,7 +173,7 @@ async fn watch(mut watched: Vec<Watched>, telemetry: Telemetry, to: mpsc::Sender
                 }
                 News::List(list, states) => {
                     let (taken, answer) = oneshot::channel();
-                    if to.send(Fresh { list, taken }).await.is_err() {
+                    if to.send(Fresh { part: Part::List(list), taken }).await.is_err() {
                         return;
                     }
                     match answer.await {
@@ -254,9 +259,9 @@ fn random() -> u8 {
 }
 
 /// How often files are looked at. A change counts when it has rested for so long.
-const LOOK: Duration = Duration::from_secs(1);
+pub(super) const LOOK: Duration = Duration::from_secs(1);
 /// After a file that could not be read, or a list that could not be put in force.
-const RETRY: Duration = Duration::from_secs(60);
+pub(super) const RETRY: Duration = Duration::from_secs(60);
 /// The others wait.
 const FETCHES_AT_ONCE: usize = 4;
 /// How often a long fetch says how far it is.
