@@ -290,7 +290,7 @@ impl App {
         let (mut to, mut fresh) = mpsc::channel(1);
         let end = runtime.block_on(async {
             let mut door = scene.door.take().and_then(|door| readable(door.0).ok());
-            let mut keeper = Keeper::start(&self.loaded, &self.telemetry, &to);
+            let mut keeper = Keeper::start(&self.loaded, |_| true, &self.telemetry, &to);
             // Reading may take long, and fetch: an order to end does not wait for it.
             let mut reading = JoinSet::new();
             let mut again = false;
@@ -313,7 +313,7 @@ impl App {
                             watched = Watched::new(&self.loaded);
                             // What is still on its way belongs to the configuration before.
                             (to, fresh) = mpsc::channel(1);
-                            keeper = Keeper::start(&self.loaded, &self.telemetry, &to);
+                            keeper = Keeper::start(&self.loaded, |_| true, &self.telemetry, &to);
                         }
                         std::mem::take(&mut again)
                     }

@@ -106,6 +106,8 @@ pub enum Expression {
     Family(Family),
     /// `meta l4proto`
     Protocol(u8),
+    /// `ip saddr PREFIX`; implies the family.
+    SourceIn(IpNet),
     /// `ip daddr PREFIX`; implies the family.
     DestinationIn(IpNet),
     /// `th dport`

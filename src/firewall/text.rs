@@ -83,6 +83,7 @@ impl Display for Expression {
             Self::Family(Family::V4) => f.write_str("meta nfproto ipv4"),
             Self::Family(Family::V6) => f.write_str("meta nfproto ipv6"),
             Self::Protocol(number) => write!(f, "meta l4proto {}", Datum::Protocol(*number)),
+            Self::SourceIn(prefix) => write!(f, "{} saddr {prefix}", word(Family::of(prefix))),
             Self::DestinationIn(prefix) => write!(f, "{} daddr {prefix}", word(Family::of(prefix))),
             Self::DestinationPort(port) => write!(f, "th dport {port}"),
             Self::SourcePort(port) => write!(f, "th sport {port}"),

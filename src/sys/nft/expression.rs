@@ -4,7 +4,7 @@ mod key;
 
 use ipnet::IpNet;
 
-use self::key::{destination_offset, load_key, mask, width};
+use self::key::{destination_offset, load_key, mask, source_offset, width};
 use super::message::Message;
 use crate::firewall::{Connection, Expression, Family, JUDGED_LABEL, Verdict};
 
@@ -42,7 +42,8 @@ pub(super) fn add(list: &mut Message, expression: &Expression) {
             load_meta(list, META_L4PROTO, FIRST);
             compare(list, FIRST, &[*number]);
         }
-        Expression::DestinationIn(prefix) => match_destination(list, prefix),
+        Expression::SourceIn(prefix) => match_address(list, prefix, source_offset),
+        Expression::DestinationIn(prefix) => match_address(list, prefix, destination_offset),
         Expression::DestinationPort(port) => {
             load_payload(list, TRANSPORT_HEADER, 2, 2, FIRST);
             compare(list, FIRST, &port.to_be_bytes());
@@ -151,10 +152,10 @@ fn match_family(list: &mut Message, family: Family) {
     compare(list, FIRST, &[nfproto(family)]);
 }
 
-fn match_destination(list: &mut Message, prefix: &IpNet) {
+fn match_address(list: &mut Message, prefix: &IpNet, offset: fn(Family) -> u32) {
     let family = Family::of(prefix);
     match_family(list, family);
-    load_payload(list, NETWORK_HEADER, destination_offset(family), width(family), FIRST);
+    load_payload(list, NETWORK_HEADER, offset(family), width(family), FIRST);
     mask(list, FIRST, family, prefix.prefix_len());
     match prefix {
         IpNet::V4(prefix) => compare(list, FIRST, &prefix.network().octets()),
