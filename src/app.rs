@@ -4,6 +4,7 @@
 //! listeners and rules are all in place or the program ends with an error.
 
 pub(crate) mod lists;
+mod sidecar;
 
 use std::io;
 use std::path::Path;
@@ -19,7 +20,8 @@ use tokio::task::{JoinError, JoinSet};
 use crate::config::limits::{self, Limits};
 use crate::config::{self, Loaded, Mistakes};
 use crate::dns::service::tell;
-use crate::firewall::{self, Capture, OnFailure, Ruleset, uses_names};
+use crate::firewall::{self, Capture, Listener, OnFailure, Ruleset, uses_names};
+use crate::mode;
 use crate::mode::gateway::kernel::Recorder;
 use crate::mode::gateway::{self, Gateway, Listeners};
 use crate::peek;
@@ -30,9 +32,11 @@ use crate::proxy::{proof, relay, udp, worker};
 use crate::sys::capture::{self, Watch};
 use crate::sys::limits::raise_descriptors;
 use crate::sys::nft::NftSocket;
+use crate::sys::privilege;
 use crate::telemetry::{Queue, Telemetry};
 
 use lists::{Fresh, Keeper};
+use sidecar::{Probes, Sidecar};
 
 /// How the program ends, from the command line.
 #[derive(Clone, Copy, Debug)]
@@ -55,24 +59,34 @@ struct App {
     loaded: Loaded,
     snapshot: Arc<ArcSwap<Snapshot>>,
     capture: Capture,
+    sidecar: Option<Sidecar>,
     /// The rules in force.
     rules: Option<Ruleset>,
     watch: Option<Watch>,
+    /// At the last look.
+    intact: bool,
     /// Once there are workers.
     bindings: Option<Arc<Bindings>>,
     telemetry: Telemetry,
     generation: u64,
 }
 
-/// Runs a gateway until it is told to end.
+/// Runs a gateway or a sidecar until it is told to end.
 pub fn run(loaded: Loaded, path: &Path, ending: Ending) -> Result<(), Failure> {
+    let sidecar = loaded.sidecar.as_ref().map(Sidecar::enter).transpose()?;
+    let without_rights = sidecar.is_some();
     let (queue, writer) = Queue::new(loaded.limits.records);
     let telemetry = Telemetry::new(queue.clone());
     let writing = std::thread::Builder::new()
         .name("records".into())
-        .spawn(move || writer.run(io::stdout()))
+        .spawn(move || {
+            if without_rights && let Err(error) = privilege::keep_only(&[]) {
+                tracing::error!(%error, "the writer of records keeps its capabilities");
+            }
+            writer.run(io::stdout())
+        })
         .map_err(because("start the writer of records"))?;
-    let result = serve(loaded, path, ending, &telemetry);
+    let result = serve(loaded, sidecar, path, ending, &telemetry);
     queue.close();
     // A writer that panicked has written what it could.
     let _ = writing.join();
@@ -80,27 +94,44 @@ pub fn run(loaded: Loaded, path: &Path, ending: Ending) -> Result<(), Failure> {
     result
 }
 
-fn serve(loaded: Loaded, path: &Path, ending: Ending, telemetry: &Telemetry) -> Result<(), Failure> {
+/// Puts rules in place that drop what they capture, as after a crash, and ends.
+pub fn install_rules(loaded: &Loaded) -> Result<(), Failure> {
+    let nobody =
+        Listening { tcp: Listener::NONE, udp: Listener::NONE, dns_udp: Listener::NONE, dns_tcp: Listener::NONE };
+    let capture = capture_of(loaded, &nobody);
+    let sidecar = loaded.sidecar.as_ref().map(Sidecar::new);
+    let ruleset = render(&loaded.snapshot(1), &capture, sidecar.as_ref());
+    capture::install(&ruleset).map_err(because("put the rules in place"))
+}
+
+fn serve(
+    loaded: Loaded,
+    sidecar: Option<Sidecar>,
+    path: &Path,
+    ending: Ending,
+    telemetry: &Telemetry,
+) -> Result<(), Failure> {
     // Before anything is changed that an end by signal must change back.
     let signals = Signals::listen().map_err(because("listen for signals"))?;
     let settings = settings(&loaded.limits).map_err(because("read the limit of descriptors"))?;
-    let listeners = Listeners::open(settings.workers).map_err(because("open transparent listeners"))?;
+    let open = if sidecar.is_some() { mode::sidecar::open } else { Listeners::open };
+    let listeners = open(settings.workers).map_err(because("open transparent listeners"))?;
+    let settings = sidecar.as_ref().map_or(settings.clone(), |sidecar| sidecar.settings.adapt(settings));
     let mut app = App {
         snapshot: Arc::new(ArcSwap::from_pointee(loaded.snapshot(1))),
-        capture: Capture {
-            udp: Some(listeners.udp),
-            dns_udp: Some(listeners.dns.udp),
-            dns_tcp: Some(listeners.dns.tcp),
-            directions: vec![Direction::Outbound, Direction::Inbound],
-            on_failure: match loaded.gateway.on_failure {
-                limits::OnFailure::Closed => OnFailure::Closed,
-                limits::OnFailure::Open => OnFailure::Open,
+        capture: capture_of(
+            &loaded,
+            &Listening {
+                tcp: listeners.tcp,
+                udp: listeners.udp,
+                dns_udp: listeners.dns.udp,
+                dns_tcp: listeners.dns.tcp,
             },
-            records_per_second: u32::try_from(loaded.limits.kernel_records).unwrap_or(u32::MAX),
-            ..Capture::tcp(listeners.tcp)
-        },
+        ),
+        sidecar,
         rules: None,
         watch: None,
+        intact: true,
         bindings: None,
         telemetry: telemetry.clone(),
         generation: 1,
@@ -108,21 +139,23 @@ fn serve(loaded: Loaded, path: &Path, ending: Ending, telemetry: &Telemetry) -> 
     };
     let recorder = Recorder::start(&app.snapshot, telemetry).map_err(because("listen to what the kernel judges"))?;
     app.apply(loaded)?;
-    for warning in capture::warnings() {
-        tracing::warn!("{warning}");
+    match &app.sidecar {
+        Some(sidecar) => sidecar.settle()?,
+        None => capture::warnings().iter().for_each(|warning| tracing::warn!("{warning}")),
     }
-    let gateway =
-        Gateway::start(listeners, &settings, &app.snapshot, telemetry).map_err(because("start the workers"))?;
+    let judging = app.sidecar.as_ref().map_or(&app.snapshot, |sidecar| &sidecar.judging);
+    let gateway = Gateway::start(listeners, &settings, judging, telemetry).map_err(because("start the workers"))?;
     app.bindings = Some(gateway.bindings.clone());
     recorder.knows(gateway.bindings.clone());
     eprintln!("ready");
     let _ = sd_notify::notify(&[sd_notify::NotifyState::Ready]);
-    app.follow(signals, path);
+    app.follow(signals, path, &gateway);
     let _ = sd_notify::notify(&[sd_notify::NotifyState::Stopping]);
     // Live flows need the rules that bring their packets here: they go last.
     gateway.stop(ending.drain);
     app.mend();
-    let removed = if ending.keep_rules { Ok(()) } else { capture::remove() };
+    let stay = ending.keep_rules || !app.may_change_rules();
+    let removed = if stay { Ok(()) } else { capture::remove() };
     drop(recorder);
     removed.map_err(because("take the rules away"))
 }
@@ -152,16 +185,16 @@ impl App {
     /// Puts a checked configuration in force.
     fn apply(&mut self, loaded: Loaded) -> Result<(), Failure> {
         let next = loaded.snapshot(self.generation);
-        let ruleset = firewall::render(&next, &self.capture);
+        let ruleset = render(&next, &self.capture, self.sidecar.as_ref());
         // First who judges, then what is captured: nothing is captured that nobody would judge.
-        let before = self.snapshot.swap(Arc::new(next));
+        let before = self.judge_by(Arc::new(next));
         self.generation += 1;
         let done = match &self.rules {
             None => capture::install(&ruleset),
             Some(standing) => capture::update(standing, &ruleset),
         };
         if let Err(error) = done {
-            self.snapshot.store(before);
+            self.judge_by(before);
             // Where the old rules stand still, this changes nothing.
             if let Some(Err(error)) = self.rules.as_ref().map(capture::install) {
                 tracing::error!(%error, "the rules that were in force could not be put back");
@@ -172,6 +205,18 @@ impl App {
         self.judge_names_anew();
         self.loaded = loaded;
         Ok(())
+    }
+
+    /// Returns what judged before.
+    fn judge_by(&self, next: Arc<Snapshot>) -> Arc<Snapshot> {
+        if let Some(sidecar) = &self.sidecar {
+            sidecar.judging.store(Arc::new(mode::sidecar::outbound_alone(&next)));
+        }
+        self.snapshot.swap(next)
+    }
+
+    fn may_change_rules(&self) -> bool {
+        self.sidecar.as_ref().is_none_or(|sidecar| sidecar.settings.may_change_rules)
     }
 
     /// What the kernel holds of names was judged by the policy before, or is gone with the rules before. Until each
@@ -188,6 +233,9 @@ impl App {
     }
 
     fn look_after(&mut self, ruleset: Ruleset) {
+        if !self.may_change_rules() {
+            return self.rules = Some(ruleset);
+        }
         let watch = Watch::begin(&ruleset);
         self.watch = watch.inspect_err(|error| tracing::error!(%error, "the rules are in place, unwatched")).ok();
         self.rules = Some(ruleset);
@@ -198,12 +246,17 @@ impl App {
         let (Some(ruleset), Some(watch)) = (&self.rules, &mut self.watch) else { return };
         match watch.is_intact(ruleset) {
             Ok(true) => {
+                self.intact = true;
                 let unrecorded = watch.take_unrecorded().unwrap_or_default();
                 return self.telemetry.add(|c| &c.kernel_unrecorded, unrecorded);
             }
             Ok(false) => tracing::error!("somebody has changed our rules or routes"),
-            Err(error) => return tracing::error!(%error, "the rules in the kernel cannot be read"),
+            Err(error) => {
+                self.intact = false;
+                return tracing::error!(%error, "the rules in the kernel cannot be read");
+            }
         }
+        self.intact = false;
         self.telemetry.count(|c| &c.rules_restored);
         match capture::install(ruleset) {
             Ok(()) => {
@@ -211,6 +264,7 @@ impl App {
                     self.look_after(ruleset);
                 }
                 self.judge_names_anew();
+                self.intact = true;
                 tracing::warn!("rules and routes are put back");
             }
             Err(error) => tracing::error!(%error, "they could not be put back, and will be tried again"),
@@ -218,7 +272,7 @@ impl App {
     }
 
     /// Reloads at SIGHUP, and takes lists that became others; returns at SIGTERM or SIGINT.
-    fn follow(&mut self, signals: Signals, path: &Path) {
+    fn follow(&mut self, signals: Signals, path: &Path, gateway: &Gateway) {
         let Signals { runtime, mut hangup, mut terminate, mut interrupt } = signals;
         let (mut to, mut fresh) = mpsc::channel(1);
         runtime.block_on(async {
@@ -226,6 +280,7 @@ impl App {
             // Reading may take long, and fetch: an order to end does not wait for it.
             let mut reading = JoinSet::new();
             let mut again = false;
+            let probes = Probes::open(self.sidecar.is_some());
             let mut round = tokio::time::interval(ROUND);
             round.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
             loop {
@@ -246,6 +301,7 @@ impl App {
                         }
                     }
                     Some(fresh) = fresh.recv() => self.take(fresh),
+                    Some(asker) = probes.next() => sidecar::answer(&asker, self.intact && gateway.is_whole()),
                     _ = terminate.recv() => break,
                     _ = interrupt.recv() => break,
                 }
@@ -260,6 +316,9 @@ impl App {
     /// Whether another configuration is in force now.
     fn reload(&mut self, read: Result<Result<Loaded, Mistakes>, JoinError>) -> bool {
         match read {
+            Ok(Ok(loaded)) if loaded.sidecar != self.loaded.sidecar => {
+                tracing::error!("the new configuration is not in force: [sidecar] takes effect at start");
+            }
             Ok(Ok(loaded)) => match self.apply(loaded) {
                 Ok(()) => {
                     tracing::info!(generation = self.generation, "reloaded");
@@ -294,6 +353,36 @@ impl App {
             }
             Err(failure) => tracing::error!(list = &*list.name, "the new list is not in force: {failure}"),
         }
+    }
+}
+
+/// The listeners that the rules name.
+struct Listening {
+    tcp: Listener,
+    udp: Listener,
+    dns_udp: Listener,
+    dns_tcp: Listener,
+}
+
+fn capture_of(loaded: &Loaded, to: &Listening) -> Capture {
+    Capture {
+        udp: Some(to.udp),
+        dns_udp: Some(to.dns_udp),
+        dns_tcp: Some(to.dns_tcp),
+        directions: vec![Direction::Outbound, Direction::Inbound],
+        on_failure: match loaded.gateway.on_failure {
+            limits::OnFailure::Closed => OnFailure::Closed,
+            limits::OnFailure::Open => OnFailure::Open,
+        },
+        records_per_second: u32::try_from(loaded.limits.kernel_records).unwrap_or(u32::MAX),
+        ..Capture::tcp(to.tcp)
+    }
+}
+
+fn render(snapshot: &Snapshot, capture: &Capture, sidecar: Option<&Sidecar>) -> Ruleset {
+    match sidecar {
+        Some(sidecar) => firewall::render_sidecar(snapshot, capture, sidecar.settings.user),
+        None => firewall::render(snapshot, capture),
     }
 }
 

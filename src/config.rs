@@ -16,6 +16,7 @@ mod network;
 mod policy;
 mod port;
 mod rule;
+pub mod sidecar;
 pub mod source;
 mod table;
 mod tie;
@@ -35,9 +36,10 @@ use document::Document;
 use limits::{GatewaySettings, Limits};
 use list::Slot;
 pub use mistake::{Mistake, Mistakes, Severity};
-use mistake::{Report, Source};
+use mistake::{Place, Report, Source};
 use named::{Named, name_of};
 use network::{Known, Written};
+use sidecar::SidecarSettings;
 use source::Fetcher;
 pub use source::{Fetching, ListSource};
 use table::Table;
@@ -56,6 +58,8 @@ pub struct Loaded {
     /// Where the entries of each list come from.
     pub list_sources: Vec<ListSource>,
     pub gateway: GatewaySettings,
+    /// Beside an application, instead of a gateway.
+    pub sidecar: Option<SidecarSettings>,
     pub limits: Limits,
     pub warnings: Mistakes,
     /// Every file that was read: the configuration, what it includes, and its lists.
@@ -128,8 +132,9 @@ fn read(source: &Arc<Source>, fetching: Fetching, report: &Report) -> Option<Loa
     let included = document::included(&mut top, report);
     let documents: Vec<_> = included.iter().map(|source| document::parse(source, report)).collect();
     let gateway = top.table("gateway").map(limits::read_gateway).unwrap_or_default();
+    let sidecar = read_sidecar(&mut top, report);
     let limits = top.table("limits").map(limits::read_limits).unwrap_or_default();
-    for key in ["sidecar", "geoip", "telemetry"] {
+    for key in ["geoip", "telemetry"] {
         top.take(key);
     }
     let mut files: Vec<PathBuf> = std::iter::once(source).chain(&included).map(|file| file.path.clone()).collect();
@@ -141,11 +146,25 @@ fn read(source: &Arc<Source>, fetching: Fetching, report: &Report) -> Option<Loa
     files.extend(list_sources.iter().filter_map(|source| source.file.clone()));
     tie::check(&objects.networks, report);
     let networks = objects.networks_of(&enforcer, report);
+    if let Some((_, place)) = &sidecar {
+        sidecar::warn_of_inspected_inbound(networks.iter().map(AsRef::as_ref), place, report);
+    }
     let policies = objects.policies.iter().cloned().collect();
     let lists = objects.lists.iter().filter_map(Slot::ready).cloned().collect();
     let warnings = Mistakes::default();
     let enforcer = enforcer.value.into();
-    Some(Loaded { enforcer, networks, policies, lists, list_sources, gateway, limits, warnings, files })
+    let sidecar = sidecar.map(|(settings, _)| settings);
+    Some(Loaded { enforcer, networks, policies, lists, list_sources, gateway, sidecar, limits, warnings, files })
+}
+
+/// With the place of its table, for mistakes that show only later.
+fn read_sidecar(top: &mut Table<'_>, report: &Report) -> Option<(SidecarSettings, Place)> {
+    let table = top.table("sidecar")?;
+    let place = table.place.clone();
+    if top.has("gateway") {
+        report.error(&place, "both [gateway] and [sidecar]", "leave one of them out");
+    }
+    Some((sidecar::read(table, report), place))
 }
 
 /// What starting may wait for.

@@ -1,4 +1,4 @@
-//! `tidegate run`: the gateway.
+//! `tidegate run`: the gateway, or the sidecar.
 
 use std::io::IsTerminal;
 use std::process::ExitCode;
@@ -14,6 +14,9 @@ use crate::app::{self, Ending};
 pub struct RunArgs {
     #[command(flatten)]
     pub config: ConfigArg,
+    /// Put the rules in place, closed as after a crash, and end: before an application that starts with its sidecar
+    #[arg(long)]
+    pub rules_only: bool,
     /// Leave the rules in the kernel at the end: what they capture is dropped until the next start
     #[arg(long)]
     pub keep_rules: bool,
@@ -29,7 +32,9 @@ pub fn run(args: RunArgs) -> ExitCode {
     };
     log_to_standard_error();
     let ending = Ending { drain: args.drain, keep_rules: args.keep_rules };
-    match app::run(loaded, &args.config.config, ending) {
+    let done =
+        if args.rules_only { app::install_rules(&loaded) } else { app::run(loaded, &args.config.config, ending) };
+    match done {
         Ok(()) => ExitCode::SUCCESS,
         Err(failure) => {
             eprintln!("tidegate run: {failure}");

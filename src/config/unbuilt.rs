@@ -16,7 +16,6 @@ use Refused::{Always, As, Filled};
 
 /// Path of the key, when it is refused, and what does not exist yet.
 const ROWS: &[(&str, Refused, &str)] = &[
-    ("sidecar", Always, "running as a sidecar"),
     ("geoip", Always, "country and ASN databases"),
     ("telemetry", Always, "sinks other than standard output"),
     ("gateway.recheck", As("true"), "ending live flows that a new configuration forbids"),

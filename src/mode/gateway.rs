@@ -117,6 +117,16 @@ impl Listeners {
     }
 }
 
+impl Listeners {
+    /// Has UDP flows relayed by sockets of this host instead of forwarded by the kernel.
+    pub(super) fn relaying(mut self) -> io::Result<Self> {
+        for (_, way) in self.workers.iter_mut().flat_map(|worker| &mut worker.udp) {
+            *way = proxy::udp::Way::Relay(udp::Outbox::new(None)?);
+        }
+        Ok(self)
+    }
+}
+
 impl Gateway {
     /// Starts one thread for each worker's listeners.
     pub fn start(
@@ -146,6 +156,11 @@ impl Gateway {
             threads.push(std::thread::Builder::new().name(format!("worker-{number}")).spawn(move || seat.work())?);
         }
         Ok(Self { threads, stop, census, bindings })
+    }
+
+    /// Whether every worker still works.
+    pub fn is_whole(&self) -> bool {
+        !self.threads.iter().any(JoinHandle::is_finished)
     }
 
     /// Takes no more flows, lets the live ones go on for up to `drain`, then resets what is left.
