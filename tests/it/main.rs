@@ -23,6 +23,7 @@ mod namespaces;
 mod nat;
 mod quic;
 mod running;
+mod sidecar;
 mod slow;
 mod tcp;
 mod web;
