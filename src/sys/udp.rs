@@ -137,7 +137,7 @@ impl Inbox {
         for (slot, header) in self.slots.iter_mut().zip(&headers).take(got) {
             slot.length = (header.msg_len as usize).min(self.size);
             slot.flags = header.msg_hdr.msg_flags;
-            slot.control_length = (header.msg_hdr.msg_controllen as usize).min(CONTROL);
+            slot.control_length = header.msg_hdr.msg_controllen.min(CONTROL as _) as _;
         }
         self.received = got;
         Ok(got)
