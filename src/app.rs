@@ -4,7 +4,9 @@
 //! listeners and rules are all in place or the program ends with an error.
 
 pub(crate) mod lists;
+mod rules;
 mod sidecar;
+mod signals;
 
 use std::io;
 use std::path::Path;
@@ -12,20 +14,17 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use arc_swap::ArcSwap;
-use tokio::runtime::Runtime;
-use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::mpsc;
 use tokio::task::{JoinError, JoinSet};
 
-use crate::config::limits::{self, Limits};
+use crate::config::limits::Limits;
 use crate::config::{self, Loaded, Mistakes};
 use crate::dns::service::tell;
-use crate::firewall::{self, Capture, Listener, OnFailure, Ruleset, uses_names};
+use crate::firewall::{Capture, Ruleset, uses_names};
 use crate::mode;
 use crate::mode::gateway::kernel::Recorder;
 use crate::mode::gateway::{self, Gateway, Listeners};
 use crate::peek;
-use crate::policy::Direction;
 use crate::policy::bindings::Bindings;
 use crate::policy::snapshot::Snapshot;
 use crate::proxy::{proof, relay, udp, worker};
@@ -36,7 +35,10 @@ use crate::sys::privilege;
 use crate::telemetry::{Queue, Telemetry};
 
 use lists::{Fresh, Keeper};
+pub use rules::install_rules;
+use rules::{Listening, capture_of, render};
 use sidecar::{Probes, Sidecar};
+use signals::Signals;
 
 /// How the program ends, from the command line.
 #[derive(Clone, Copy, Debug)]
@@ -94,16 +96,6 @@ pub fn run(loaded: Loaded, path: &Path, ending: Ending) -> Result<(), Failure> {
     result
 }
 
-/// Puts rules in place that drop what they capture, as after a crash, and ends.
-pub fn install_rules(loaded: &Loaded) -> Result<(), Failure> {
-    let nobody =
-        Listening { tcp: Listener::NONE, udp: Listener::NONE, dns_udp: Listener::NONE, dns_tcp: Listener::NONE };
-    let capture = capture_of(loaded, &nobody);
-    let sidecar = loaded.sidecar.as_ref().map(Sidecar::new);
-    let ruleset = render(&loaded.snapshot(1), &capture, sidecar.as_ref());
-    capture::install(&ruleset).map_err(because("put the rules in place"))
-}
-
 fn serve(
     loaded: Loaded,
     sidecar: Option<Sidecar>,
@@ -149,7 +141,7 @@ fn serve(
     recorder.knows(gateway.bindings.clone());
     eprintln!("ready");
     let _ = sd_notify::notify(&[sd_notify::NotifyState::Ready]);
-    app.follow(signals, path, &gateway);
+    app.follow(signals, path, &gateway)?;
     let _ = sd_notify::notify(&[sd_notify::NotifyState::Stopping]);
     // Live flows need the rules that bring their packets here: they go last.
     gateway.stop(ending.drain);
@@ -158,27 +150,6 @@ fn serve(
     let removed = if stay { Ok(()) } else { capture::remove() };
     drop(recorder);
     removed.map_err(because("take the rules away"))
-}
-
-/// The signals that `run` obeys, kept from the moment this is made.
-#[derive(Debug)]
-struct Signals {
-    runtime: Runtime,
-    hangup: Signal,
-    terminate: Signal,
-    interrupt: Signal,
-}
-
-impl Signals {
-    fn listen() -> io::Result<Self> {
-        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-        let inside = runtime.enter();
-        let hangup = signal(SignalKind::hangup())?;
-        let terminate = signal(SignalKind::terminate())?;
-        let interrupt = signal(SignalKind::interrupt())?;
-        drop(inside);
-        Ok(Self { runtime, hangup, terminate, interrupt })
-    }
 }
 
 impl App {
@@ -271,11 +242,12 @@ impl App {
         }
     }
 
-    /// Reloads at SIGHUP, and takes lists that became others; returns at SIGTERM or SIGINT.
-    fn follow(&mut self, signals: Signals, path: &Path, gateway: &Gateway) {
+    /// Reloads at SIGHUP, and takes lists that became others; returns at SIGTERM or SIGINT. An error: a worker has ended,
+    /// and what its listeners held is lost. The rules stay and drop what nobody takes.
+    fn follow(&mut self, signals: Signals, path: &Path, gateway: &Gateway) -> Result<(), Failure> {
         let Signals { runtime, mut hangup, mut terminate, mut interrupt } = signals;
         let (mut to, mut fresh) = mpsc::channel(1);
-        runtime.block_on(async {
+        let result = runtime.block_on(async {
             let mut keeper = Keeper::start(&self.loaded.list_sources, &self.telemetry, &to);
             // Reading may take long, and fetch: an order to end does not wait for it.
             let mut reading = JoinSet::new();
@@ -283,9 +255,12 @@ impl App {
             let probes = Probes::open(self.sidecar.is_some());
             let mut round = tokio::time::interval(ROUND);
             round.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
-            loop {
+            let result = loop {
                 tokio::select! {
-                    _ = round.tick() => self.mend(),
+                    _ = round.tick() => match gateway.is_whole() {
+                        true => self.mend(),
+                        false => break Err(because("go on")(io::Error::other("a worker has ended"))),
+                    },
                     _ = hangup.recv() => match reading.is_empty() {
                         true => read_beside(&mut reading, path),
                         false => again = true,
@@ -302,15 +277,17 @@ impl App {
                     }
                     Some(fresh) = fresh.recv() => self.take(fresh),
                     Some(asker) = probes.next() => sidecar::answer(&asker, self.intact && gateway.is_whole()),
-                    _ = terminate.recv() => break,
-                    _ = interrupt.recv() => break,
+                    _ = terminate.recv() => break Ok(()),
+                    _ = interrupt.recv() => break Ok(()),
                 }
-            }
+            };
             drop(keeper);
             reading.detach_all();
+            result
         });
         // Whatever is being read or fetched is not waited for.
         runtime.shutdown_background();
+        result
     }
 
     /// Whether another configuration is in force now.
@@ -319,13 +296,20 @@ impl App {
             Ok(Ok(loaded)) if loaded.sidecar != self.loaded.sidecar => {
                 tracing::error!("the new configuration is not in force: [sidecar] takes effect at start");
             }
-            Ok(Ok(loaded)) => match self.apply(loaded) {
-                Ok(()) => {
-                    tracing::info!(generation = self.generation, "reloaded");
-                    return true;
+            Ok(Ok(loaded)) => {
+                if let Some(path) = loaded.emptied_since(&self.loaded) {
+                    let path = path.display();
+                    tracing::error!("the new configuration is not in force: {path} holds no entry any more");
+                    return false;
                 }
-                Err(failure) => tracing::error!("the new configuration is not in force: {failure}"),
-            },
+                match self.apply(loaded) {
+                    Ok(()) => {
+                        tracing::info!(generation = self.generation, "reloaded");
+                        return true;
+                    }
+                    Err(failure) => tracing::error!("the new configuration is not in force: {failure}"),
+                }
+            }
             Ok(Err(mistakes)) => {
                 tracing::error!("the configuration has mistakes and is not in force:\n{mistakes}");
             }
@@ -353,36 +337,6 @@ impl App {
             }
             Err(failure) => tracing::error!(list = &*list.name, "the new list is not in force: {failure}"),
         }
-    }
-}
-
-/// The listeners that the rules name.
-struct Listening {
-    tcp: Listener,
-    udp: Listener,
-    dns_udp: Listener,
-    dns_tcp: Listener,
-}
-
-fn capture_of(loaded: &Loaded, to: &Listening) -> Capture {
-    Capture {
-        udp: Some(to.udp),
-        dns_udp: Some(to.dns_udp),
-        dns_tcp: Some(to.dns_tcp),
-        directions: vec![Direction::Outbound, Direction::Inbound],
-        on_failure: match loaded.gateway.on_failure {
-            limits::OnFailure::Closed => OnFailure::Closed,
-            limits::OnFailure::Open => OnFailure::Open,
-        },
-        records_per_second: u32::try_from(loaded.limits.kernel_records).unwrap_or(u32::MAX),
-        ..Capture::tcp(to.tcp)
-    }
-}
-
-fn render(snapshot: &Snapshot, capture: &Capture, sidecar: Option<&Sidecar>) -> Ruleset {
-    match sidecar {
-        Some(sidecar) => firewall::render_sidecar(snapshot, capture, sidecar.settings.user),
-        None => firewall::render(snapshot, capture),
     }
 }
 

@@ -230,3 +230,51 @@ const DIVERT_UNTRACKED: &str = "divert_untracked";
 const CAPTURED: &str = "captured";
 const GUARD: &str = "guard";
 const QUESTIONS_HERE: &str = "questions_here";
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::firewall::Listener;
+    use crate::firewall::fixture::{network, snapshot, text_of};
+
+    fn rules(listener: Listener) -> Ruleset {
+        let capture =
+            Capture { udp: Some(listener), dns_udp: Some(listener), dns_tcp: Some(listener), ..Capture::tcp(listener) };
+        let everywhere = network("app", &[("0.0.0.0/0", None), ("::/0", None)]);
+        render_sidecar(&snapshot(vec![everywhere]), &capture, 7469)
+    }
+
+    #[test]
+    fn behind_every_tproxy_stands_a_drop_and_without_listeners_nothing_else() {
+        for (listener, delivered) in [(Listener::on(5), 2), (Listener::NONE, 0)] {
+            let rules = rules(listener);
+            for name in ["to_tcp", "to_udp", "to_dns_udp", "to_dns_tcp"] {
+                let text = text_of(&rules, name);
+                assert!(text.ends_with("counter drop\n}\n"), "{text}");
+                assert_eq!(text.matches("tproxy").count(), delivered, "{text}");
+                assert!(!text.contains("notrack"), "it is tracked already: {text}");
+            }
+            assert!(text_of(&rules, "captured").ends_with("counter drop\n}\n"));
+            assert!(text_of(&rules, "guarded").contains("{ tcp . 53, tcp . 80, tcp . 443, udp . 53, udp . 443 }"));
+        }
+    }
+
+    #[test]
+    fn only_an_opening_makes_a_flow_ours_and_only_tcp_replies_pass_before_the_guard() {
+        let rules = rules(Listener::on(5));
+        assert!(text_of(&rules, "own").contains("meta l4proto tcp tcp flags & (syn | ack) == syn ct label set 126\n"));
+        for chain in ["output", "output_filter"] {
+            let text = text_of(&rules, chain);
+            let replies: Vec<&str> = text.lines().filter(|line| line.contains("direction reply")).collect();
+            assert_eq!(replies, ["meta l4proto tcp ct direction reply ct label 127 accept"], "{text}");
+        }
+    }
+
+    #[test]
+    fn what_leaves_is_judged_outbound_and_what_comes_inbound() {
+        let rules = rules(Listener::on(5));
+        let (output, input) = (text_of(&rules, "output_filter"), text_of(&rules, "input"));
+        assert!(output.contains("jump judge_outbound4") && !output.contains("inbound"), "{output}");
+        assert!(input.contains("jump judge_inbound6") && !input.contains("outbound"), "{input}");
+    }
+}

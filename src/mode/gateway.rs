@@ -10,13 +10,13 @@ use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket};
 use std::os::fd::OwnedFd;
 use std::rc::Rc;
-use std::sync::Arc;
+use std::sync::{Arc, mpsc};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
 use arc_swap::ArcSwap;
 use tokio::sync::watch;
-use tokio::task::LocalSet;
+use tokio::task::{JoinSet, LocalSet};
 use tokio::time::Instant;
 
 use crate::dns::cache::Cache;
@@ -128,7 +128,7 @@ impl Listeners {
 }
 
 impl Gateway {
-    /// Starts one thread for each worker's listeners.
+    /// Starts one thread for each worker's listeners, and waits until all of them serve.
     pub fn start(
         listeners: Listeners,
         settings: &Settings,
@@ -137,6 +137,7 @@ impl Gateway {
     ) -> io::Result<Self> {
         let (stop, stopped) = watch::channel(None);
         let census = Arc::new(Census::default());
+        let (begins, begun) = mpsc::channel();
         let mut threads = Vec::new();
         let bindings = Arc::new(Bindings::new(settings.bindings.clone()));
         let answers = Arc::new(Cache::new(settings.dns.cache.clone()));
@@ -151,14 +152,20 @@ impl Gateway {
                 snapshot: snapshot.clone(),
                 telemetry: telemetry.clone(),
                 census: census.clone(),
+                begins: begins.clone(),
                 stopped: stopped.clone(),
             };
             threads.push(std::thread::Builder::new().name(format!("worker-{number}")).spawn(move || seat.work())?);
         }
+        drop(begins);
+        // A worker that fails before it serves takes its end of the channel with it.
+        if begun.iter().count() < threads.len() {
+            return Err(io::Error::other("a worker could not begin, as said above"));
+        }
         Ok(Self { threads, stop, census, bindings })
     }
 
-    /// Whether every worker still works.
+    /// Whether every worker still serves.
     pub fn is_whole(&self) -> bool {
         !self.threads.iter().any(JoinHandle::is_finished)
     }
@@ -183,6 +190,7 @@ struct Seat {
     snapshot: Arc<ArcSwap<Snapshot>>,
     telemetry: Telemetry,
     census: Arc<Census>,
+    begins: mpsc::Sender<()>,
     stopped: watch::Receiver<Option<Instant>>,
 }
 
@@ -220,23 +228,36 @@ impl Seat {
             self.bindings,
             ender,
         ));
-        tokio::task::spawn_local(relay.clone().run());
-        let tcp = self.sockets.tcp.into_iter();
-        let udp = self.sockets.udp.into_iter();
-        let mut accepting: Vec<_> = tcp
-            .map(|socket| tokio::task::spawn_local(proxy::tcp::serve(worker.clone(), socket)))
-            .chain(udp.map(|(socket, way)| {
-                tokio::task::spawn_local(proxy::udp::serve(worker.clone(), socket, self.settings.udp.clone(), way))
-            }))
-            .collect();
-        accepting.extend(self.dns.serve(&dns)?);
-        // Nobody left to say stop is a stop too.
-        let until = self.stopped.wait_for(Option::is_some).await.ok().and_then(|until| *until);
-        accepting.iter().for_each(tokio::task::JoinHandle::abort);
+        // None of these ends but by a defect or a socket that failed, and then the worker is of no use.
+        let mut tasks = JoinSet::new();
+        let mut relaying = tokio::task::spawn_local(relay.clone().run());
+        for socket in self.sockets.tcp {
+            tasks.spawn_local(proxy::tcp::serve(worker.clone(), socket));
+        }
+        for (socket, way) in self.sockets.udp {
+            tasks.spawn_local(proxy::udp::serve(worker.clone(), socket, self.settings.udp.clone(), way));
+        }
+        self.dns.serve(&dns, &mut tasks)?;
+        // Whoever waits for this may have given up.
+        let _ = self.begins.send(());
+        drop(self.begins);
+        let until = tokio::select! {
+            // Nobody left to say stop is a stop too.
+            until = self.stopped.wait_for(Option::is_some) => until.ok().and_then(|until| *until),
+            Some(ended) = tasks.join_next() => {
+                return ended.unwrap_or_else(|error| Err(error.into())).and(Err(failed()));
+            }
+            _ = &mut relaying => return Err(failed()),
+        };
+        tasks.abort_all();
         drain(&self.census, until.unwrap_or_else(Instant::now)).await;
         relay.end_all(ClosedBy::Shutdown);
         Ok(())
     }
+}
+
+fn failed() -> io::Error {
+    io::Error::other("a part of it has failed")
 }
 
 async fn drain(census: &Census, until: Instant) {

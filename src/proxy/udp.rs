@@ -107,7 +107,7 @@ pub async fn serve(worker: Rc<Worker>, listener: UdpSocket, settings: Settings, 
         tokio::select! {
             ready = listener.readable() => {
                 let mut ready = ready?;
-                if service.receive(&listener.get_ref().0, &mut inbox)? {
+                if service.receive(&listener.get_ref().0, &mut inbox) {
                     ready.clear_ready();
                 }
             }
@@ -128,13 +128,17 @@ pub async fn serve(worker: Rc<Worker>, listener: UdpSocket, settings: Settings, 
 
 impl Service {
     /// Takes in a few batches; true if nothing is left.
-    fn receive(&mut self, listener: &OwnedFd, inbox: &mut Inbox) -> io::Result<bool> {
+    fn receive(&mut self, listener: &OwnedFd, inbox: &mut Inbox) -> bool {
         for _ in 0..BATCHES {
             let count = match inbox.receive(listener) {
                 Ok(count) => count,
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(true),
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => return true,
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
-                Err(error) => return Err(error),
+                // No memory, say: the next datagram may find some.
+                Err(_) => {
+                    self.worker.telemetry.count(|c| &c.datagrams_dropped);
+                    return true;
+                }
             };
             let now = Instant::now();
             for datagram in inbox.datagrams() {
@@ -142,10 +146,10 @@ impl Service {
             }
             self.hands.flush();
             if count < udp::MAX_BATCH {
-                return Ok(true);
+                return true;
             }
         }
-        Ok(false)
+        false
     }
 
     fn datagram(&mut self, datagram: &Datagram<'_>, now: Instant) {

@@ -5,7 +5,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket};
 use std::os::fd::OwnedFd;
 use std::rc::Rc;
 
-use tokio::task::{JoinHandle, spawn_local};
+use tokio::task::JoinSet;
 
 use crate::dns::Service;
 use crate::dns::{tcp as over_tcp, udp as over_udp};
@@ -75,12 +75,14 @@ fn open_each(
 }
 
 impl Sockets {
-    /// Serves them within the worker's runtime.
-    pub fn serve(self, service: &Rc<Service>) -> io::Result<Vec<JoinHandle<io::Result<()>>>> {
+    /// Serves them within the worker's runtime, as further `tasks`.
+    pub fn serve(self, service: &Rc<Service>, tasks: &mut JoinSet<io::Result<()>>) -> io::Result<()> {
         let udp = over_udp::Udp::new(service.clone(), self.udp, self.outbox)?;
-        let mut tasks = vec![spawn_local(udp.run())];
-        tasks.extend(self.tcp.into_iter().map(|listener| spawn_local(over_tcp::serve(service.clone(), listener))));
-        Ok(tasks)
+        tasks.spawn_local(udp.run());
+        for listener in self.tcp {
+            tasks.spawn_local(over_tcp::serve(service.clone(), listener));
+        }
+        Ok(())
     }
 }
 
