@@ -8,8 +8,10 @@ mod geoip;
 mod hand_over;
 pub(crate) mod lists;
 mod reach;
+mod rules;
 mod scene;
 mod settings;
+mod sidecar;
 mod signals;
 
 use std::io;
@@ -21,26 +23,29 @@ use arc_swap::ArcSwap;
 use tokio::sync::{mpsc, watch};
 use tokio::task::{JoinError, JoinSet};
 
-use crate::config::limits;
 use crate::config::{self, Loaded, Mistakes, Part};
 use crate::dns::service::tell;
-use crate::firewall::{self, Capture, FORGED, OnFailure, Ruleset, UNRECORDED, uses_names};
+use crate::firewall::{Capture, FORGED, Ruleset, UNRECORDED, uses_names};
+use crate::mode;
 use crate::mode::gateway::hand_over::Spare;
 use crate::mode::gateway::kernel;
 use crate::mode::gateway::{Gateway, Listeners, recheck};
-use crate::policy::Direction;
 use crate::policy::bindings::Bindings;
 use crate::policy::snapshot::Snapshot;
 use crate::sys::capture::{self, Watch};
 use crate::sys::channel::Door;
 use crate::sys::nft::NftSocket;
+use crate::sys::privilege;
 use crate::sys::readable::readable;
 use crate::telemetry::{Queue, Telemetry};
 
 use documents::Watched;
 use hand_over::Taken;
 use lists::{Fresh, Keeper};
+pub use rules::install_rules;
+use rules::{Listening, capture_of, render};
 use scene::{Ear, End, Scene, entered};
+use sidecar::{Probes, Sidecar};
 use signals::Signals;
 
 /// How the program ends, from the command line.
@@ -72,9 +77,12 @@ struct App {
     loaded: Loaded,
     snapshot: Arc<ArcSwap<Snapshot>>,
     capture: Capture,
+    sidecar: Option<Sidecar>,
     /// The rules in force.
     rules: Option<Ruleset>,
     watch: Option<Watch>,
+    /// At the last look.
+    intact: bool,
     /// The first rules take the place of those of another tidegate that runs.
     takes_over: bool,
     bindings: Arc<Bindings>,
@@ -84,17 +92,24 @@ struct App {
     generation: u64,
 }
 
-/// Runs a gateway until it is told to end.
+/// Runs a gateway or a sidecar until it is told to end.
 pub fn run(loaded: Loaded, path: &Path, beginning: Beginning, ending: Ending) -> Result<(), Failure> {
+    let sidecar = loaded.sidecar.as_ref().map(Sidecar::enter).transpose()?;
+    let without_rights = sidecar.is_some();
     // Before the first thread, for each thread has its own.
     reach::confine(&loaded, path);
     let (queue, writer) = Queue::new(loaded.limits.records);
     let telemetry = Telemetry::new(queue.clone());
     let writing = std::thread::Builder::new()
         .name("records".into())
-        .spawn(move || writer.run(io::stdout()))
+        .spawn(move || {
+            if without_rights && let Err(error) = privilege::keep_only(&[]) {
+                tracing::error!(%error, "the writer of records keeps its capabilities");
+            }
+            writer.run(io::stdout())
+        })
         .map_err(because("start the writer of records"))?;
-    let result = serve(loaded, path, beginning, ending, &telemetry);
+    let result = serve(loaded, sidecar, path, (beginning, ending), &telemetry);
     queue.close();
     // A writer that panicked has written what it could.
     let _ = writing.join();
@@ -104,9 +119,9 @@ pub fn run(loaded: Loaded, path: &Path, beginning: Beginning, ending: Ending) ->
 
 fn serve(
     loaded: Loaded,
+    sidecar: Option<Sidecar>,
     path: &Path,
-    beginning: Beginning,
-    ending: Ending,
+    (beginning, ending): (Beginning, Ending),
     telemetry: &Telemetry,
 ) -> Result<(), Failure> {
     // Before anything is changed that an end by signal must change back.
@@ -117,30 +132,32 @@ fn serve(
         Beginning::Alone => None,
         Beginning::TakeOver => Taken::ask().map_err(because("take over from the tidegate that runs"))?,
     };
+    let open = if sidecar.is_some() { mode::sidecar::open } else { Listeners::open };
     let listeners = match taken.as_mut().and_then(|taken| taken.listeners.take()) {
         Some(listeners) => listeners,
-        None => Listeners::open(settings.workers).map_err(because("open transparent listeners"))?,
+        None => open(settings.workers).map_err(because("open transparent listeners"))?,
     };
     settings.workers = listeners.workers();
+    if let Some(sidecar) = &sidecar {
+        settings = sidecar.settings.adapt(settings);
+    }
     let spare = Spare::of(&listeners).map_err(because("keep the listeners for who takes over"))?;
     let generation = taken.as_ref().map_or(1, |taken| taken.generation);
     let mut app = App {
         snapshot: Arc::new(ArcSwap::from_pointee(loaded.snapshot(generation))),
-        capture: Capture {
-            udp: Some(listeners.udp),
-            dns_udp: Some(listeners.dns.udp),
-            dns_tcp: Some(listeners.dns.tcp),
-            directions: vec![Direction::Outbound, Direction::Inbound],
-            on_failure: match loaded.gateway.on_failure {
-                limits::OnFailure::Closed => OnFailure::Closed,
-                limits::OnFailure::Open => OnFailure::Open,
+        capture: capture_of(
+            &loaded,
+            &Listening {
+                tcp: listeners.tcp,
+                udp: listeners.udp,
+                dns_udp: listeners.dns.udp,
+                dns_tcp: listeners.dns.tcp,
             },
-            reverse_path: loaded.gateway.reverse_path,
-            records_per_second: u32::try_from(loaded.limits.kernel_records).unwrap_or(u32::MAX),
-            ..Capture::tcp(listeners.tcp)
-        },
+        ),
+        sidecar,
         rules: None,
         watch: None,
+        intact: true,
         takes_over: taken.is_some(),
         bindings: bindings.clone(),
         rechecks: None,
@@ -158,17 +175,23 @@ fn serve(
     let listened = because("listen to what the kernel judges");
     let ear = log.and_then(|log| Ear::open(log, &app, telemetry)).map_err(listened)?;
     app.apply(loaded)?;
-    for warning in capture::warnings(settings.worker.flows) {
-        tracing::warn!("{warning}");
+    match &app.sidecar {
+        Some(sidecar) => sidecar.settle()?,
+        None => capture::warnings(settings.worker.flows).iter().for_each(|warning| tracing::warn!("{warning}")),
     }
-    let gateway = Gateway::start(listeners, &settings, bindings, &app.snapshot, telemetry);
+    let judging = app.sidecar.as_ref().map_or(&app.snapshot, |sidecar| &sidecar.judging);
+    let gateway = Gateway::start(listeners, &settings, bindings, judging, telemetry);
     let gateway = gateway.map_err(because("start the workers"))?;
     app.rechecks = Some(gateway.rechecks());
     if let Some(taken) = taken {
         taken.done().map_err(because("take over"))?;
     }
-    let door = Door::open(hand_over::NAME);
-    let door = door.inspect_err(|error| tracing::warn!(%error, "nobody will be able to take over")).ok();
+    // Whoever shares the namespace of a sidecar is whom it watches.
+    let door = app.sidecar.is_none().then(|| Door::open(hand_over::NAME)).transpose();
+    let door = door.unwrap_or_else(|error| {
+        tracing::warn!(%error, "nobody will be able to take over");
+        None
+    });
     eprintln!("ready");
     let _ = sd_notify::notify(&[sd_notify::NotifyState::Ready]);
     let mut scene = Scene { gateway, ear, spare: Some(spare), door };
@@ -183,7 +206,8 @@ fn serve(
     // Live flows need the rules that bring their packets here: they go last.
     gateway.stop(ending.drain);
     app.mend();
-    let removed = if ending.keep_rules { Ok(()) } else { capture::remove() };
+    let stay = ending.keep_rules || !app.may_change_rules();
+    let removed = if stay { Ok(()) } else { capture::remove() };
     drop(ear);
     removed.map_err(because("take the rules away"))
 }
@@ -192,9 +216,9 @@ impl App {
     /// Puts a checked configuration in force.
     fn apply(&mut self, loaded: Loaded) -> Result<(), Failure> {
         let next = loaded.snapshot(self.generation);
-        let ruleset = firewall::render(&next, &self.capture);
+        let ruleset = render(&next, &self.capture, self.sidecar.as_ref());
         // First who judges, then what is captured: nothing is captured that nobody would judge.
-        let before = self.snapshot.swap(Arc::new(next));
+        let before = self.judge_by(Arc::new(next));
         self.generation += 1;
         let done = match &self.rules {
             None if self.takes_over => capture::adopt(&ruleset),
@@ -202,7 +226,7 @@ impl App {
             Some(standing) => capture::update(standing, &ruleset),
         };
         if let Err(error) = done {
-            self.snapshot.store(before);
+            self.judge_by(before);
             // Where the old rules stand still, this changes nothing.
             if let Some(Err(error)) = self.rules.as_ref().map(capture::install) {
                 tracing::error!(%error, "the rules that were in force could not be put back");
@@ -231,6 +255,18 @@ impl App {
         }
     }
 
+    /// Returns what judged before.
+    fn judge_by(&self, next: Arc<Snapshot>) -> Arc<Snapshot> {
+        if let Some(sidecar) = &self.sidecar {
+            sidecar.judging.store(Arc::new(mode::sidecar::outbound_alone(&next)));
+        }
+        self.snapshot.swap(next)
+    }
+
+    fn may_change_rules(&self) -> bool {
+        self.sidecar.as_ref().is_none_or(|sidecar| sidecar.settings.may_change_rules)
+    }
+
     /// What the kernel holds of names was judged by the policy before, or is gone with the rules before. Until each
     /// is told anew the old verdict stands, or that of the address.
     fn judge_names_anew(&self) {
@@ -247,6 +283,9 @@ impl App {
     }
 
     fn look_after(&mut self, ruleset: Ruleset) {
+        if !self.may_change_rules() {
+            return self.rules = Some(ruleset);
+        }
         let watch = Watch::begin(&ruleset);
         self.watch = watch.inspect_err(|error| tracing::error!(%error, "the rules are in place, unwatched")).ok();
         self.rules = Some(ruleset);
@@ -257,6 +296,7 @@ impl App {
         let (Some(ruleset), Some(watch)) = (&self.rules, &mut self.watch) else { return };
         match watch.is_intact(ruleset) {
             Ok(true) => {
+                self.intact = true;
                 let unrecorded = watch.take_count(UNRECORDED).unwrap_or_default();
                 self.telemetry.add(|c| &c.kernel_unrecorded, unrecorded);
                 let forged = watch.take_count(FORGED).unwrap_or_default();
@@ -267,8 +307,12 @@ impl App {
                 return;
             }
             Ok(false) => tracing::error!("somebody has changed our rules or routes"),
-            Err(error) => return tracing::error!(%error, "the rules in the kernel cannot be read"),
+            Err(error) => {
+                self.intact = false;
+                return tracing::error!(%error, "the rules in the kernel cannot be read");
+            }
         }
+        self.intact = false;
         self.telemetry.count(|c| &c.rules_restored);
         match capture::install(ruleset) {
             Ok(()) => {
@@ -276,6 +320,7 @@ impl App {
                     self.look_after(ruleset);
                 }
                 self.judge_names_anew();
+                self.intact = true;
                 tracing::warn!("rules and routes are put back");
             }
             Err(error) => tracing::error!(%error, "they could not be put back, and will be tried again"),
@@ -294,6 +339,7 @@ impl App {
             // Reading may take long, and fetch: an order to end does not wait for it.
             let mut reading = JoinSet::new();
             let mut again = false;
+            let probes = Probes::open(self.sidecar.is_some());
             let mut round = tokio::time::interval(ROUND);
             round.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
             let mut watched = Watched::new(&self.loaded);
@@ -334,6 +380,10 @@ impl App {
                             false
                         }
                     },
+                    Some(asker) = probes.next() => {
+                        sidecar::answer(&asker, self.intact && scene.gateway.is_whole());
+                        false
+                    }
                     _ = terminate.recv() => break Ok(End::Asked),
                     _ = interrupt.recv() => break Ok(End::Asked),
                 };
@@ -365,6 +415,9 @@ impl App {
     /// Whether another configuration is in force now.
     fn reload(&mut self, read: Result<Result<Loaded, Mistakes>, JoinError>) -> bool {
         match read {
+            Ok(Ok(loaded)) if loaded.sidecar != self.loaded.sidecar => {
+                tracing::error!("the new configuration is not in force: [sidecar] takes effect at start");
+            }
             Ok(Ok(loaded)) => {
                 if let Some(path) = loaded.emptied_since(&self.loaded) {
                     let path = path.display();

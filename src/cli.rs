@@ -7,6 +7,7 @@ pub mod demo;
 pub mod exec;
 pub mod explain;
 pub mod list;
+pub mod probe;
 pub mod report;
 pub mod run;
 
@@ -28,7 +29,7 @@ struct Cli {
 
 #[derive(Debug, Subcommand)]
 enum Command {
-    /// Runs the gateway
+    /// Runs the gateway, or the sidecar of an application
     Run(run::RunArgs),
     /// Prints every mistake of a configuration at once
     Check(ConfigArg),
@@ -48,6 +49,8 @@ enum Command {
     Export(NotBuilt),
     /// Turns what a monitored Network did into a policy
     Learn(NotBuilt),
+    /// Tells whether the sidecar of this network namespace is ready, by its exit status
+    Probe(probe::ProbeArgs),
     /// Reports the resolvers in use
     Report(report::ReportArgs),
 }
@@ -83,6 +86,7 @@ pub fn main() -> ExitCode {
         Command::Import(_) => not_built("import"),
         Command::Export(_) => not_built("export"),
         Command::Learn(_) => not_built("learn"),
+        Command::Probe(args) => probe::probe(&args),
         Command::Report(args) => report::report(&args),
     }
 }

@@ -19,6 +19,7 @@ mod part;
 mod policy;
 mod port;
 mod rule;
+pub mod sidecar;
 pub mod source;
 mod table;
 mod tie;
@@ -41,11 +42,12 @@ pub use geoip::GeoSource;
 use limits::{GatewaySettings, Limits};
 use list::Slot;
 pub use mistake::{Mistake, Mistakes, Severity};
-use mistake::{Report, Source};
+use mistake::{Place, Report, Source};
 use named::{Named, name_of};
 pub use network::ANYBODYS_WORD;
 use network::{Known, Written};
 pub use part::Part;
+use sidecar::SidecarSettings;
 use source::Fetcher;
 pub use source::{Fetching, ListSource};
 use table::Table;
@@ -66,6 +68,8 @@ pub struct Loaded {
     /// The databases of countries and ASNs.
     pub geoip: Vec<GeoSource>,
     pub gateway: GatewaySettings,
+    /// Beside an application, instead of a gateway.
+    pub sidecar: Option<SidecarSettings>,
     pub limits: Limits,
     pub warnings: Mistakes,
     /// Every file that was read: the configuration, what it includes, and its lists.
@@ -105,13 +109,26 @@ pub fn load_with(path: &Path, fetching: Fetching) -> Result<Loaded, Mistakes> {
     finish(source.and_then(|source| read(&source, fetching, &report)), report)
 }
 
-/// The user that `gateway.user` names, before anything else is read: whoever reads the rest is that user already. What
-/// cannot be read here will be told of there.
-pub fn user(path: &Path) -> Option<String> {
+/// Who will run, as far as it must be known before anything else is read. What cannot be read here will be told of there.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Runs {
+    /// Whoever reads the rest is already the user that `gateway.user` names.
+    Gateway { user: Option<String> },
+    /// Becomes its user later.
+    Sidecar,
+}
+
+pub fn runs(path: &Path) -> Runs {
     let report = Report::default();
-    let source = document::open(path, None, &report)?;
-    let document = document::parse(&source, &report);
-    Table::top(&report, &source, &document).table("gateway")?.text("user").map(|user| user.value)
+    let source = document::open(path, None, &report);
+    let document = source.as_ref().map(|source| (source, document::parse(source, &report)));
+    let Some((source, document)) = document else { return Runs::Gateway { user: None } };
+    let mut top = Table::top(&report, source, &document);
+    if top.has("sidecar") {
+        return Runs::Sidecar;
+    }
+    let user = top.table("gateway").and_then(|mut gateway| gateway.text("user"));
+    Runs::Gateway { user: user.map(|user| user.value) }
 }
 
 /// A configuration in a text that stands in no file; `name` stands for the file in what is said of it.
@@ -136,8 +153,8 @@ fn read(source: &Arc<Source>, fetching: Fetching, report: &Report) -> Option<Loa
     let (included, patterns) = document::included(&mut top, report);
     let documents: Vec<_> = included.iter().map(|source| document::parse(source, report)).collect();
     let gateway = top.table("gateway").map(limits::read_gateway).unwrap_or_default();
+    let sidecar = read_sidecar(&mut top, report);
     let limits = top.table("limits").map(limits::read_limits).unwrap_or_default();
-    top.take("sidecar");
     let databases = top.table("geoip").map(|table| geoip::read(table, report)).unwrap_or_default();
     top.take("telemetry");
     let mut files: Vec<PathBuf> = std::iter::once(source).chain(&included).map(|file| file.path.clone()).collect();
@@ -152,11 +169,15 @@ fn read(source: &Arc<Source>, fetching: Fetching, report: &Report) -> Option<Loa
     files.extend(geoip.iter().map(|source| source.path.clone()));
     tie::check(&objects.networks, report);
     let networks = objects.networks_of(&enforcer, report);
+    if let Some((_, place)) = &sidecar {
+        sidecar::warn_of_inspected_inbound(networks.iter().map(AsRef::as_ref), place, report);
+    }
     let policies = objects.policies.iter().cloned().collect();
     let lists = objects.lists.iter().filter_map(Slot::ready).cloned().collect();
     let warnings = Mistakes::default();
     let enforcer = enforcer.value.into();
     let documents = documents_read;
+    let sidecar = sidecar.map(|(settings, _)| settings);
     Some(Loaded {
         enforcer,
         networks,
@@ -165,11 +186,22 @@ fn read(source: &Arc<Source>, fetching: Fetching, report: &Report) -> Option<Loa
         list_sources,
         geoip,
         gateway,
+        sidecar,
         limits,
         warnings,
         files,
         documents,
     })
+}
+
+/// With the place of its table, for mistakes that show only later.
+fn read_sidecar(top: &mut Table<'_>, report: &Report) -> Option<(SidecarSettings, Place)> {
+    let table = top.table("sidecar")?;
+    let place = table.place.clone();
+    if top.has("gateway") {
+        report.error(&place, "both [gateway] and [sidecar]", "leave one of them out");
+    }
+    Some((sidecar::read(table, report), place))
 }
 
 /// What starting may wait for.

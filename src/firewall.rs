@@ -38,6 +38,7 @@ mod lists;
 mod names;
 mod ruleset;
 mod selection;
+mod sidecar;
 mod text;
 
 pub use capture::render;
@@ -50,6 +51,8 @@ pub use ruleset::{
     Base, Chain, Connection, Datum, Element, Expression, Family, Field, Hook, Key, Rule, Ruleset, Set, SetKind, Verdict,
 };
 
+pub use sidecar::render_sidecar;
+
 use std::time::Duration;
 
 use crate::policy::Direction;
@@ -59,6 +62,10 @@ pub const TABLE: &str = "tidegate";
 
 /// The bit of connection tracking's labels by which a flow is known that was let in: the last of 128.
 pub const JUDGED_LABEL: u8 = 127;
+/// The one of TCP flows that a sidecar opened itself.
+const OWN_LABEL: u8 = 126;
+/// The one of TCP flows of an application that are brought to its sidecar.
+const DIVERTED_LABEL: u8 = 125;
 
 /// The bits by which a flow is known that a later policy ended: all of them bear the first, and one of the others if its
 /// packets are answered.
@@ -146,6 +153,9 @@ impl Capture {
 }
 
 impl Listener {
+    /// Nobody listens: what it should have had is dropped.
+    pub const NONE: Self = Self { v4: None, v6: None };
+
     pub fn on(port: u16) -> Self {
         Self { v4: Some(port), v6: Some(port) }
     }

@@ -3,3 +3,4 @@
 pub mod demo;
 pub mod exec;
 pub mod gateway;
+pub mod sidecar;

@@ -19,6 +19,7 @@ pub mod netns;
 pub mod nflog;
 pub mod nft;
 pub mod pipe;
+pub mod privilege;
 pub mod privileges;
 pub mod progress;
 pub mod readable;

@@ -1,4 +1,4 @@
-//! `tidegate run`: the gateway.
+//! `tidegate run`: the gateway, or the sidecar.
 
 use std::io::IsTerminal;
 use std::process::ExitCode;
@@ -9,13 +9,16 @@ use tracing_subscriber::EnvFilter;
 
 use super::ConfigArg;
 use crate::app::{self, Beginning, Ending};
-use crate::config;
+use crate::config::{self, Runs};
 use crate::sys::privileges;
 
 #[derive(Clone, Debug, Args)]
 pub struct RunArgs {
     #[command(flatten)]
     pub config: ConfigArg,
+    /// Put the rules in place, closed as after a crash, and end: before an application that starts with its sidecar
+    #[arg(long)]
+    pub rules_only: bool,
     /// Leave the rules in the kernel at the end: what they capture is dropped until the next start
     #[arg(long)]
     pub keep_rules: bool,
@@ -29,8 +32,9 @@ pub struct RunArgs {
 
 pub fn run(args: RunArgs) -> ExitCode {
     let path = &args.config.config;
-    let user = config::user(path);
-    if let Err(error) = privileges::give_up(user.as_deref(), path) {
+    if let Runs::Gateway { user } = config::runs(path)
+        && let Err(error) = privileges::give_up(user.as_deref(), path)
+    {
         eprintln!("tidegate run: could not give up privileges: {error}");
         return ExitCode::FAILURE;
     }
@@ -42,7 +46,8 @@ pub fn run(args: RunArgs) -> ExitCode {
     log_to_standard_error();
     let ending = Ending { drain: args.drain, keep_rules: args.keep_rules };
     let beginning = if args.take_over { Beginning::TakeOver } else { Beginning::Alone };
-    match app::run(loaded, path, beginning, ending) {
+    let done = if args.rules_only { app::install_rules(&loaded) } else { app::run(loaded, path, beginning, ending) };
+    match done {
         Ok(()) => ExitCode::SUCCESS,
         Err(failure) => {
             eprintln!("tidegate run: {failure}");

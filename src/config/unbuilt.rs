@@ -3,7 +3,7 @@
 //! Fails closed: such a key is refused, so that nobody relies on a rule that nothing enforces.
 
 /// Path of the key, and what does not exist yet.
-const ROWS: &[(&str, &str)] = &[("sidecar", "running as a sidecar"), ("telemetry", "sinks other than standard output")];
+const ROWS: &[(&str, &str)] = &[("telemetry", "sinks other than standard output")];
 
 /// What does not exist yet of this key.
 pub(super) fn missing(path: &str) -> Option<&'static str> {

@@ -36,6 +36,10 @@ impl<'a> Value<'a> {
         self.value.is_table()
     }
 
+    pub(super) fn is_number(&self) -> bool {
+        self.value.is_integer()
+    }
+
     pub(super) fn is_text(&self) -> bool {
         self.value.is_str()
     }

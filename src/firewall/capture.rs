@@ -19,38 +19,38 @@ use super::selection::{
     PROTECTED, Stage, network_chain, port_sets, protected_chain, protected_sets, select, selection_chain,
 };
 use super::{
-    Capture, ENDED_LABEL, ENDED_RESET_LABEL, ENDED_UNREACHABLE_LABEL, FORGED, Listener, MARK, OnFailure, TABLE, TCP,
-    UDP,
+    Capture, ENDED_LABEL, ENDED_RESET_LABEL, ENDED_UNREACHABLE_LABEL, FORGED, JUDGED_LABEL, Listener, MARK, OnFailure,
+    TABLE, TCP, UDP,
 };
 use crate::policy::Direction;
 use crate::policy::network::{DNS_PORT, ENCRYPTED_DNS_PORT, Mode, Network, Quic};
 use crate::policy::snapshot::Snapshot;
 
 /// `priority raw`: behind the kernel's defragmentation, before connection tracking.
-const RAW: i32 = -300;
+pub(super) const RAW: i32 = -300;
 /// `priority mangle`: behind the kernel's defragmentation and connection tracking, before destination NAT.
-const MANGLE: i32 = -150;
+pub(super) const MANGLE: i32 = -150;
 /// `priority filter`
-const FILTER: i32 = 0;
+pub(super) const FILTER: i32 = 0;
 
 /// What the services of a stage capture, by protocol and port: most packets leave after this one look-up.
 const INSPECTED: &str = "inspected";
 /// DNS and encrypted DNS, where DNS is captured.
-const QUESTIONS: &str = "questions";
-const SERVICE: [Key; 2] = [Key::Protocol, Key::DestinationPort];
+pub(super) const QUESTIONS: &str = "questions";
+pub(super) const SERVICE: [Key; 2] = [Key::Protocol, Key::DestinationPort];
 const INSPECTED_UDP: &str = "inspected_udp";
 /// What all of them capture.
-const GUARDED: &str = "guarded";
+pub(super) const GUARDED: &str = "guarded";
 const GUARD: &str = "guard";
 const ENDED: &str = "ended";
 const UDP_CHAIN: &str = "udp";
 const TO_DNS_UDP: &str = "to_dns_udp";
 const TO_DNS_TCP: &str = "to_dns_tcp";
-const LOOPBACK: &str = "loopback";
+pub(super) const LOOPBACK: &str = "loopback";
 /// The ports of our own listeners.
-const LISTENERS: &str = "listeners";
-const HELD: &str = "held";
-const ORIGIN: &str = "origin";
+pub(super) const LISTENERS: &str = "listeners";
+pub(super) const HELD: &str = "held";
+pub(super) const ORIGIN: &str = "origin";
 const IPV4_LOOPBACK: IpNet = IpNet::V4(Ipv4Net::new_assert(Ipv4Addr::new(127, 0, 0, 0), 8));
 const IPV6_LOOPBACK: IpNet = IpNet::V6(Ipv6Net::new_assert(Ipv6Addr::LOCALHOST, 128));
 
@@ -147,11 +147,11 @@ fn forward(capture: &Capture) -> Chain {
     if capture.on_failure == OnFailure::Closed {
         rules.push(Rule(vec![Expression::MarkIs(MARK), Expression::Counter, drop()]));
     }
-    rules.push(Rule(vec![Expression::Labelled(ENDED_LABEL), goto(ENDED)]));
+    rules.push(Rule(vec![Expression::Label(ENDED_LABEL), goto(ENDED)]));
     rules.push(reply_passes());
     rules.push(Rule(vec![of_interest(GUARDED, false), jump(GUARD)]));
     // Not whatever connection tracking knows: it may have begun before anybody judged.
-    rules.push(Rule(vec![Expression::Judged, accept()]));
+    rules.push(Rule(vec![Expression::Label(JUDGED_LABEL), accept()]));
     rules.push(Rule(vec![Expression::Connection(&[Connection::Related]), accept()]));
     rules.extend(Family::BOTH.map(|family| {
         // Connection tracking may have forgotten a flow that we have not.
@@ -159,7 +159,7 @@ fn forward(capture: &Capture) -> Chain {
         Rule(vec![Expression::Protocol(UDP), Expression::Family(family), answers, accept()])
     }));
     rules.extend(selections(Stage::Judge, capture));
-    rules.push(Rule(vec![Expression::SetJudged]));
+    rules.push(Rule(vec![Expression::SetLabel(JUDGED_LABEL)]));
     Chain::at(Hook::Forward, FILTER, "forward", rules)
 }
 
@@ -173,8 +173,8 @@ fn reply_passes() -> Rule {
 /// Both directions of a flow that was let in and that a later policy has ended.
 fn ended() -> Chain {
     let rules = vec![
-        Rule(vec![Expression::Labelled(ENDED_RESET_LABEL), Expression::Protocol(TCP), Expression::Reset]),
-        Rule(vec![Expression::Labelled(ENDED_UNREACHABLE_LABEL), Expression::Reject]),
+        Rule(vec![Expression::Label(ENDED_RESET_LABEL), Expression::Protocol(TCP), Expression::Reset]),
+        Rule(vec![Expression::Label(ENDED_UNREACHABLE_LABEL), Expression::Reject]),
         Rule(vec![Expression::Counter, drop()]),
     ];
     Chain::new(ENDED, rules)
@@ -214,7 +214,7 @@ fn selections(stage: Stage, capture: &Capture) -> Vec<Rule> {
 
 /// What is sent straight to a listener, by a process of this host or by a neighbour that `route_localnet` lets in, has
 /// no original destination.
-fn loopback_chain(capture: &Capture) -> Chain {
+pub(super) fn loopback_chain(capture: &Capture) -> Chain {
     let own = |family| match family {
         Family::V4 => IPV4_LOOPBACK,
         Family::V6 => IPV6_LOOPBACK,
@@ -229,7 +229,7 @@ fn loopback_chain(capture: &Capture) -> Chain {
     Chain::new(LOOPBACK, listeners(capture).into_iter().map(rule).collect())
 }
 
-fn listeners_set(capture: &Capture) -> Set {
+pub(super) fn listeners_set(capture: &Capture) -> Set {
     let ports: BTreeSet<(u8, u16)> =
         listeners(capture).into_iter().map(|(_, protocol, port)| (protocol, port)).collect();
     let element = |(protocol, port)| Element::exactly(vec![Datum::Protocol(protocol), Datum::Service(port)]);
@@ -254,7 +254,7 @@ fn origin_chain() -> Chain {
 
 /// Both sides of every TCP flow that we hold, and those that are discarded. Never for UDP: on the client's side it
 /// would steal a flow for the socket that answers in the server's name.
-fn held_chain() -> Chain {
+pub(super) fn held_chain() -> Chain {
     let mut rules = vec![Rule(vec![Expression::TransparentSocket, Expression::SetMark(MARK), accept()])];
     rules.extend(Family::BOTH.map(jump_to_discarded));
     Chain::new(HELD, rules)
@@ -262,17 +262,21 @@ fn held_chain() -> Chain {
 
 /// A kind of traffic, and the listener that takes it.
 #[derive(Clone, Copy)]
-struct Service {
+pub(super) struct Service {
     /// Where it is captured.
-    stage: Stage,
-    chain: &'static str,
-    protocol: u8,
+    pub(super) stage: Stage,
+    pub(super) chain: &'static str,
+    pub(super) protocol: u8,
     listener: Option<Listener>,
 }
 
 impl Service {
+    pub(super) fn is_dns(self) -> bool {
+        matches!(self.chain, TO_DNS_UDP | TO_DNS_TCP)
+    }
+
     /// Hands the packet over, or drops it where nobody takes it.
-    fn chain(self, on_failure: OnFailure) -> Chain {
+    pub(super) fn chain(self, on_failure: OnFailure) -> Chain {
         let mut rules = Vec::new();
         for family in Family::BOTH {
             if let Some(port) = self.listener.and_then(|listener| listener.port(family)) {
@@ -306,12 +310,12 @@ fn dns(capture: &Capture) -> impl Iterator<Item = Service> {
     [over_udp, over_tcp].into_iter().filter(|service| service.listener.is_some())
 }
 
-fn services(capture: &Capture) -> impl Iterator<Item = Service> {
+pub(super) fn services(capture: &Capture) -> impl Iterator<Item = Service> {
     [tcp(capture), udp(capture)].into_iter().chain(dns(capture))
 }
 
 /// What a Network's flows in one direction bring to us: by protocol and destination port, first match wins.
-fn captured(direction: Direction, network: &Network, capture: &Capture) -> Vec<(Service, u16)> {
+pub(super) fn captured(direction: Direction, network: &Network, capture: &Capture) -> Vec<(Service, u16)> {
     if network.rule(direction).is_none() {
         return Vec::new();
     }
@@ -342,8 +346,8 @@ fn refuses_encrypted_dns(network: &Network) -> bool {
 }
 
 /// Encrypted DNS that passes us by.
-fn authorized(network: &Network, (service, port): (Service, u16)) -> Vec<Rule> {
-    let is_dns = matches!(service.chain, TO_DNS_UDP | TO_DNS_TCP) && port == ENCRYPTED_DNS_PORT;
+pub(super) fn authorized(network: &Network, (service, port): (Service, u16)) -> Vec<Rule> {
+    let is_dns = service.is_dns() && port == ENCRYPTED_DNS_PORT;
     let resolvers = network.dns.authorized_resolvers.iter().filter(|_| is_dns);
     let pass = |resolver: &IpAddr| {
         Rule(vec![
@@ -365,7 +369,7 @@ fn network_rules(stage: Stage, direction: Direction, network: &Network, capture:
             // destination between the two hooks.
             Stage::Guard if capture.on_failure == OnFailure::Closed => rule.extend([Expression::Counter, drop()]),
             Stage::Guard => rule.push(accept()),
-            Stage::Judge => {}
+            Stage::Judge | Stage::Divert | Stage::Question => {}
         }
         Rule(rule)
     };
@@ -374,7 +378,7 @@ fn network_rules(stage: Stage, direction: Direction, network: &Network, capture:
     captured(direction, network, capture).into_iter().filter(here).flat_map(rules).collect()
 }
 
-fn inspected_set(stage: Stage, snapshot: &Snapshot, capture: &Capture) -> Set {
+pub(super) fn inspected_set(stage: Stage, snapshot: &Snapshot, capture: &Capture) -> Set {
     let pairs: BTreeSet<(u8, u16)> = capture
         .directions
         .iter()
@@ -385,7 +389,7 @@ fn inspected_set(stage: Stage, snapshot: &Snapshot, capture: &Capture) -> Set {
     let name = match stage {
         Stage::CaptureUdp => INSPECTED_UDP,
         Stage::Capture => INSPECTED,
-        Stage::Guard | Stage::Judge => GUARDED,
+        _ => GUARDED,
     };
     if stage == Stage::CaptureUdp {
         // Of ports alone, the kernel makes a bitmap, which is asked for both ports of every UDP packet.
@@ -396,7 +400,7 @@ fn inspected_set(stage: Stage, snapshot: &Snapshot, capture: &Capture) -> Set {
     Set::new(name, vec![Field::Protocol, Field::Service], SetKind::Hash, pairs.into_iter().map(element).collect())
 }
 
-fn questions_set(capture: &Capture) -> Set {
+pub(super) fn questions_set(capture: &Capture) -> Set {
     let questions = dns(capture).flat_map(|service| {
         let to = |port| Element::exactly(vec![Datum::Protocol(service.protocol), Datum::Service(port)]);
         [DNS_PORT, ENCRYPTED_DNS_PORT].map(to)
@@ -404,23 +408,23 @@ fn questions_set(capture: &Capture) -> Set {
     Set::new(QUESTIONS, vec![Field::Protocol, Field::Service], SetKind::Hash, questions.collect())
 }
 
-fn of_interest(set: &str, negate: bool) -> Expression {
+pub(super) fn of_interest(set: &str, negate: bool) -> Expression {
     Expression::InSet { key: SERVICE.to_vec(), set: set.to_owned(), negate }
 }
 
-fn goto(chain: &str) -> Expression {
+pub(super) fn goto(chain: &str) -> Expression {
     Expression::Verdict(Verdict::Goto(chain.to_owned()))
 }
 
-fn jump(chain: &str) -> Expression {
+pub(super) fn jump(chain: &str) -> Expression {
     Expression::Verdict(Verdict::Jump(chain.to_owned()))
 }
 
-fn accept() -> Expression {
+pub(super) fn accept() -> Expression {
     Expression::Verdict(Verdict::Accept)
 }
 
-fn drop() -> Expression {
+pub(super) fn drop() -> Expression {
     Expression::Verdict(Verdict::Drop)
 }
 

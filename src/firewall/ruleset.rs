@@ -93,7 +93,12 @@ pub struct Base {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Hook {
     Prerouting,
+    Input,
     Forward,
+    Output,
+    Postrouting,
+    /// The output hook, where a packet whose mark was changed is routed anew.
+    Reroute,
 }
 
 /// Runs its expressions left to right until one does not match.
@@ -116,18 +121,24 @@ pub enum Expression {
     SourcePort(u16),
     /// `meta iif lo`: what this host sends to itself.
     FromLoopback,
+    /// `meta oif lo`: what stays on this host.
+    ToLoopback,
+    /// `meta skuid`: sent by a socket of this user. What the kernel itself sends has none.
+    User(u32),
+    /// `icmpv6 type`: discovery of routers, neighbours and groups, which IPv6 lives by. No ordinary socket sends these.
+    Discovery,
     /// `meta mark`
     MarkIs(u32),
     /// `ct state STATES`
     Connection(&'static [Connection]),
     /// `ct direction reply`: it goes to who opened the flow.
     Reply,
-    /// `ct label LABEL`: the flow was let in by [`Expression::SetJudged`].
-    Judged,
-    /// `ct label N`, one of those of flows that a later policy ended.
-    Labelled(u8),
+    /// `ct label LABEL`: the flow was given it by [`Expression::SetLabel`].
+    Label(u8),
     /// `tcp flags & (syn | ack) == syn`: somebody opens a connection.
     TcpOpening,
+    /// The opposite.
+    TcpUnderWay,
     /// `socket wildcard 0 socket transparent 1`: a transparent socket of ours, connected or listening for exactly this.
     TransparentSocket,
     /// `fib daddr type local`
@@ -155,7 +166,7 @@ pub enum Expression {
     },
     SetMark(u32),
     /// `ct label set LABEL`
-    SetJudged,
+    SetLabel(u8),
     /// `tproxy ip to 127.0.0.1:PORT`. Where nobody listens the rule ends here, and the next one runs.
     Tproxy {
         family: Family,

@@ -21,6 +21,10 @@ pub(super) enum Stage {
     Capture,
     Guard,
     Judge,
+    /// What an application beside us sends: before connection tracking, its questions to resolvers on this host.
+    Question,
+    /// And behind it, all else that is captured.
+    Divert,
 }
 
 impl Stage {
@@ -30,6 +34,8 @@ impl Stage {
             Self::Capture => "capture",
             Self::Guard => "guard",
             Self::Judge => "judge",
+            Self::Question => "question",
+            Self::Divert => "divert",
         }
     }
 }

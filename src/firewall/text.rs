@@ -7,7 +7,7 @@ use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 use super::ruleset::{
     Base, Chain, Connection, Datum, Element, Expression, Family, Field, Hook, Key, Rule, Ruleset, Set, SetKind, Verdict,
 };
-use super::{FORGED, JUDGED_LABEL, UNRECORDED};
+use super::{FORGED, UNRECORDED};
 
 impl Display for Ruleset {
     fn fmt(&self, f: &mut Formatter<'_>) -> fmt::Result {
@@ -65,9 +65,13 @@ impl Display for Base {
     fn fmt(&self, f: &mut Formatter<'_>) -> fmt::Result {
         let hook = match self.hook {
             Hook::Prerouting => "prerouting",
+            Hook::Input => "input",
             Hook::Forward => "forward",
+            Hook::Output | Hook::Reroute => "output",
+            Hook::Postrouting => "postrouting",
         };
-        write!(f, "type filter hook {hook} priority {}; policy accept;", self.priority)
+        let kind = if self.hook == Hook::Reroute { "route" } else { "filter" };
+        write!(f, "type {kind} hook {hook} priority {}; policy accept;", self.priority)
     }
 }
 
@@ -88,13 +92,16 @@ impl Display for Expression {
             Self::DestinationPort(port) => write!(f, "th dport {port}"),
             Self::SourcePort(port) => write!(f, "th sport {port}"),
             Self::FromLoopback => f.write_str("meta iif \"lo\""),
+            Self::ToLoopback => f.write_str("meta oif \"lo\""),
+            Self::User(user) => write!(f, "meta skuid {user}"),
+            Self::Discovery => f.write_str("icmpv6 type 130-143"),
             Self::MarkIs(mark) => write!(f, "meta mark {mark:#x}"),
             Self::Connection(states) => write!(f, "ct state {}", Joined(states, ",")),
             Self::Reply => f.write_str("ct direction reply"),
-            Self::Judged => write!(f, "ct label {JUDGED_LABEL}"),
-            Self::Labelled(label) => write!(f, "ct label {label}"),
-            Self::SetJudged => write!(f, "ct label set {JUDGED_LABEL}"),
+            Self::Label(label) => write!(f, "ct label {label}"),
+            Self::SetLabel(label) => write!(f, "ct label set {label}"),
             Self::TcpOpening => f.write_str("tcp flags & (syn | ack) == syn"),
+            Self::TcpUnderWay => f.write_str("tcp flags & (syn | ack) != syn"),
             Self::TransparentSocket => f.write_str("socket wildcard 0 socket transparent 1"),
             Self::DestinationIsLocal => f.write_str("fib daddr type local"),
             Self::NoLongHeader => f.write_str("@th,64,8 & 0x80 == 0x0"),

@@ -134,6 +134,16 @@ impl Listeners {
     }
 }
 
+impl Listeners {
+    /// Has UDP flows relayed by sockets of this host instead of forwarded by the kernel.
+    pub(super) fn relaying(mut self) -> io::Result<Self> {
+        for (_, way) in self.workers.iter_mut().flat_map(|worker| &mut worker.udp) {
+            *way = proxy::udp::Way::Relay(udp::Outbox::new(None)?);
+        }
+        Ok(self)
+    }
+}
+
 impl Gateway {
     /// Starts one thread for each worker's listeners, and waits until all of them serve.
     pub fn start(

@@ -30,6 +30,11 @@ pub fn give_up(user: Option<&str>, needed: &Path) -> io::Result<()> {
         user::become_one(user)?;
     }
     reduce(user.map_or(Some(needed), |_| None))?;
+    confine()
+}
+
+/// Gives up every way to gain a right, and the system calls that nothing here needs.
+pub fn confine() -> io::Result<()> {
     rustix::thread::set_no_new_privs(true)?;
     service::confine()
 }

@@ -117,7 +117,8 @@ impl Inbox {
             header.msg_hdr.msg_iov = vector;
             header.msg_hdr.msg_iovlen = 1;
             header.msg_hdr.msg_control = slot.control.0.as_mut_ptr().cast();
-            header.msg_hdr.msg_controllen = CONTROL;
+            // Of another width with another C library, as the flags are.
+            header.msg_hdr.msg_controllen = CONTROL as _;
             count += 1;
         }
         // SAFETY: every header points at a name, a vector, a buffer and ancillary space that live past the call, each
@@ -128,7 +129,7 @@ impl Inbox {
                 socket.as_fd().as_raw_fd(),
                 headers.as_mut_ptr(),
                 count,
-                libc::MSG_DONTWAIT,
+                libc::MSG_DONTWAIT as _,
                 std::ptr::null_mut(),
             )
         };
@@ -136,7 +137,7 @@ impl Inbox {
         for (slot, header) in self.slots.iter_mut().zip(&headers).take(got) {
             slot.length = (header.msg_len as usize).min(self.size);
             slot.flags = header.msg_hdr.msg_flags;
-            slot.control_length = header.msg_hdr.msg_controllen.min(CONTROL);
+            slot.control_length = header.msg_hdr.msg_controllen.min(CONTROL as _) as _;
         }
         self.received = got;
         Ok(got)
@@ -232,18 +233,10 @@ fn set_option(socket: &impl AsFd, level: libc::c_int, option: libc::c_int) -> io
 pub const MAX_BATCH: usize = 64;
 
 const NO_VECTOR: libc::iovec = libc::iovec { iov_base: std::ptr::null_mut(), iov_len: 0 };
-const NO_HEADER: libc::mmsghdr = libc::mmsghdr {
-    msg_hdr: libc::msghdr {
-        msg_name: std::ptr::null_mut(),
-        msg_namelen: 0,
-        msg_iov: std::ptr::null_mut(),
-        msg_iovlen: 0,
-        msg_control: std::ptr::null_mut(),
-        msg_controllen: 0,
-        msg_flags: 0,
-    },
-    msg_len: 0,
-};
+/// Not written out, since with some C libraries it has padding that must be zero too.
+// SAFETY: mmsghdr is plain data, pointers and numbers, for which all zeroes are a value.
+#[allow(unsafe_code)]
+const NO_HEADER: libc::mmsghdr = unsafe { std::mem::zeroed() };
 
 /// struct cmsghdr: length, level, kind, as on every 64-bit Linux.
 const HEADER: usize = 16;

@@ -95,7 +95,7 @@ http {
   fastcgi_temp_path $work/fcgi; uwsgi_temp_path $work/uwsgi; scgi_temp_path $work/scgi;
   server {
     listen 80; listen [::]:80; listen 443 ssl; listen [::]:443 ssl;
-    ssl_certificate $work/cert.pem; ssl_certificate_key $work/key.pem;
+    ssl_certificate $work/cert.pem; ssl_certificate_key $work/key.pem; ssl_ciphers ${ciphers:-HIGH:!aNULL:!MD5};
     location / { return 200 "served\n"; }
     location /large { alias $work/large; }
   }

@@ -30,6 +30,7 @@ mod privileges;
 mod quic;
 mod recheck;
 mod running;
+mod sidecar;
 mod slow;
 mod soak;
 mod tcp;

@@ -471,7 +471,7 @@ fn unlimited_icmp() {
 }
 
 /// The first flight of a captured client, of one datagram, with this name.
-fn flight(name: &str) -> Vec<u8> {
+pub(crate) fn flight(name: &str) -> Vec<u8> {
     flights(name, 1).remove(0)
 }
 
@@ -499,14 +499,14 @@ fn any(family: Family, port: u16) -> SocketAddr {
     SocketAddr::new(ip, port)
 }
 
-fn listen(family: Family) -> UdpSocket {
+pub(crate) fn listen(family: Family) -> UdpSocket {
     let socket = UdpSocket::bind(any(family, 443)).unwrap();
     socket2::SockRef::from(&socket).set_recv_buffer_size(64 << 20).unwrap();
     socket.set_read_timeout(Some(DEADLINE)).unwrap();
     socket
 }
 
-fn client_socket(family: Family, server: SocketAddr) -> UdpSocket {
+pub(crate) fn client_socket(family: Family, server: SocketAddr) -> UdpSocket {
     let socket = UdpSocket::bind(SocketAddr::new(client_address(family, 0), 0)).unwrap();
     socket.connect(server).unwrap();
     socket.set_read_timeout(Some(DEADLINE)).unwrap();
@@ -514,7 +514,7 @@ fn client_socket(family: Family, server: SocketAddr) -> UdpSocket {
 }
 
 /// A QUIC server at every address of the lab's server, which echoes every stream.
-struct Origin {
+pub(crate) struct Origin {
     _runtime: tokio::runtime::Runtime,
     /// Where the attempts that reached it came from.
     sources: Arc<Mutex<Vec<SocketAddr>>>,
@@ -522,7 +522,7 @@ struct Origin {
 }
 
 impl Origin {
-    fn start(lab: &Lab) -> Self {
+    pub(crate) fn start(lab: &Lab) -> Self {
         Self::with_names(lab, ["good.example", "also.good.example", "bad.example"].map(str::to_owned).into())
     }
 
@@ -552,7 +552,7 @@ impl Origin {
         self.sources.lock().unwrap().clone()
     }
 
-    fn connections(&self) -> usize {
+    pub(crate) fn connections(&self) -> usize {
         self.sources().len()
     }
 }
@@ -574,13 +574,13 @@ async fn accept(endpoint: Endpoint, sources: Arc<Mutex<Vec<SocketAddr>>>) {
 }
 
 /// A quinn endpoint: one socket for all of its connections.
-struct Client {
+pub(crate) struct Client {
     runtime: tokio::runtime::Runtime,
     endpoint: Endpoint,
 }
 
 impl Client {
-    fn new(lab: &Lab, origin: &Origin, family: Family) -> Self {
+    pub(crate) fn new(lab: &Lab, origin: &Origin, family: Family) -> Self {
         Self::sending(lab, origin, family, false)
     }
 
@@ -606,18 +606,18 @@ impl Client {
     }
 
     /// Sends the first flight and what follows it, until the value is dropped.
-    fn begin(&self, server: SocketAddr, name: &str) -> tokio::task::JoinHandle<Option<Connection>> {
+    pub(crate) fn begin(&self, server: SocketAddr, name: &str) -> tokio::task::JoinHandle<Option<Connection>> {
         let _inside = self.runtime.enter();
         let connecting = self.endpoint.connect(server, name).unwrap();
         self.runtime.spawn(async move { connecting.await.ok() })
     }
 
-    fn connect(&self, server: SocketAddr, name: &str) -> Option<Connection> {
+    pub(crate) fn connect(&self, server: SocketAddr, name: &str) -> Option<Connection> {
         let connecting = self.begin(server, name);
         self.runtime.block_on(async { tokio::time::timeout(DEADLINE, connecting).await }).unwrap().unwrap()
     }
 
-    fn echo(&self, connection: &Connection, length: usize) {
+    pub(crate) fn echo(&self, connection: &Connection, length: usize) {
         let echoed = self.runtime.block_on(async {
             let exchange = async {
                 let (mut out, mut coming) = connection.open_bi().await.unwrap();

@@ -202,13 +202,16 @@ fn new_chain(chain: &Chain) -> Message {
         message.nest(4, |hook| {
             let number = match base.hook {
                 Hook::Prerouting => 0,
+                Hook::Input => 1,
                 Hook::Forward => 2,
+                Hook::Output | Hook::Reroute => 3,
+                Hook::Postrouting => 4,
             };
             hook.u32(1, number);
             hook.bytes(2, &base.priority.to_be_bytes());
         });
         message.u32(5, ACCEPT);
-        message.text(7, "filter");
+        message.text(7, if base.hook == Hook::Reroute { "route" } else { "filter" });
     }
     message
 }

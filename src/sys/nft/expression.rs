@@ -6,7 +6,7 @@ use ipnet::IpNet;
 
 use self::key::{destination_offset, load_key, mask, source_offset, width};
 use super::message::Message;
-use crate::firewall::{Connection, Expression, Family, JUDGED_LABEL, Verdict};
+use crate::firewall::{Connection, Expression, Family, Verdict};
 
 // Sixteen registers of four bytes; a key is laid out over as many as it needs.
 const FIRST: u32 = 8;
@@ -17,6 +17,8 @@ const NFPROTO_IPV6: u8 = 10;
 
 const META_MARK: u32 = 3;
 const META_IIF: u32 = 4;
+const META_OIF: u32 = 5;
+const META_USER: u32 = 10;
 const META_NFPROTO: u32 = 15;
 const META_L4PROTO: u32 = 16;
 
@@ -52,12 +54,13 @@ pub(super) fn add(list: &mut Message, expression: &Expression) {
             load_payload(list, TRANSPORT_HEADER, 0, 2, FIRST);
             compare(list, FIRST, &port.to_be_bytes());
         }
-        Expression::FromLoopback => {
-            // Each network namespace has its loopback as its first interface.
-            const LOOPBACK: u32 = 1;
-            load_meta(list, META_IIF, FIRST);
-            compare(list, FIRST, &LOOPBACK.to_ne_bytes());
+        Expression::FromLoopback => match_loopback(list, META_IIF),
+        Expression::ToLoopback => match_loopback(list, META_OIF),
+        Expression::User(user) => {
+            load_meta(list, META_USER, FIRST);
+            compare(list, FIRST, &user.to_ne_bytes());
         }
+        Expression::Discovery => match_discovery(list),
         Expression::MarkIs(mark) => {
             load_meta(list, META_MARK, FIRST);
             compare(list, FIRST, &mark.to_ne_bytes());
@@ -69,16 +72,20 @@ pub(super) fn add(list: &mut Message, expression: &Expression) {
             load_ct(list, DIRECTION);
             compare(list, FIRST, &[REPLY]);
         }
-        Expression::Judged => match_label(list, JUDGED_LABEL),
-        Expression::Labelled(label) => match_label(list, *label),
-        Expression::SetJudged => {
-            immediate(list, FIRST, &labels(JUDGED_LABEL));
+        Expression::Label(label) => {
+            load_ct(list, CT_LABELS);
+            bitwise_and(list, FIRST, &labels_with(*label));
+            compare_with(list, FIRST, NOT_EQUAL, &[0; 16]);
+        }
+        Expression::SetLabel(label) => {
+            immediate(list, FIRST, &labels_with(*label));
             named(list, "ct", |ct| {
                 ct.u32(2, CT_LABELS);
                 ct.u32(4, FIRST);
             });
         }
-        Expression::TcpOpening => match_opening(list),
+        Expression::TcpOpening => match_opening(list, EQUAL),
+        Expression::TcpUnderWay => match_opening(list, NOT_EQUAL),
         Expression::TransparentSocket => match_transparent_socket(list),
         Expression::DestinationIsLocal => match_local_destination(list),
         Expression::InSet { key, set, negate } => {
@@ -163,13 +170,33 @@ fn match_address(list: &mut Message, prefix: &IpNet, offset: fn(Family) -> u32) 
     }
 }
 
-fn match_opening(list: &mut Message) {
+fn match_opening(list: &mut Message, operation: u32) {
     const FLAGS_OFFSET: u32 = 13;
     const SYN: u8 = 0x02;
     const ACK: u8 = 0x10;
     load_payload(list, TRANSPORT_HEADER, FLAGS_OFFSET, 1, FIRST);
     bitwise_and(list, FIRST, &[SYN | ACK]);
-    compare(list, FIRST, &[SYN]);
+    compare_with(list, FIRST, operation, &[SYN]);
+}
+
+fn match_loopback(list: &mut Message, interface: u32) {
+    // Each network namespace has its loopback as its first interface.
+    const LOOPBACK: u32 = 1;
+    load_meta(list, interface, FIRST);
+    compare(list, FIRST, &LOOPBACK.to_ne_bytes());
+}
+
+/// From the multicast listener query to its second version's report (RFC 4443, section 8; RFC 4861; RFC 3810).
+fn match_discovery(list: &mut Message) {
+    const ICMPV6: u8 = 58;
+    const AT_MOST: u32 = 3;
+    const AT_LEAST: u32 = 5;
+    match_family(list, Family::V6);
+    load_meta(list, META_L4PROTO, FIRST);
+    compare(list, FIRST, &[ICMPV6]);
+    load_payload(list, TRANSPORT_HEADER, 0, 1, FIRST);
+    compare_with(list, FIRST, AT_LEAST, &[130]);
+    compare_with(list, FIRST, AT_MOST, &[143]);
 }
 
 fn match_no_long_header(list: &mut Message) {
@@ -202,15 +229,9 @@ fn load_ct(list: &mut Message, key: u32) {
     });
 }
 
-fn match_label(list: &mut Message, label: u8) {
-    load_ct(list, CT_LABELS);
-    bitwise_and(list, FIRST, &labels(label));
-    compare_with(list, FIRST, NOT_EQUAL, &[0; 16]);
-}
-
-/// The labels of a flow that has this one alone, as the kernel keeps them.
-fn labels(label: u8) -> [u8; 16] {
-    (1_u128 << label).to_ne_bytes()
+/// The labels of a flow that has this one alone, as the kernel keeps them. To set them leaves the others as they are.
+fn labels_with(label: u8) -> [u8; 16] {
+    1_u128.checked_shl(label.into()).unwrap_or_default().to_ne_bytes()
 }
 
 fn beyond(list: &mut Message, per_second: u32) {

@@ -154,13 +154,15 @@ impl Lane {
             header.msg_hdr.msg_iov = vector;
             header.msg_hdr.msg_iovlen = 1;
             header.msg_hdr.msg_control = control.0.as_mut_ptr().cast();
-            header.msg_hdr.msg_controllen = source(control, one.from, one.to);
+            // Of another width with another C library, as the flags are.
+            header.msg_hdr.msg_controllen = source(control, one.from, one.to) as _;
             count += 1;
         }
         // SAFETY: every header points at a name, a vector, bytes and ancillary data that live past the call, each with
         // its true length; `count` headers are filled.
         #[allow(unsafe_code)]
-        let sent = unsafe { libc::sendmmsg(self.socket.as_raw_fd(), headers.as_mut_ptr(), count, libc::MSG_DONTWAIT) };
+        let sent =
+            unsafe { libc::sendmmsg(self.socket.as_raw_fd(), headers.as_mut_ptr(), count, libc::MSG_DONTWAIT as _) };
         usize::try_from(sent).map_err(|_| io::Error::last_os_error())
     }
 }

@@ -1,0 +1,65 @@
+//! DNS of the application: of resolvers far away, and of one on the loopback, as engines of containers have it.
+
+use hickory_proto::op::ResponseCode;
+use hickory_proto::rr::RecordType;
+use tidegate::mode::demo::lab::client_network;
+
+use super::*;
+use crate::dns::resolver::{
+    Resolver, addresses, ask, connect_tcp, exchange, honest, question, read_frame, write_frame,
+};
+
+#[test]
+fn blocked_names_are_answered_here_and_others_by_the_resolver_that_was_asked() {
+    in_pod(|lab| {
+        let sidecar = Sidecar::start(lab, &configuration("tcp-reset", "", ""));
+        for family in Family::BOTH {
+            let resolver = Resolver::start(lab, at(Site::A, family, 53, 53), honest);
+            let blocked = ask(lab, resolver.at, &question("www.blocked.example.", RecordType::A));
+            assert_eq!(blocked.metadata.response_code, ResponseCode::NXDomain);
+            assert!(resolver.asked().is_empty());
+            let answer = ask(lab, resolver.at, &question("allowed.example.", RecordType::A));
+            assert_eq!(addresses(&answer), ["192.0.2.80".parse::<std::net::IpAddr>().unwrap()]);
+            let asker = resolver.asked()[0].0.ip().to_canonical();
+            assert!(client_network(family).contains(&asker), "{asker} is no address of the namespace");
+
+            let mut stream = connect_tcp(lab, resolver.at);
+            for (name, asked) in [("www.blocked.example.", 1), ("allowed.example.", 2)] {
+                write_frame(&mut stream, &question(name, RecordType::A));
+                assert!(read_frame(&mut stream).is_some());
+                assert_eq!(resolver.asked().len(), asked, "{name}");
+            }
+        }
+        sidecar.stop();
+    });
+}
+
+#[test]
+fn a_resolver_on_the_loopback_is_no_way_around() {
+    in_pod(|lab| {
+        let at = "127.0.0.11:53".parse::<SocketAddr>().unwrap();
+        let resolver = lab.client.run(|| UdpSocket::bind(at)).unwrap().unwrap();
+        resolver.set_read_timeout(Some(DEADLINE)).unwrap();
+        let sidecar = Sidecar::start(lab, &configuration("tcp-reset", "", ""));
+        let stub = lab.client.run(|| {
+            let socket = UdpSocket::bind("127.0.0.1:0").unwrap();
+            socket.connect(at).unwrap();
+            socket.set_read_timeout(Some(DEADLINE)).unwrap();
+            socket
+        });
+        let stub = stub.unwrap();
+        for _ in 0..3 {
+            let blocked = exchange(&stub, &question("www.blocked.example.", RecordType::A));
+            assert_eq!(blocked[3] & 0xf, 3, "NXDOMAIN");
+            let query = question("allowed.example.", RecordType::A);
+            stub.send(&query).unwrap();
+            let mut buffer = [0; 2000];
+            let (length, from) = resolver.recv_from(&mut buffer).unwrap();
+            assert_eq!(buffer[12..length], query[12..], "the allowed question, and no other");
+            resolver.send_to(&honest(&buffer[..length])[0], from).unwrap();
+            let length = stub.recv(&mut buffer).unwrap();
+            assert_eq!((&buffer[..2], buffer[7]), (&query[..2], 1), "{length}");
+        }
+        sidecar.stop();
+    });
+}
