@@ -18,6 +18,7 @@ mod port;
 mod rule;
 pub mod source;
 mod table;
+pub mod telemetry;
 mod tie;
 mod unbuilt;
 mod value;
@@ -41,6 +42,7 @@ use network::{Known, Written};
 use source::Fetcher;
 pub use source::{Fetching, ListSource};
 use table::Table;
+use telemetry::TelemetrySettings;
 use value::Located;
 
 /// A configuration without mistakes.
@@ -57,6 +59,7 @@ pub struct Loaded {
     pub list_sources: Vec<ListSource>,
     pub gateway: GatewaySettings,
     pub limits: Limits,
+    pub telemetry: TelemetrySettings,
     pub warnings: Mistakes,
     /// Every file that was read: the configuration, what it includes, and its lists.
     pub files: Vec<PathBuf>,
@@ -106,6 +109,15 @@ pub fn load_with(path: &Path, fetching: Fetching) -> Result<Loaded, Mistakes> {
     finish(source.and_then(|source| read(&source, fetching, &report)), report)
 }
 
+/// The `[telemetry]` of a file, whatever else it says: for those who look at a gateway that runs.
+pub fn telemetry_of(path: &Path) -> Option<TelemetrySettings> {
+    let report = Report::default();
+    let source = document::open(path, None, &report)?;
+    let document = document::parse(&source, &report);
+    let table = Table::top(&report, &source, &document).table("telemetry")?;
+    Some(telemetry::read(table, &Arc::from(""), 1, &report))
+}
+
 /// The same for a text that stands in no file; `name` stands for the file in what is said of it.
 pub fn load_text(name: &str, text: String) -> Result<Loaded, Mistakes> {
     let report = Report::default();
@@ -129,7 +141,11 @@ fn read(source: &Arc<Source>, fetching: Fetching, report: &Report) -> Option<Loa
     let documents: Vec<_> = included.iter().map(|source| document::parse(source, report)).collect();
     let gateway = top.table("gateway").map(limits::read_gateway).unwrap_or_default();
     let limits = top.table("limits").map(limits::read_limits).unwrap_or_default();
-    for key in ["sidecar", "geoip", "telemetry"] {
+    let host: Arc<str> = enforcer.value.as_str().into();
+    let records = limits.records;
+    let telemetry = top.table("telemetry").map(|table| telemetry::read(table, &host, records, report));
+    let telemetry = telemetry.unwrap_or_else(|| TelemetrySettings::new(records));
+    for key in ["sidecar", "geoip"] {
         top.take(key);
     }
     let mut files: Vec<PathBuf> = std::iter::once(source).chain(&included).map(|file| file.path.clone()).collect();
@@ -145,7 +161,7 @@ fn read(source: &Arc<Source>, fetching: Fetching, report: &Report) -> Option<Loa
     let lists = objects.lists.iter().filter_map(Slot::ready).cloned().collect();
     let warnings = Mistakes::default();
     let enforcer = enforcer.value.into();
-    Some(Loaded { enforcer, networks, policies, lists, list_sources, gateway, limits, warnings, files })
+    Some(Loaded { enforcer, networks, policies, lists, list_sources, gateway, limits, telemetry, warnings, files })
 }
 
 /// What starting may wait for.

@@ -18,7 +18,6 @@ use Refused::{Always, As, Filled};
 const ROWS: &[(&str, Refused, &str)] = &[
     ("sidecar", Always, "running as a sidecar"),
     ("geoip", Always, "country and ASN databases"),
-    ("telemetry", Always, "sinks other than standard output"),
     ("gateway.recheck", As("true"), "ending live flows that a new configuration forbids"),
     ("policy.countries", Filled, "country rules"),
     ("policy.asns", Filled, "ASN rules"),

@@ -221,6 +221,7 @@ impl Seat {
         // None of these ends but by a defect or a socket that failed, and then the worker is of no use.
         let mut tasks = JoinSet::new();
         let mut relaying = tokio::task::spawn_local(relay.clone().run());
+        tokio::task::spawn_local(relay.clone().tell(self.census.inquiries.hear()));
         for socket in self.sockets.tcp {
             tasks.spawn_local(proxy::tcp::serve(worker.clone(), socket));
         }

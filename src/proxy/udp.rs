@@ -101,6 +101,7 @@ pub async fn serve(worker: Rc<Worker>, listener: UdpSocket, settings: Settings, 
     let mut service = Service { worker, own, table: Table::new(settings), hands };
     let listener = readable(OwnedFd::from(listener))?;
     let mut inbox = Inbox::new(udp::MAX_BATCH, MAX_DATAGRAM);
+    let mut hearing = service.worker.census.inquiries.hear();
     loop {
         let wake = [service.table.next_wake(), service.hands.next_wake()].into_iter().flatten().min();
         let wake = tokio::time::Instant::from_std(wake.unwrap_or_else(|| Instant::now() + IDLE));
@@ -114,6 +115,10 @@ pub async fn serve(worker: Rc<Worker>, listener: UdpSocket, settings: Settings, 
             answered = service.hands.answered() => {
                 answered?;
                 service.hands.carry_answers();
+            }
+            inquiry = hearing.next() => {
+                let flows = service.hands.live(inquiry.most);
+                inquiry.answer(flows);
             }
             () = tokio::time::sleep_until(wake) => {}
         }

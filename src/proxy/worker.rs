@@ -7,6 +7,7 @@ use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 
 use arc_swap::ArcSwap;
 
+use super::live::Inquiries;
 use super::proof::{self, Proofs};
 use super::relay::Relay;
 use crate::peek::tcp::Limits;
@@ -71,6 +72,8 @@ impl Worker {
 pub struct Census {
     live: Arc<AtomicUsize>,
     last_id: AtomicU64,
+    /// Asks all workers for their flows.
+    pub inquiries: Inquiries,
 }
 
 /// A flow's place among the limited number; free again when dropped.

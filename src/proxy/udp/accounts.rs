@@ -95,6 +95,10 @@ impl<C> Accounts<C> {
         Some(account)
     }
 
+    pub(super) fn iter(&self) -> impl Iterator<Item = (&FlowKey, &Account<C>)> {
+        self.open.iter()
+    }
+
     pub(super) fn flows(&self) -> Vec<FlowKey> {
         self.open.keys().copied().collect()
     }
