@@ -4,6 +4,9 @@
 //! listeners and rules are all in place or the program ends with an error.
 
 pub(crate) mod lists;
+mod notices;
+mod orders;
+mod outlook;
 
 use std::io;
 use std::path::Path;
@@ -16,6 +19,8 @@ use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::mpsc;
 use tokio::task::{JoinError, JoinSet};
 
+use crate::admin::view::View;
+use crate::admin::{self, Admin, Order};
 use crate::config::limits::{self, Limits};
 use crate::config::{self, Loaded, Mistakes};
 use crate::dns::service::tell;
@@ -30,9 +35,12 @@ use crate::proxy::{proof, relay, udp, worker};
 use crate::sys::capture::{self, Watch};
 use crate::sys::limits::raise_descriptors;
 use crate::sys::nft::NftSocket;
-use crate::telemetry::{Queue, Telemetry};
+use crate::telemetry::writers::Writers;
+use crate::telemetry::{Happened, Telemetry};
 
 use lists::{Fresh, Keeper};
+use notices::Notices;
+use orders::Asked;
 
 /// How the program ends, from the command line.
 #[derive(Clone, Copy, Debug)]
@@ -60,22 +68,19 @@ struct App {
     watch: Option<Watch>,
     /// Once there are workers.
     bindings: Option<Arc<Bindings>>,
+    view: Option<Arc<View>>,
+    notices: Notices,
     telemetry: Telemetry,
     generation: u64,
 }
 
 /// Runs a gateway until it is told to end.
 pub fn run(loaded: Loaded, path: &Path, ending: Ending) -> Result<(), Failure> {
-    let (queue, writer) = Queue::new(loaded.limits.records);
-    let telemetry = Telemetry::new(queue.clone());
-    let writing = std::thread::Builder::new()
-        .name("records".into())
-        .spawn(move || writer.run(io::stdout()))
-        .map_err(because("start the writer of records"))?;
+    let writers = Writers::start(&loaded.telemetry.sinks, &loaded.enforcer)
+        .map_err(|error| because("write records")(io::Error::other(error)))?;
+    let telemetry = Telemetry::with_sinks(writers.queues(), loaded.telemetry.allowed, loaded.enforcer.clone());
     let result = serve(loaded, path, ending, &telemetry);
-    queue.close();
-    // A writer that panicked has written what it could.
-    let _ = writing.join();
+    writers.finish(LAST_RECORDS);
     say_what_happened(&telemetry);
     result
 }
@@ -102,6 +107,8 @@ fn serve(loaded: Loaded, path: &Path, ending: Ending, telemetry: &Telemetry) -> 
         rules: None,
         watch: None,
         bindings: None,
+        view: None,
+        notices: Notices::default(),
         telemetry: telemetry.clone(),
         generation: 1,
         loaded: loaded.clone(),
@@ -115,9 +122,18 @@ fn serve(loaded: Loaded, path: &Path, ending: Ending, telemetry: &Telemetry) -> 
         Gateway::start(listeners, &settings, &app.snapshot, telemetry).map_err(because("start the workers"))?;
     app.bindings = Some(gateway.bindings.clone());
     recorder.knows(gateway.bindings.clone());
+    let view = Arc::new(outlook::view(&app, &gateway, &settings, telemetry));
+    app.view = Some(view.clone());
+    let (to, orders) = mpsc::channel(1);
+    let looked_at =
+        admin::Settings { metrics: app.loaded.telemetry.metrics, socket: app.loaded.telemetry.socket.clone() };
+    let admin = Admin::start(looked_at, view, to).map_err(because("serve metrics and status"))?;
+    telemetry.event(telemetry.happened(Happened::Started).generation(app.snapshot.load().generation));
     eprintln!("ready");
     let _ = sd_notify::notify(&[sd_notify::NotifyState::Ready]);
-    app.follow(signals, path, &gateway)?;
+    app.follow(signals, path, orders, &gateway)?;
+    telemetry.event(telemetry.happened(Happened::Stopping));
+    drop(admin);
     let _ = sd_notify::notify(&[sd_notify::NotifyState::Stopping]);
     // Live flows need the rules that bring their packets here: they go last.
     gateway.stop(ending.drain);
@@ -171,6 +187,9 @@ impl App {
         self.look_after(ruleset);
         self.judge_names_anew();
         self.loaded = loaded;
+        if let Some(view) = &self.view {
+            view.applied.store(Arc::new(outlook::applied(&self.loaded, &self.snapshot.load(), self.rules.as_ref())));
+        }
         Ok(())
     }
 
@@ -212,14 +231,24 @@ impl App {
                 }
                 self.judge_names_anew();
                 tracing::warn!("rules and routes are put back");
+                self.telemetry.event(self.telemetry.happened(Happened::RulesRestored));
             }
-            Err(error) => tracing::error!(%error, "they could not be put back, and will be tried again"),
+            Err(error) => {
+                tracing::error!(%error, "they could not be put back, and will be tried again");
+                self.telemetry.event(self.telemetry.happened(Happened::RulesDamaged).detail(error.to_string()));
+            }
         }
     }
 
     /// Reloads at SIGHUP, and takes lists that became others; returns at SIGTERM or SIGINT. An error: a worker has ended,
     /// and what its listeners held is lost. The rules stay and drop what nobody takes.
-    fn follow(&mut self, signals: Signals, path: &Path, gateway: &Gateway) -> Result<(), Failure> {
+    fn follow(
+        &mut self,
+        signals: Signals,
+        path: &Path,
+        mut orders: mpsc::Receiver<Order>,
+        gateway: &Gateway,
+    ) -> Result<(), Failure> {
         let Signals { runtime, mut hangup, mut terminate, mut interrupt } = signals;
         let (mut to, mut fresh) = mpsc::channel(1);
         let result = runtime.block_on(async {
@@ -227,25 +256,42 @@ impl App {
             // Reading may take long, and fetch: an order to end does not wait for it.
             let mut reading = JoinSet::new();
             let mut again = false;
+            let mut waiting = Asked::default();
             let mut round = tokio::time::interval(ROUND);
             round.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
             let result = loop {
                 tokio::select! {
                     _ = round.tick() => match gateway.is_whole() {
-                        true => self.mend(),
+                        true => {
+                            self.mend();
+                            self.notices.look(&self.telemetry);
+                        }
                         false => break Err(because("go on")(io::Error::other("a worker has ended"))),
                     },
                     _ = hangup.recv() => match reading.is_empty() {
                         true => read_beside(&mut reading, path),
                         false => again = true,
                     },
+                    Some(Order::Reload(answer)) = orders.recv() => {
+                        waiting.add(answer);
+                        match reading.is_empty() {
+                            true => {
+                                waiting.begin();
+                                read_beside(&mut reading, path);
+                            }
+                            false => again = true,
+                        }
+                    }
                     Some(read) = reading.join_next() => {
-                        if self.reload(read) {
+                        let outcome = self.reload(read);
+                        waiting.answer(&outcome);
+                        if outcome.is_ok() {
                             // What is still on its way belongs to the configuration before.
                             (to, fresh) = mpsc::channel(1);
                             keeper = Keeper::start(&self.loaded.list_sources, &self.telemetry, &to);
                         }
                         if std::mem::take(&mut again) {
+                            waiting.begin();
                             read_beside(&mut reading, path);
                         }
                     }
@@ -263,22 +309,29 @@ impl App {
         result
     }
 
-    /// Whether another configuration is in force now.
-    fn reload(&mut self, read: Result<Result<Loaded, Mistakes>, JoinError>) -> bool {
-        match read {
-            Ok(Ok(loaded)) => match self.apply(loaded) {
-                Ok(()) => {
-                    tracing::info!(generation = self.generation, "reloaded");
-                    return true;
-                }
-                Err(failure) => tracing::error!("the new configuration is not in force: {failure}"),
-            },
-            Ok(Err(mistakes)) => {
-                tracing::error!("the configuration has mistakes and is not in force:\n{mistakes}");
+    /// The generation in force, or why the one before stays.
+    fn reload(&mut self, read: Result<Result<Loaded, Mistakes>, JoinError>) -> Result<u64, String> {
+        let outcome = match read {
+            Ok(Ok(loaded)) => self.apply(loaded).map_err(|failure| failure.to_string()),
+            Ok(Err(mistakes)) => Err(format!("the configuration has mistakes:\n{mistakes}")),
+            Err(error) => Err(format!("the configuration could not be read: {error}")),
+        };
+        match outcome {
+            Ok(()) => {
+                let generation = self.snapshot.load().generation;
+                tracing::info!(generation, "reloaded");
+                self.telemetry.count(|c| &c.reloads);
+                self.telemetry.event(self.telemetry.happened(Happened::Reloaded).generation(generation));
+                Ok(generation)
             }
-            Err(error) => tracing::error!("the configuration could not be read and is not in force: {error}"),
+            Err(why) => {
+                tracing::error!("the new configuration is not in force: {why}");
+                self.telemetry.count(|c| &c.reloads_refused);
+                let detail: String = why.chars().take(LONGEST_DETAIL).collect();
+                self.telemetry.event(self.telemetry.happened(Happened::ReloadRefused).detail(detail));
+                Err(why)
+            }
         }
-        false
     }
 
     /// Puts a list in force in place of the one of its name.
@@ -295,6 +348,8 @@ impl App {
                     "a list is in force anew"
                 );
                 self.telemetry.count(|counters| &counters.lists_replaced);
+                let event = self.telemetry.happened(Happened::ListReplaced).list(list.name.clone());
+                self.telemetry.event(event.generation(self.snapshot.load().generation));
                 // Whoever asked may have ended meanwhile.
                 _ = taken.send(());
             }
@@ -362,6 +417,10 @@ impl std::error::Error for Failure {}
 
 /// How often rules and routes are looked after.
 const ROUND: Duration = Duration::from_secs(2);
+/// How long sinks may take for what waits at the end.
+const LAST_RECORDS: Duration = Duration::from_secs(3);
+/// Characters of the reason in the event of a refused reload.
+const LONGEST_DETAIL: usize = 2000;
 /// How long a server may take to answer.
 const CONNECT: Duration = Duration::from_secs(15);
 /// Its two sockets.

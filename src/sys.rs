@@ -15,6 +15,7 @@ pub mod netns;
 pub mod nflog;
 pub mod nft;
 pub mod pipe;
+pub mod process;
 pub mod progress;
 pub mod readable;
 pub mod rtnl;

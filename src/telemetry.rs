@@ -26,6 +26,7 @@ pub struct Telemetry {
     queues: Arc<[Queue]>,
     /// Of the allowed flows one in so many is recorded; 0: none.
     allowed: u64,
+    enforcer: Arc<str>,
     counts: Arc<Counts>,
 }
 
@@ -126,12 +127,12 @@ counters! {
 impl Telemetry {
     /// With one sink, and a record of everything.
     pub fn new(queue: Queue) -> Self {
-        Self::with_sinks(vec![queue], 1)
+        Self::with_sinks(vec![queue], 1, "".into())
     }
 
     /// `allowed`: of allowed flows one in so many is recorded, none for 0. Blocks always are.
-    pub fn with_sinks(queues: Vec<Queue>, allowed: u64) -> Self {
-        Self { queues: queues.into(), allowed, counts: Arc::default() }
+    pub fn with_sinks(queues: Vec<Queue>, allowed: u64, enforcer: Arc<str>) -> Self {
+        Self { queues: queues.into(), allowed, enforcer, counts: Arc::default() }
     }
 
     /// Hands a record to the writers, or counts it as dropped.
@@ -143,6 +144,11 @@ impl Telemetry {
         let Some((last, others)) = self.queues.split_last() else { return };
         others.iter().for_each(|queue| queue.push(record.clone()));
         last.push(record);
+    }
+
+    /// An event to be told.
+    pub fn happened(&self, reason: Happened) -> Event {
+        Event::new(self.enforcer.clone(), reason)
     }
 
     pub fn event(&self, event: Event) {

@@ -24,7 +24,7 @@ use crate::list::reader::{Options, Refused};
 use crate::list::refresh::{self, Decision, Good, Why};
 use crate::policy::snapshot::Snapshot;
 use crate::sys::list_store;
-use crate::telemetry::Telemetry;
+use crate::telemetry::{Event, Happened, Telemetry};
 
 /// A list with new contents.
 #[derive(Debug)]
@@ -104,6 +104,7 @@ async fn fetch(source: ListSource, remote: Remote, telemetry: Telemetry, permits
             Ok(Err(why)) => {
                 tracing::warn!(list = &*source.list, "not fetched, the last good copy stays: {why}");
                 telemetry.count(|counters| &counters.fetches_failed);
+                telemetry.event(refused(&telemetry, &source.list, &why.to_string()));
                 failures + 1
             }
             // The program ends.
@@ -152,6 +153,7 @@ async fn watch(mut watched: Vec<Watched>, telemetry: Telemetry, to: mpsc::Sender
                 News::Refused(why) => {
                     tracing::warn!(list = &*own.source.list, "what is new is not taken: {why}");
                     telemetry.count(|counters| &counters.lists_refused);
+                    telemetry.event(refused(&telemetry, &own.source.list, &why));
                 }
                 News::List(list, states) => {
                     let (taken, answer) = oneshot::channel();
@@ -230,6 +232,10 @@ impl Watched {
         }
         News::List(Arc::new(list), states)
     }
+}
+
+fn refused(telemetry: &Telemetry, list: &Arc<str>, why: &str) -> Event {
+    telemetry.happened(Happened::ListRefused).list(list.clone()).detail(why)
 }
 
 /// 0 to 255.

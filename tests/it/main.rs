@@ -25,4 +25,5 @@ mod quic;
 mod running;
 mod slow;
 mod tcp;
+mod telemetry;
 mod web;
