@@ -51,6 +51,8 @@ struct Shared {
     dropped: AtomicU64,
     failing: AtomicBool,
     closed: AtomicBool,
+    /// The writer has ended.
+    ended: AtomicBool,
 }
 
 #[derive(Debug, Default)]
@@ -78,6 +80,7 @@ impl Queue {
             dropped: AtomicU64::new(0),
             failing: AtomicBool::new(false),
             closed: AtomicBool::new(false),
+            ended: AtomicBool::new(false),
         });
         (Self(shared.clone()), Writer(shared))
     }
@@ -111,6 +114,11 @@ impl Queue {
             dropped: self.dropped(),
             failing: self.0.failing.load(Ordering::Relaxed),
         }
+    }
+
+    /// Whether the writer has written all that it could.
+    pub fn has_ended(&self) -> bool {
+        self.0.ended.load(Ordering::Acquire)
     }
 
     /// Lets the writer end once it has written what is waiting.
@@ -148,6 +156,7 @@ impl Writer {
             batch.clear();
             self.say_dropped(&mut owed, &mut page, sink);
         }
+        self.0.ended.store(true, Ordering::Release);
     }
 
     /// The same with whatever becomes of each record; one that fails is counted as dropped.

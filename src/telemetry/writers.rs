@@ -74,8 +74,9 @@ impl Writers {
         // Nobody sends: what is waited for is the end of those who could.
         let ended = self.running.recv_timeout(until.saturating_duration_since(Instant::now()));
         if ended != Err(RecvTimeoutError::Disconnected) {
-            for standing in self.queues.iter().map(Queue::standing).filter(|standing| standing.waiting > 0) {
-                tracing::error!(sink = &*standing.sink, records = standing.waiting, "not written: the sink is stuck");
+            for queue in self.queues.iter().filter(|queue| !queue.has_ended()) {
+                let standing = queue.standing();
+                tracing::error!(sink = &*standing.sink, unwritten = standing.waiting, "the sink is stuck, and left behind");
             }
         }
     }
