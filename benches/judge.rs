@@ -135,7 +135,7 @@ fn inspection() -> Inspection {
         kind: InspectionType::PreferBoth,
         tls_ports: vec![443],
         http_ports: vec![80],
-        quic: true,
+        quic: Quic::Inspect,
         packets: 5,
         timeout: Duration::from_secs(1),
         unidentified: Otherwise::IpVerdict,

@@ -312,7 +312,10 @@ impl App {
     /// The generation in force, or why the one before stays.
     fn reload(&mut self, read: Result<Result<Loaded, Mistakes>, JoinError>) -> Result<u64, String> {
         let outcome = match read {
-            Ok(Ok(loaded)) => self.apply(loaded).map_err(|failure| failure.to_string()),
+            Ok(Ok(loaded)) => match loaded.emptied_since(&self.loaded) {
+                Some(path) => Err(format!("{} holds no entry any more", path.display())),
+                None => self.apply(loaded).map_err(|failure| failure.to_string()),
+            },
             Ok(Err(mistakes)) => Err(format!("the configuration has mistakes:\n{mistakes}")),
             Err(error) => Err(format!("the configuration could not be read: {error}")),
         };

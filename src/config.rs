@@ -70,6 +70,18 @@ impl Loaded {
         Snapshot::new(self.enforcer.clone(), generation, self.networks.clone())
     }
 
+    /// A file without an entry whose list held more before: it replaces nothing (SPEC V4).
+    pub fn emptied_since(&self, before: &Self) -> Option<&Path> {
+        let size = |own: &Self, name: &str| {
+            let list = own.lists.iter().find(|list| &*list.name == name)?;
+            Some(list.domains.len() + list.prefixes.len() as u64)
+        };
+        let emptied = |source: &&ListSource| size(before, &source.list) > size(self, &source.list);
+        let empty = |source: &'_ ListSource| source.states.iter().position(|state| state.good.entries == 0);
+        let source = self.list_sources.iter().filter(emptied).find_map(|source| source.states.get(empty(source)?))?;
+        Some(&source.path)
+    }
+
     /// The same configuration with this in place of the list of its name.
     pub fn with_list(&self, new: &Arc<List>) -> Self {
         let own = |list: &Arc<List>| if list.name == new.name { new.clone() } else { list.clone() };

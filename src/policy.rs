@@ -82,6 +82,8 @@ pub enum Reason {
     Fingerprint,
     /// Encrypted Client Hello, and the Network blocks it.
     Ech,
+    /// UDP on a TLS port, and the Network blocks it.
+    Quic,
     /// The name does not belong to the address (SPEC V11).
     Binding,
     /// A private address for a public name (SPEC D4).
@@ -121,7 +123,7 @@ words! {
     Reason {
         DomainInspect => "DOMAIN_INSPECT", AllowList => "ALLOW_LIST", BlockList => "BLOCK_LIST", Threat => "THREAT",
         Asn => "ASN", Country => "COUNTRY", Default => "DEFAULT", Domain => "DOMAIN", Resolver => "RESOLVER",
-        Unidentified => "UNIDENTIFIED", Unreadable => "UNREADABLE", Fingerprint => "FINGERPRINT", Ech => "ECH",
+        Unidentified => "UNIDENTIFIED", Unreadable => "UNREADABLE", Fingerprint => "FINGERPRINT", Ech => "ECH", Quic => "QUIC",
         Binding => "BINDING", Rebind => "REBIND", Limit => "LIMIT",
     }
 }

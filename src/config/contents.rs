@@ -59,6 +59,14 @@ impl Contents {
                 let what = format!("cannot read the list {}: {why}", path.display());
                 report.error(named, what, "name a file that can be read, or write `enabled = false`");
             }
+            Err(Refused::Nothing { bad: 0 }) => match Opened::empty(path, options) {
+                Ok(opened) => {
+                    let what = format!("the list {} holds no entry", path.display());
+                    report.warning(named, what, "it matches nothing until it does");
+                    self.files.push((State::of(path, &opened), opened));
+                }
+                Err(why) => report.error(named, format!("cannot read the list {}: {why}", path.display()), "try again"),
+            },
             Err(why @ Refused::Nothing { .. }) => {
                 let mend = "write one address, prefix or name a line, or say which `format` it is";
                 report.error(named, format!("the list {} cannot be used: {why}", path.display()), mend);

@@ -5,7 +5,7 @@ use std::time::Duration;
 use super::mistake::Report;
 use super::table::Table;
 use crate::policy::InspectionType;
-use crate::policy::network::{Bind, Ech, HttpRequests, Inspection, Otherwise};
+use crate::policy::network::{Bind, Ech, HttpRequests, Inspection, Otherwise, Quic};
 
 /// The most inspection ports of a kind (SPEC I1).
 const MAX_PORTS: usize = 16;
@@ -25,7 +25,7 @@ pub(super) fn read(mut table: Table<'_>, report: &Report) -> Option<Inspection> 
         kind: kind.unwrap_or(InspectionType::PreferBoth),
         tls_ports,
         http_ports,
-        quic: table.flag("quic", true),
+        quic: quic(&mut table),
         packets: u32::try_from(table.number("packets", 1..=1000, 5)).unwrap_or(5),
         timeout: table.duration("timeout", timeout, Duration::from_secs(1)),
         unidentified: table.word("unidentified", otherwise, Otherwise::IpVerdict),
@@ -36,6 +36,16 @@ pub(super) fn read(mut table: Table<'_>, report: &Report) -> Option<Inspection> 
         http: table.word("http", requests, HttpRequests::Every),
     };
     kind.map(|_| inspection)
+}
+
+fn quic(table: &mut Table<'_>) -> Quic {
+    let Some(value) = table.take("quic") else { return Quic::Inspect };
+    let word = if value.is_text() { value.word(&[("block", Quic::Block)]) } else { value.boolean().map(inspected) };
+    word.unwrap_or(Quic::Inspect)
+}
+
+fn inspected(inspects: bool) -> Quic {
+    if inspects { Quic::Inspect } else { Quic::LeaveAlone }
 }
 
 const KINDS: &[(&str, InspectionType)] = &[
@@ -80,7 +90,7 @@ mod tests {
             (own.kind, &own.tls_ports[..], &own.http_ports[..]),
             (InspectionType::PreferIp, &[443][..], &[80][..])
         );
-        assert_eq!((own.quic, own.packets, own.timeout), (true, 5, Duration::from_secs(1)));
+        assert_eq!((own.quic, own.packets, own.timeout), (Quic::Inspect, 5, Duration::from_secs(1)));
         assert_eq!((own.unidentified, own.unreadable), (Otherwise::IpVerdict, Otherwise::Block));
         assert_eq!((own.bind, own.use_bindings), (Bind::Off, false));
         assert_eq!((own.ech, own.http), (Ech::Allow, HttpRequests::Every));
@@ -109,7 +119,7 @@ http = "first-request"
             (own.kind, &own.tls_ports[..], &own.http_ports[..]),
             (InspectionType::Explicit, &[8443, 443][..], &[][..])
         );
-        assert_eq!((own.quic, own.packets, own.timeout), (false, 9, Duration::from_millis(250)));
+        assert_eq!((own.quic, own.packets, own.timeout), (Quic::LeaveAlone, 9, Duration::from_millis(250)));
         assert_eq!((own.unidentified, own.unreadable), (Otherwise::Block, Otherwise::IpVerdict));
         assert_eq!((own.bind, own.use_bindings), (Bind::Enforce, true));
         assert_eq!((own.ech, own.http), (Ech::Block, HttpRequests::First));
@@ -124,6 +134,19 @@ http = "first-request"
         let expected =
             "t:2:69: error: port 17 is TLS inspection port number 17: leave it out: at most 16 in `tls_ports`";
         assert_eq!(mistakes, [expected]);
+    }
+
+    #[test]
+    fn quic_is_inspected_left_alone_or_blocked_and_nothing_else() {
+        let quic = |value: &str| {
+            let (inspection, mistakes) = read_alone(&format!("type = \"explicit\"\nquic = {value}"), read);
+            (inspection.unwrap().quic, mistakes.len())
+        };
+        assert_eq!(quic("true"), (Quic::Inspect, 0));
+        assert_eq!(quic("false"), (Quic::LeaveAlone, 0));
+        assert_eq!(quic("\"block\""), (Quic::Block, 0));
+        assert_eq!(quic("\"blok\"").1, 1);
+        assert_eq!(quic("1").1, 1);
     }
 
     #[test]

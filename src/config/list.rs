@@ -1,6 +1,7 @@
 //! `[[list]]`.
 //!
-//! Fails closed: a list that is missing or parses to nothing is an error, never an empty list.
+//! Fails closed: a list that is missing, or of which no line can be read, is an error, never an empty list. A file without
+//! a line is one, at a start.
 
 use std::sync::Arc;
 

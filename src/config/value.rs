@@ -36,6 +36,10 @@ impl<'a> Value<'a> {
         self.value.is_table()
     }
 
+    pub(super) fn is_text(&self) -> bool {
+        self.value.is_str()
+    }
+
     pub(super) fn table(self) -> Option<Table<'a>> {
         let DeValue::Table(entries) = self.value else { return self.wrong("a table") };
         Some(Table::inner(self.place, self.path, self.report, entries))

@@ -7,7 +7,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::time::SystemTime;
 
 use crate::name::DomainName;
-use crate::policy::network::{Bind, Network};
+use crate::policy::network::{Bind, Network, Quic};
 use crate::policy::rules::Policy;
 use crate::policy::{DomainVerdict, IpVerdict, Judged, Reason};
 use crate::wire::Malformed;
@@ -63,7 +63,8 @@ impl Reader<'_> {
             }
         }
         let mut edited = None;
-        if settings.filter_answers || settings.strip_ech {
+        let strip = self.strip();
+        if settings.filter_answers || strip.ech || strip.h3 {
             edited = self.edit(answer)?;
         }
         if settings.filter_answers {
@@ -81,6 +82,12 @@ impl Reader<'_> {
 
     fn binds(&self) -> bool {
         self.network.inspection.as_ref().is_some_and(|own| own.bind != Bind::Off || own.use_bindings)
+    }
+
+    /// Who would be blocked over QUIC is not led there.
+    fn strip(&self) -> Strip {
+        let h3 = self.network.inspection.as_ref().is_some_and(|inspection| inspection.quic == Quic::Block);
+        Strip { ech: self.network.dns.strip_ech, h3 }
     }
 
     fn keeps(&self, ip: IpAddr) -> bool {
@@ -109,8 +116,7 @@ impl Reader<'_> {
         if !is_service(record.kind) {
             return Ok(Change::Keep);
         }
-        let strip = Strip { ech: self.network.dns.strip_ech, h3: false };
-        Ok(match Service::read(answer.data(record))?.without(strip, |ip| self.keeps(ip)) {
+        Ok(match Service::read(answer.data(record))?.without(self.strip(), |ip| self.keeps(ip)) {
             Stripped::Same => Change::Keep,
             Stripped::Data(data) => Change::Data(data),
             Stripped::Gone => Change::Remove,
@@ -322,7 +328,7 @@ mod tests {
                 kind: InspectionType::PreferBoth,
                 tls_ports: vec![443],
                 http_ports: vec![80],
-                quic: true,
+                quic: Quic::Inspect,
                 packets: 5,
                 timeout: Duration::from_secs(1),
                 unidentified: Otherwise::IpVerdict,
@@ -483,6 +489,29 @@ mod tests {
         let edited = Theirs::from_vec(&found.edited.unwrap()).unwrap();
         assert_eq!(edited.answers[0].to_string(), "www.example. 60 IN HTTPS 1 . ipv4hint=192.0.2.7,192.0.2.8,");
         assert_eq!(findings(dns, &policy(&[], &[]), &chain()).edited, None);
+    }
+
+    #[test]
+    fn http3_is_no_longer_offered_where_quic_is_blocked() {
+        let mut offered = SVCB::new(1, name("."), vec![]);
+        let alpn = hickory_proto::rr::rdata::svcb::Alpn(vec!["h3".into(), "h2".into()]);
+        offered.svc_params.push((SvcParamKey::Alpn, SvcParamValue::Alpn(alpn)));
+        let service = answer("www.example.", RecordType::HTTPS, &[("www.example.", RData::HTTPS(HTTPS(offered)))]);
+        let edited = |quic| {
+            let mut network = network(Dns::default());
+            network.inspection.as_mut().unwrap().quic = quic;
+            let policy = policy(&[], &[]);
+            let asked = DomainVerdict::None;
+            let reader = Reader { network: &network, policy: &policy, asked, now: SystemTime::UNIX_EPOCH };
+            match reader.review(&Message::read(&service).unwrap()).unwrap() {
+                Review::Release(findings) => findings.edited,
+                blocked => panic!("{blocked:?}"),
+            }
+        };
+        assert_eq!(edited(Quic::Inspect), None);
+        assert_eq!(edited(Quic::LeaveAlone), None);
+        let left = Theirs::from_vec(&edited(Quic::Block).unwrap()).unwrap();
+        assert_eq!(left.answers[0].to_string(), "www.example. 60 IN HTTPS 1 . alpn=h2,");
     }
 
     #[test]

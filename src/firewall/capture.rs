@@ -18,7 +18,7 @@ use super::ruleset::{
 use super::selection::{Stage, network_chain, port_sets, protected_sets, select, selection_chain};
 use super::{Capture, Listener, MARK, OnFailure, TABLE, TCP, UDP};
 use crate::policy::Direction;
-use crate::policy::network::{DNS_PORT, ENCRYPTED_DNS_PORT, Mode, Network};
+use crate::policy::network::{DNS_PORT, ENCRYPTED_DNS_PORT, Mode, Network, Quic};
 use crate::policy::snapshot::Snapshot;
 
 /// `priority raw`: behind the kernel's defragmentation, before connection tracking.
@@ -292,7 +292,9 @@ fn captured(direction: Direction, network: &Network, capture: &Capture) -> Vec<(
         let tcp_ports: BTreeSet<u16> = inspection.tls_ports.iter().chain(&inspection.http_ports).copied().collect();
         found.extend(tcp_ports.into_iter().map(|port| (tcp(capture), port)));
         let udp_ports: BTreeSet<u16> = inspection.tls_ports.iter().copied().collect();
-        found.extend(udp_ports.into_iter().filter(|_| inspection.quic).map(|port| (udp(capture), port)));
+        found.extend(
+            udp_ports.into_iter().filter(|_| inspection.quic != Quic::LeaveAlone).map(|port| (udp(capture), port)),
+        );
     }
     // Monitor blocks nothing: what nobody judges must pass.
     found.retain(|(service, _)| service.listener.is_some() || network.mode != Mode::Monitor);

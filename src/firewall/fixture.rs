@@ -6,7 +6,7 @@ use std::time::Duration;
 use super::{Capture, Ruleset, render};
 use crate::list::{DomainSet, List, ListVerdict};
 use crate::policy::network::{
-    Bind, Dns, Ech, HttpRequests, Inspection, Mode, Network, Otherwise, Port, ProtectedIp, Protocol, Rule,
+    Bind, Dns, Ech, HttpRequests, Inspection, Mode, Network, Otherwise, Port, ProtectedIp, Protocol, Quic, Rule,
 };
 use crate::policy::rules::Policy;
 use crate::policy::snapshot::Snapshot;
@@ -78,7 +78,7 @@ fn inspection() -> Inspection {
         kind: InspectionType::PreferBoth,
         tls_ports: vec![443],
         http_ports: vec![80],
-        quic: true,
+        quic: Quic::Inspect,
         packets: 5,
         timeout: Duration::from_secs(1),
         unidentified: Otherwise::IpVerdict,

@@ -6,7 +6,7 @@ use std::time::SystemTime;
 use super::matrix::{combine, name_decides};
 use super::network::{Bind, Ech, Network, Otherwise, Rule};
 use super::rules::{FingerprintDemand, Policy};
-use super::{Direction, DomainVerdict, IpVerdict, Judged, Reason, Verdict};
+use super::{Direction, DomainVerdict, IpVerdict, Judged, Reason, Transport, Verdict};
 use crate::name::DomainName;
 use crate::peek::{Discovery, Fingerprint, Outcome, Via};
 
@@ -49,19 +49,27 @@ pub fn judge(network: &Network, direction: Direction, facts: &Facts<'_>) -> Verd
     verdict
 }
 
-/// The verdict on a flow whose destination is a resolver that its Network does not authorize, by its port. None can be
-/// earned by a name (SPEC D1, D5).
-pub fn refuse_resolver(
+/// The verdict on a flow that its Network blocks for its port, whatever its name: DNS to a resolver that is not authorized
+/// (SPEC D1, D5), and UDP on TLS ports where QUIC is blocked.
+pub fn refuse_service(
     network: &Network,
     direction: Direction,
+    transport: Option<Transport>,
     port: Option<u16>,
     facts: &Facts<'_>,
 ) -> Option<Verdict> {
-    let rule = network.rule(direction).filter(|_| direction == Direction::Outbound)?;
-    network.dns.refuses(facts.remote, port?).then(|| {
-        let ip = rule.policy.judge_ip(facts.remote, facts.now);
-        Verdict { pass: false, reason: Reason::Resolver, list: None, ..by_ip(ip) }
-    })
+    let (rule, port) = (network.rule(direction)?, port?);
+    let is_quic =
+        || transport == Some(Transport::Udp) && network.inspection.as_ref().is_some_and(|i| i.blocks_udp(port));
+    let reason = if direction == Direction::Outbound && network.dns.refuses(facts.remote, port) {
+        Reason::Resolver
+    } else if is_quic() {
+        Reason::Quic
+    } else {
+        return None;
+    };
+    let ip = rule.policy.judge_ip(facts.remote, facts.now);
+    Some(Verdict { pass: false, reason, list: None, ..by_ip(ip) })
 }
 
 /// The verdict of a name that DNS gave for an address, on outbound flows that show none themselves (SPEC V12).
@@ -147,7 +155,7 @@ mod tests {
     use crate::list::{DomainSet, List, ListVerdict, PrefixSet};
     use crate::name::Pattern;
     use crate::peek::{Unreadable, Via};
-    use crate::policy::network::{Dns, HttpRequests, Inspection, Mode};
+    use crate::policy::network::{Dns, HttpRequests, Inspection, Mode, Quic};
     use crate::policy::rules::FingerprintRule;
     use crate::policy::{DropAction, InspectionType};
 
@@ -190,7 +198,7 @@ mod tests {
             kind,
             tls_ports: vec![443],
             http_ports: vec![80],
-            quic: true,
+            quic: Quic::Inspect,
             packets: 5,
             timeout: Duration::from_secs(1),
             unidentified: Otherwise::IpVerdict,

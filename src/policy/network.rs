@@ -75,7 +75,7 @@ pub struct Inspection {
     pub tls_ports: Vec<u16>,
     /// At most 16.
     pub http_ports: Vec<u16>,
-    pub quic: bool,
+    pub quic: Quic,
     /// After so many client packets, bytes that look like none of our protocols have no name. Default 5.
     pub packets: u32,
     /// After so long the same, and a beginning that has not ended is unreadable. Default 1 s.
@@ -101,6 +101,16 @@ pub enum Bind {
     Off,
     Log,
     Enforce,
+}
+
+/// UDP on the TLS ports.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Quic {
+    Inspect,
+    /// The verdict of the address.
+    LeaveAlone,
+    /// Whatever it is, so that browsers take TCP.
+    Block,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -178,6 +188,10 @@ impl Inspection {
     }
 
     pub fn inspects_udp(&self, port: u16) -> bool {
-        self.quic && self.tls_ports.contains(&port)
+        self.quic != Quic::LeaveAlone && self.tls_ports.contains(&port)
+    }
+
+    pub fn blocks_udp(&self, port: u16) -> bool {
+        self.quic == Quic::Block && self.tls_ports.contains(&port)
     }
 }

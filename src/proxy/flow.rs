@@ -9,7 +9,7 @@ use super::live::Live;
 use crate::name::DomainName;
 use crate::peek::{Discovery, Outcome, Unreadable, Via};
 use crate::policy::bindings::Bindings;
-use crate::policy::judge::{Binding, Facts, alerts, judge, refuse_resolver};
+use crate::policy::judge::{Binding, Facts, alerts, judge, refuse_service};
 use crate::policy::network::{Bind, Inspection, Mode, Network};
 use crate::policy::snapshot::Snapshot;
 use crate::policy::{ClientAddr, Direction, DomainVerdict, DropAction, IpVerdict, OrigDst, Reason, Transport, Verdict};
@@ -93,6 +93,13 @@ impl Flow {
                 telemetry.record(self.judged(judge, Kind::Ip, &held, now));
             }
         }
+    }
+
+    /// Whether a Network ends the flow whatever its name: then nobody looks for it.
+    pub fn is_refused(&self) -> bool {
+        let nothing =
+            |by| Facts { remote: self.remote(by), discovery: None, binding: Binding::Unknown, now: SystemTime::now() };
+        self.judges().any(|by| self.refusal(by, &nothing(by)).is_some_and(|verdict| by.ending(&verdict).is_some()))
     }
 
     /// The verdict of every Network in turn, recorded, up to the first that ends the flow.
@@ -182,14 +189,20 @@ impl Flow {
     }
 
     fn verdict(&self, by: &Judge, discovery: Option<&Discovery>, now: SystemTime) -> Verdict {
-        let remote = match by.direction {
+        let binding = discovery.and_then(name_of).map_or(Binding::Unknown, |name| self.binding(by, name));
+        let facts = Facts { remote: self.remote(by), discovery, binding, now };
+        self.refusal(by, &facts).unwrap_or_else(|| judge(&by.network, by.direction, &facts))
+    }
+
+    fn refusal(&self, by: &Judge, facts: &Facts<'_>) -> Option<Verdict> {
+        refuse_service(&by.network, by.direction, Some(self.transport), Some(self.orig_dst.port()), facts)
+    }
+
+    fn remote(&self, by: &Judge) -> IpAddr {
+        match by.direction {
             Direction::Outbound => self.orig_dst.ip(),
             Direction::Inbound => self.client.ip(),
-        };
-        let binding = discovery.and_then(name_of).map_or(Binding::Unknown, |name| self.binding(by, name));
-        let facts = Facts { remote, discovery, binding, now };
-        refuse_resolver(&by.network, by.direction, Some(self.orig_dst.port()), &facts)
-            .unwrap_or_else(|| judge(&by.network, by.direction, &facts))
+        }
     }
 
     fn judged(&self, by: &Judge, kind: Kind, verdict: &Verdict, now: SystemTime) -> Record {

@@ -18,8 +18,9 @@ use std::sync::Arc;
 use sha2::{Digest, Sha256};
 
 use super::mapped::Mapped;
-use crate::list::compile::{Compiled, compile};
+use crate::list::compile::{Builder, Compiled, compile};
 use crate::list::file::{self, Octets, Stamp};
+use crate::list::prefixes::Exceptions;
 use crate::list::reader::{Options, Refused, Report};
 use crate::list::refresh::Good;
 use crate::list::{DomainSet, PrefixSet};
@@ -118,6 +119,13 @@ impl Store {
 }
 
 impl Opened {
+    /// A file in which there is no entry yet.
+    pub fn empty(source: &Path, options: &Options) -> io::Result<Self> {
+        let state = state_of(source, options)?;
+        let (domains, prefixes) = Builder::new(Exceptions::Always).finish().into_sets()?;
+        Ok(Self { domains, prefixes, read: None, compiled: None, state, ends_with_newline: false })
+    }
+
     /// How large it is, for the next state of its file to be compared with.
     pub fn good(&self) -> Good {
         let entries = self.domains.len() + self.prefixes.len() as u64;

@@ -76,7 +76,11 @@ impl Writers {
         if ended != Err(RecvTimeoutError::Disconnected) {
             for queue in self.queues.iter().filter(|queue| !queue.has_ended()) {
                 let standing = queue.standing();
-                tracing::error!(sink = &*standing.sink, unwritten = standing.waiting, "the sink is stuck, and left behind");
+                tracing::error!(
+                    sink = &*standing.sink,
+                    unwritten = standing.waiting,
+                    "the sink is stuck, and left behind"
+                );
             }
         }
     }

@@ -208,7 +208,7 @@ fn a_file_that_is_changed_takes_effect_by_itself_unless_it_is_no_list_by_then() 
         let ((_origins, _), cache) = (servers(lab), TempDir::new().unwrap());
         let file = cache.path().join("feed.txt");
         let beside = cache.path().join("feed.new");
-        std::fs::write(&file, names(&[])).unwrap();
+        std::fs::write(&file, "# nobody yet\n").unwrap();
         let text = with_feed(&format!("file = \"{}\"", file.display()));
         let gateway = start(lab, &text, &cache).unwrap_or_else(|e| panic!("{e}"));
         assert_passes(lab, "unlisted.example");
@@ -243,6 +243,11 @@ fn a_file_that_is_changed_takes_effect_by_itself_unless_it_is_no_list_by_then() 
             said(&gateway, passed, why);
             assert_blocked(lab, "unlisted.example");
         }
+        write("# nobody\n");
+        let passed = gateway.enforcer.messages().len();
+        kill_process(gateway.enforcer.pid(), Signal::HUP).unwrap();
+        said(&gateway, passed, "holds no entry any more");
+        assert_blocked(lab, "unlisted.example");
         let passed = gateway.enforcer.messages().len();
         std::fs::remove_file(&file).unwrap();
         said(&gateway, passed, "what is new is not taken: it cannot be read");

@@ -165,6 +165,34 @@ fn a_blocked_flow_is_refused_at_once_for_all_its_packets() {
 
 /// client -- gateway -- server
 #[test]
+fn where_quic_is_blocked_udp_on_the_tls_ports_is_refused_at_its_first_packet_whatever_it_says() {
+    in_lab(|lab| {
+        let tap = Tap::at_server(lab).unwrap();
+        // Nobody would wait so long for a name.
+        let gateway = gateway(lab, "icmp-unreachable", "quic = \"block\"\ntimeout = \"60s\"");
+        for family in Family::BOTH {
+            for (host, datagram) in [(40, flight("www.google.com")), (41, vec![7; 30])] {
+                let server = SocketAddr::new(Site::A.address(family, host), 443);
+                let client = lab.client.run(|| client_socket(family, server)).unwrap();
+                client.send(&datagram).unwrap();
+                let expected = if family == Family::V4 { libc::EHOSTUNREACH } else { libc::EACCES };
+                assert_eq!(client.recv(&mut [0; 10]).unwrap_err().raw_os_error(), Some(expected));
+                let record = gateway.record(|r| r["destination"] == server.ip().to_string(), DEADLINE).unwrap();
+                assert_eq!((&record["verdict"], &record["reason"]), (&"block".into(), &"QUIC".into()), "{record}");
+                assert_eq!(tap.count(lab, server).unwrap(), 0);
+            }
+            let elsewhere = SocketAddr::new(Site::A.address(family, 42), 4433);
+            let client = lab.client.run(|| client_socket(family, elsewhere)).unwrap();
+            let listener = lab.server.run(|| UdpSocket::bind(any(family, 4433)).unwrap()).unwrap();
+            listener.set_read_timeout(Some(DEADLINE)).unwrap();
+            client.send(&flight("www.google.com")).unwrap();
+            listener.recv(&mut [0; 2000]).unwrap();
+        }
+    });
+}
+
+/// client -- gateway -- server
+#[test]
 fn udp_that_is_no_quic_is_judged_by_its_address() {
     in_lab(|lab| {
         let tap = Tap::at_server(lab).unwrap();

@@ -10,11 +10,11 @@ use serde::Serialize;
 use super::Protocol;
 use crate::name::DomainName;
 use crate::peek::{Discovery, Fingerprint, Outcome, Unreadable, Via};
-use crate::policy::judge::{Binding, Facts, judge, refuse_resolver};
+use crate::policy::judge::{Binding, Facts, judge, refuse_service};
 use crate::policy::matrix::combine;
 use crate::policy::network::{Mode, Network, Rule};
 use crate::policy::snapshot::Snapshot;
-use crate::policy::{Direction, DomainVerdict, Reason, Verdict};
+use crate::policy::{Direction, DomainVerdict, Reason, Transport, Verdict};
 
 /// What is asked.
 #[derive(Clone, Debug)]
@@ -184,7 +184,12 @@ impl Question<'_> {
 
     fn ending(&self, discovery: Option<&Discovery>) -> Ending {
         let facts = Facts { remote: self.remote, discovery, binding: Binding::Unknown, now: self.now };
-        let verdict = refuse_resolver(self.network, self.direction, self.flow.port, &facts)
+        let transport = match self.flow.protocol.number {
+            6 => Some(Transport::Tcp),
+            17 => Some(Transport::Udp),
+            _ => None,
+        };
+        let verdict = refuse_service(self.network, self.direction, transport, self.flow.port, &facts)
             .unwrap_or_else(|| judge(self.network, self.direction, &facts));
         let action = self.network.rule(self.direction).filter(|_| !verdict.pass).map(|rule| rule.drop.as_str());
         let Verdict { pass, reason, list, .. } = verdict;

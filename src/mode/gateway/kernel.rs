@@ -15,10 +15,10 @@ use arc_swap::ArcSwap;
 use crate::firewall::{By, LOG_GROUP, LogTag};
 use crate::peek::Via;
 use crate::policy::bindings::Bindings;
-use crate::policy::judge::judge_bound;
+use crate::policy::judge::{Binding, Facts, judge_bound, refuse_service};
 use crate::policy::network::{Mode, Network};
 use crate::policy::snapshot::Snapshot;
-use crate::policy::{Direction, IpVerdict, Judged, Verdict};
+use crate::policy::{Direction, IpVerdict, Judged, Transport, Verdict};
 use crate::sys::nflog::{Logged, PacketLog};
 use crate::telemetry::record::via_word;
 use crate::telemetry::{Kind, Record, Telemetry};
@@ -137,7 +137,7 @@ fn read<'a>(logged: &Logged<'_>, known: &'a [Arc<Snapshot>]) -> Option<Judgement
 
 impl Judgement<'_> {
     fn record(self, bindings: Option<&Arc<Bindings>>) -> Record {
-        let Self { tag, packet, snapshot, network, judged } = self;
+        let Self { tag, packet, snapshot, network, judged } = &self;
         let now = SystemTime::now();
         let rule = network.rule(tag.direction);
         let mut verdict = Verdict {
@@ -146,7 +146,7 @@ impl Judgement<'_> {
             ip: judged.verdict,
             domain: None,
             inspection: None,
-            list: judged.list,
+            list: judged.list.clone(),
         };
         let mut name = None;
         if matches!(tag.by, By::Name { .. }) {
@@ -157,14 +157,31 @@ impl Judgement<'_> {
             // The kernel's verdict stands, whatever has come to be known since.
             verdict = Verdict { pass: verdict.pass, ..judge_bound(network, packet.destination, name, now) };
         }
+        if let Some(refusal) = self.refusal(now) {
+            verdict = refusal;
+        }
         let action = rule.filter(|_| network.mode == Mode::Enforce).map(|rule| rule.drop);
         let policy = rule.map(|rule| rule.policy.name.clone());
         let kind = if name.is_some() { Kind::Domain } else { Kind::Ip };
-        let record = Record::of_packet(kind, now, snapshot.enforcer.clone(), &packet);
+        let record = Record::of_packet(kind, now, snapshot.enforcer.clone(), packet);
         let mut record = record.judged_by(network.name.clone(), policy, tag.direction).verdict(&verdict, action);
         record.via = name.as_ref().map(|_| via_word(Via::Dns));
         record.domain = name;
         record
+    }
+}
+
+impl Judgement<'_> {
+    /// Encrypted DNS to a resolver that is not authorized comes here only where it is not captured to be refused: what
+    /// would have become of it.
+    fn refusal(&self, now: SystemTime) -> Option<Verdict> {
+        let Self { tag, packet, network, .. } = self;
+        let transport =
+            [(6, Transport::Tcp), (17, Transport::Udp)].into_iter().find(|(own, _)| *own == packet.protocol);
+        let port = packet.ports.map(|(_, destination)| destination);
+        let facts = Facts { remote: packet.destination, discovery: None, binding: Binding::Unknown, now };
+        let refusal = refuse_service(network, tag.direction, transport.map(|(_, own)| own), port, &facts)?;
+        (network.mode == Mode::Monitor).then_some(refusal)
     }
 }
 

@@ -120,7 +120,7 @@ impl Association {
         matches!(self.state, State::Blocked(until, _) if until <= now)
     }
 
-    /// Nobody inspects its port any more: judged by its address.
+    /// Nobody inspects its port any more, or it is blocked whatever it says: judged without a name.
     fn without_inspection(&mut self, payload: &[u8], now: Instant, hands: &mut Hands) {
         if self.state == State::Undecided {
             let judgement = self.flow.judge(None, &hands.worker.telemetry);
@@ -235,7 +235,7 @@ impl Association {
     }
 
     fn budget(&self, hands: &Hands) -> Option<Budget> {
-        let inspection = self.flow.inspection()?;
+        let inspection = self.flow.inspection().filter(|_| !self.flow.is_refused())?;
         Some(Budget { packets: inspection.packets, connections: hands.settings.connections, fingerprints: true })
     }
 }

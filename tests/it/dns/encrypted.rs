@@ -114,6 +114,25 @@ fn an_authorized_resolver_is_reached_over_encrypted_dns_and_nobody_reads_on_the_
 }
 
 #[test]
+fn where_a_network_only_monitors_encrypted_dns_passes_and_is_recorded_as_what_would_be_refused() {
+    in_lab(|lab| {
+        let authorized = format!("authorized_resolvers = [\"{}\"]", authorized(Family::V4));
+        let text = configuration("discard", &authorized).replace("directions =", "mode = \"monitor\"\ndirections =");
+        let gateway = Gateway::start(lab, &text);
+        for family in Family::BOTH {
+            let resolver = Resolver::start(lab, at(Site::A, family, 54, ENCRYPTED), honest);
+            let query = question("a.example.", RecordType::A);
+            let stub = stub(lab, 3, resolver.at);
+            exchange(&stub, &query);
+            let source = stub.local_addr().unwrap();
+            let record = gateway.enforcer.record(|record| record["source_port"] == source.port(), DEADLINE).unwrap();
+            let said = ["verdict", "reason", "action"].map(|field| record[field].as_str().unwrap());
+            assert_eq!(said, ["block", "RESOLVER", "monitor"], "{record}");
+        }
+    });
+}
+
+#[test]
 fn without_authorized_resolvers_encrypted_dns_passes() {
     in_lab(|lab| {
         let _gateway = Gateway::start(lab, &configuration("discard", ""));
