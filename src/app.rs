@@ -36,7 +36,7 @@ use crate::sys::capture::{self, Watch};
 use crate::sys::limits::raise_descriptors;
 use crate::sys::nft::NftSocket;
 use crate::telemetry::writers::Writers;
-use crate::telemetry::{Happened, Telemetry};
+use crate::telemetry::{Happened, Telemetry, messages};
 
 use lists::{Fresh, Keeper};
 use notices::Notices;
@@ -76,6 +76,7 @@ struct App {
 
 /// Runs a gateway until it is told to end.
 pub fn run(loaded: Loaded, path: &Path, ending: Ending) -> Result<(), Failure> {
+    messages::start();
     let writers = Writers::start(&loaded.telemetry.sinks, &loaded.enforcer)
         .map_err(|error| because("write records")(io::Error::other(error)))?;
     let telemetry = Telemetry::with_sinks(writers.queues(), loaded.telemetry.allowed, loaded.enforcer.clone());
@@ -129,7 +130,7 @@ fn serve(loaded: Loaded, path: &Path, ending: Ending, telemetry: &Telemetry) -> 
         admin::Settings { metrics: app.loaded.telemetry.metrics, socket: app.loaded.telemetry.socket.clone() };
     let admin = Admin::start(looked_at, view, to).map_err(because("serve metrics and status"))?;
     telemetry.event(telemetry.happened(Happened::Started).generation(app.snapshot.load().generation));
-    eprintln!("ready");
+    messages::say("ready");
     let _ = sd_notify::notify(&[sd_notify::NotifyState::Ready]);
     app.follow(signals, path, orders, &gateway)?;
     telemetry.event(telemetry.happened(Happened::Stopping));

@@ -4,6 +4,7 @@
 
 pub mod event;
 pub mod json;
+pub mod messages;
 pub mod queue;
 pub mod record;
 pub mod sink;

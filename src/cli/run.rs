@@ -9,6 +9,7 @@ use tracing_subscriber::EnvFilter;
 
 use super::ConfigArg;
 use crate::app::{self, Ending};
+use crate::telemetry::messages::{self, Messages};
 
 #[derive(Clone, Debug, Args)]
 pub struct RunArgs {
@@ -29,7 +30,9 @@ pub fn run(args: RunArgs) -> ExitCode {
     };
     log_to_standard_error();
     let ending = Ending { drain: args.drain, keep_rules: args.keep_rules };
-    match app::run(loaded, &args.config.config, ending) {
+    let result = app::run(loaded, &args.config.config, ending);
+    messages::flush();
+    match result {
         Ok(()) => ExitCode::SUCCESS,
         Err(failure) => {
             eprintln!("tidegate run: {failure}");
@@ -43,7 +46,7 @@ fn log_to_standard_error() {
     let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new("info"));
     let subscriber = tracing_subscriber::fmt()
         .with_env_filter(filter)
-        .with_writer(std::io::stderr)
+        .with_writer(Messages::default)
         .with_target(false)
         .with_ansi(std::io::stderr().is_terminal());
     // A second call finds the first still in force.

@@ -1,12 +1,12 @@
 //! `tidegate status` and `tidegate reload`, over the socket of a gateway.
 
 use std::io::{Read, Write};
-use std::net::TcpStream;
+use std::net::{SocketAddr, TcpStream, UdpSocket};
 use std::path::Path;
 use std::process::{Command, Output};
 
 use serde_json::Value;
-use tidegate::mode::demo::lab::Site;
+use tidegate::mode::demo::lab::{Site, client_address};
 use tidegate::sys::rtnl::Family;
 
 use super::with_telemetry;
@@ -51,6 +51,34 @@ fn status_tells_of_live_flows_lists_limits_and_sinks() {
         assert!(table.status.success() && text.starts_with("tidegate "), "{text}");
         assert_eq!(text.matches("allowed.example (HTTP)").count(), 1, "{text}");
         drop(flows);
+        gateway.stop();
+    });
+}
+
+/// The kernel carries them, and counts.
+#[test]
+fn status_tells_of_udp_flows_that_the_kernel_carries() {
+    in_lab(|lab| {
+        let gateway = Gateway::start(lab, &with_telemetry(""));
+        let socket = gateway.folder().join("tidegate.sock");
+        let server = lab.server.run(|| UdpSocket::bind("[::]:443")).unwrap().unwrap();
+        server.set_read_timeout(Some(DEADLINE)).unwrap();
+        for family in Family::BOTH {
+            let to = at(Site::A, family, 1, 443);
+            let from = SocketAddr::new(client_address(family, 0), 0);
+            let client = lab.client.run(|| UdpSocket::bind(from)).unwrap().unwrap();
+            // Five that are no QUIC tell that there is no name; the address is allowed.
+            (0..5).for_each(|_| _ = client.send_to(b"hello", to).unwrap());
+            (0..5).for_each(|_| _ = server.recv(&mut [0; 9]).unwrap());
+            client.send_to(b"more", to).unwrap();
+            server.recv(&mut [0; 9]).unwrap();
+            let status = json(&socket);
+            let source = client.local_addr().unwrap().to_string();
+            let rows = status["flows"].as_array().unwrap();
+            let row = rows.iter().find(|row| row["source"] == source).unwrap_or_else(|| panic!("{status:#}"));
+            assert_eq!((&row["protocol"], &row["destination"]), (&"udp".into(), &to.to_string().into()));
+            assert_eq!((&row["bytes_out"], &row["bytes_in"]), (&29.into(), &0.into()), "{row:#}");
+        }
         gateway.stop();
     });
 }
