@@ -1,7 +1,7 @@
 //! `[telemetry]`: where records go, and how a running gateway is looked at. All of it takes effect at start.
 
 use std::net::SocketAddr;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -31,6 +31,17 @@ impl TelemetrySettings {
             metrics: Some(SocketAddr::from(([127, 0, 0, 1], METRICS_PORT))),
             socket: Some(default_socket()),
         }
+    }
+}
+
+impl TelemetrySettings {
+    /// Folders in which files are made, renamed and removed while the gateway runs.
+    pub fn written_folders(&self) -> impl Iterator<Item = &Path> {
+        let files = self.sinks.iter().filter_map(|sink| match &sink.to {
+            Destination::File { path, .. } => Some(&**path),
+            _ => None,
+        });
+        files.chain(self.socket.as_deref()).filter_map(Path::parent)
     }
 }
 
