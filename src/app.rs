@@ -3,6 +3,7 @@
 //! Fails closed: a configuration that cannot be applied whole leaves the one before in force, and at start the
 //! listeners and rules are all in place or the program ends with an error.
 
+mod geoip;
 pub(crate) mod lists;
 mod notices;
 mod orders;
@@ -22,7 +23,7 @@ use tokio::task::{JoinError, JoinSet};
 use crate::admin::view::View;
 use crate::admin::{self, Admin, Order};
 use crate::config::limits::{self, Limits};
-use crate::config::{self, Loaded, Mistakes};
+use crate::config::{self, Loaded, Mistakes, Part};
 use crate::dns::service::tell;
 use crate::firewall::{self, Capture, OnFailure, Ruleset, uses_names};
 use crate::mode::gateway::kernel::Recorder;
@@ -253,7 +254,7 @@ impl App {
         let Signals { runtime, mut hangup, mut terminate, mut interrupt } = signals;
         let (mut to, mut fresh) = mpsc::channel(1);
         let result = runtime.block_on(async {
-            let mut keeper = Keeper::start(&self.loaded.list_sources, &self.telemetry, &to);
+            let mut keeper = Keeper::start(&self.loaded, &self.telemetry, &to);
             // Reading may take long, and fetch: an order to end does not wait for it.
             let mut reading = JoinSet::new();
             let mut again = false;
@@ -289,7 +290,7 @@ impl App {
                         if outcome.is_ok() {
                             // What is still on its way belongs to the configuration before.
                             (to, fresh) = mpsc::channel(1);
-                            keeper = Keeper::start(&self.loaded.list_sources, &self.telemetry, &to);
+                            keeper = Keeper::start(&self.loaded, &self.telemetry, &to);
                         }
                         if std::mem::take(&mut again) {
                             waiting.begin();
@@ -338,26 +339,32 @@ impl App {
         }
     }
 
-    /// Puts a list in force in place of the one of its name.
+    /// Puts a list or a database in force in place of the one before.
     fn take(&mut self, fresh: Fresh) {
-        let Fresh { list, taken } = fresh;
-        match self.apply(self.loaded.with_list(&list)) {
+        let Fresh { part, taken } = fresh;
+        match self.apply(self.loaded.with(&part)) {
             Ok(()) => {
-                let (names, ranges) = (list.domains.len(), list.prefixes.len());
-                tracing::info!(
-                    list = &*list.name,
-                    names,
-                    ranges,
-                    generation = self.generation,
-                    "a list is in force anew"
-                );
+                let generation = self.generation;
+                match &part {
+                    Part::List(list) => {
+                        let (names, ranges) = (list.domains.len(), list.prefixes.len());
+                        tracing::info!(list = &*list.name, names, ranges, generation, "a list is in force anew");
+                    }
+                    Part::Database(own) => {
+                        let (of, ranges) = (own.kind().word(), own.len());
+                        tracing::info!(of, ranges, generation, "a database is in force anew");
+                    }
+                }
                 self.telemetry.count(|counters| &counters.lists_replaced);
-                let event = self.telemetry.happened(Happened::ListReplaced).list(list.name.clone());
-                self.telemetry.event(event.generation(self.snapshot.load().generation));
+                let event = self.telemetry.happened(Happened::ListReplaced).generation(self.snapshot.load().generation);
+                self.telemetry.event(match &part {
+                    Part::List(list) => event.list(list.name.clone()),
+                    Part::Database(_) => event.detail(part.to_string()),
+                });
                 // Whoever asked may have ended meanwhile.
                 _ = taken.send(());
             }
-            Err(failure) => tracing::error!(list = &*list.name, "the new list is not in force: {failure}"),
+            Err(failure) => tracing::error!("what is new of {part} is not in force: {failure}"),
         }
     }
 }

@@ -6,6 +6,7 @@
 mod contents;
 mod dns;
 mod document;
+mod geoip;
 mod inspection;
 pub mod limits;
 mod list;
@@ -13,6 +14,7 @@ pub mod mistake;
 mod named;
 mod nearest;
 mod network;
+mod part;
 mod policy;
 mod port;
 mod rule;
@@ -28,17 +30,20 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use crate::list::List;
-use crate::policy::network::{Network, Rule};
+use crate::policy::network::Network;
 use crate::policy::rules::Policy;
 use crate::policy::snapshot::Snapshot;
 
 use document::Document;
+use geoip::Databases;
+pub use geoip::GeoSource;
 use limits::{GatewaySettings, Limits};
 use list::Slot;
 pub use mistake::{Mistake, Mistakes, Severity};
 use mistake::{Report, Source};
 use named::{Named, name_of};
 use network::{Known, Written};
+pub use part::Part;
 use source::Fetcher;
 pub use source::{Fetching, ListSource};
 use table::Table;
@@ -57,6 +62,8 @@ pub struct Loaded {
     pub lists: Vec<Arc<List>>,
     /// Where the entries of each list come from.
     pub list_sources: Vec<ListSource>,
+    /// The databases of countries and ASNs.
+    pub geoip: Vec<GeoSource>,
     pub gateway: GatewaySettings,
     pub limits: Limits,
     pub telemetry: TelemetrySettings,
@@ -80,31 +87,6 @@ impl Loaded {
         let empty = |source: &'_ ListSource| source.states.iter().position(|state| state.good.entries == 0);
         let source = self.list_sources.iter().filter(emptied).find_map(|source| source.states.get(empty(source)?))?;
         Some(&source.path)
-    }
-
-    /// The same configuration with this in place of the list of its name.
-    pub fn with_list(&self, new: &Arc<List>) -> Self {
-        let own = |list: &Arc<List>| if list.name == new.name { new.clone() } else { list.clone() };
-        let policy = |policy: &Arc<Policy>| match policy.lists.iter().any(|list| list.name == new.name) {
-            true => Arc::new(Policy { lists: policy.lists.iter().map(own).collect(), ..(**policy).clone() }),
-            false => policy.clone(),
-        };
-        // A policy that is not among them stays what it is.
-        let replaced: Vec<_> = self.policies.iter().map(|old| (old, policy(old))).collect();
-        let rule = |rule: &Rule| {
-            let found = replaced.iter().find(|(old, _)| Arc::ptr_eq(old, &rule.policy));
-            Rule { policy: found.map_or_else(|| policy(&rule.policy), |(_, new)| new.clone()), ..rule.clone() }
-        };
-        let network = |network: &Arc<Network>| {
-            let (outbound, inbound) = (network.outbound.as_ref().map(rule), network.inbound.as_ref().map(rule));
-            Arc::new(Network { outbound, inbound, ..(**network).clone() })
-        };
-        Self {
-            networks: self.networks.iter().map(network).collect(),
-            lists: self.lists.iter().map(own).collect(),
-            policies: replaced.iter().map(|(_, new)| new.clone()).collect(),
-            ..self.clone()
-        }
     }
 }
 
@@ -157,23 +139,36 @@ fn read(source: &Arc<Source>, fetching: Fetching, report: &Report) -> Option<Loa
     let records = limits.records;
     let telemetry = top.table("telemetry").map(|table| telemetry::read(table, &host, records, report));
     let telemetry = telemetry.unwrap_or_else(|| TelemetrySettings::new(records));
-    for key in ["sidecar", "geoip"] {
-        top.take(key);
-    }
+    top.take("sidecar");
+    let databases = top.table("geoip").map(|table| geoip::read(table, report)).unwrap_or_default();
     let mut files: Vec<PathBuf> = std::iter::once(source).chain(&included).map(|file| file.path.clone()).collect();
     let mut tops = vec![top];
     tops.extend(included.iter().zip(&documents).map(|(source, document)| included_top(report, source, document)));
     let mut list_sources = Vec::new();
     let fetcher = Fetcher::new(fetching, limits.fetch());
-    let objects = Objects::read(&mut tops, &fetcher, report, &mut list_sources);
+    let objects = Objects::read(&mut tops, &fetcher, &databases, report, &mut list_sources);
     files.extend(list_sources.iter().filter_map(|source| source.file.clone()));
+    let geoip = databases.sources();
+    files.extend(geoip.iter().map(|source| source.path.clone()));
     tie::check(&objects.networks, report);
     let networks = objects.networks_of(&enforcer, report);
     let policies = objects.policies.iter().cloned().collect();
     let lists = objects.lists.iter().filter_map(Slot::ready).cloned().collect();
     let warnings = Mistakes::default();
     let enforcer = enforcer.value.into();
-    Some(Loaded { enforcer, networks, policies, lists, list_sources, gateway, limits, telemetry, warnings, files })
+    Some(Loaded {
+        enforcer,
+        networks,
+        policies,
+        lists,
+        list_sources,
+        geoip,
+        gateway,
+        limits,
+        telemetry,
+        warnings,
+        files,
+    })
 }
 
 /// What starting may wait for.
@@ -211,9 +206,16 @@ struct Objects {
 
 impl Objects {
     /// Kind by kind over all files, so that the order of files and tables does not matter.
-    fn read(tops: &mut [Table<'_>], fetcher: &Fetcher, report: &Report, sources: &mut Vec<ListSource>) -> Self {
+    fn read(
+        tops: &mut [Table<'_>],
+        fetcher: &Fetcher,
+        databases: &Databases,
+        report: &Report,
+        sources: &mut Vec<ListSource>,
+    ) -> Self {
         let lists = define("list", tops, report, |table, name| list::read(table, name, fetcher, report, sources));
-        let policies = define("policy", tops, report, |table, name| policy::read(table, name, &lists, report));
+        let known = policy::Known { lists: &lists, databases };
+        let policies = define("policy", tops, report, |table, name| policy::read(table, name, known, report));
         let ports = define("port", tops, report, |table, name| port::read(table, name, report));
         let known = Known { policies: &policies, ports: &ports };
         let networks = define("network", tops, report, |table, name| network::read(table, name, known, report));

@@ -8,6 +8,7 @@ pub mod ending;
 pub mod epoll;
 pub mod fetch;
 pub mod fork;
+pub mod geoip;
 pub mod limits;
 pub mod list_store;
 pub mod mapped;

@@ -16,8 +16,9 @@ use ring::rand::{SecureRandom, SystemRandom};
 use tokio::sync::{Semaphore, mpsc, oneshot};
 use tokio::task::{JoinSet, spawn_blocking};
 
+use super::geoip;
 use crate::config::source::{Remote, State};
-use crate::config::{ListSource, Loaded};
+use crate::config::{ListSource, Loaded, Part};
 use crate::list::List;
 use crate::list::file::Stamp;
 use crate::list::reader::{Options, Refused};
@@ -26,11 +27,11 @@ use crate::policy::snapshot::Snapshot;
 use crate::sys::list_store;
 use crate::telemetry::{Event, Happened, Telemetry};
 
-/// A list with new contents.
+/// A list or a database with new contents.
 #[derive(Debug)]
 pub(crate) struct Fresh {
-    pub(crate) list: Arc<List>,
-    /// To be told once the list is in force.
+    pub(crate) part: Part,
+    /// To be told once it is in force.
     pub(crate) taken: oneshot::Sender<()>,
 }
 
@@ -42,7 +43,8 @@ pub(crate) struct Keeper {
 
 impl Keeper {
     /// Must be called within a runtime.
-    pub(crate) fn start(sources: &[ListSource], telemetry: &Telemetry, to: &mpsc::Sender<Fresh>) -> Self {
+    pub(crate) fn start(loaded: &Loaded, telemetry: &Telemetry, to: &mpsc::Sender<Fresh>) -> Self {
+        let sources = &loaded.list_sources;
         let mut tasks = JoinSet::new();
         let permits = Arc::new(Semaphore::new(FETCHES_AT_ONCE));
         // Two lists may be one copy in two roles.
@@ -57,22 +59,25 @@ impl Keeper {
             let watched = watched.into_iter().cloned().map(Watched::new).collect();
             tasks.spawn(watch(watched, telemetry.clone(), to.clone()));
         }
+        if !loaded.geoip.is_empty() {
+            tasks.spawn(geoip::watch(loaded.geoip.clone(), telemetry.clone(), to.clone()));
+        }
         Self { _tasks: tasks }
     }
 }
 
 /// The same on a thread of its own, for as long as the program runs: new lists go straight to who judges.
 pub(crate) fn keep(loaded: Loaded, snapshot: Arc<ArcSwap<Snapshot>>, telemetry: Telemetry) -> io::Result<()> {
-    if loaded.list_sources.iter().all(|source| source.paths().next().is_none()) {
+    if loaded.geoip.is_empty() && loaded.list_sources.iter().all(|source| source.paths().next().is_none()) {
         return Ok(());
     }
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     let work = async move {
         let (to, mut fresh) = mpsc::channel::<Fresh>(1);
-        let _keeper = Keeper::start(&loaded.list_sources, &telemetry, &to);
+        let _keeper = Keeper::start(&loaded, &telemetry, &to);
         let mut loaded = loaded;
-        while let Some(Fresh { list, taken }) = fresh.recv().await {
-            loaded = loaded.with_list(&list);
+        while let Some(Fresh { part, taken }) = fresh.recv().await {
+            loaded = loaded.with(&part);
             snapshot.store(Arc::new(loaded.snapshot(snapshot.load().generation + 1)));
             telemetry.count(|counters| &counters.lists_replaced);
             // Whoever asked may have ended meanwhile.
@@ -157,7 +162,7 @@ async fn watch(mut watched: Vec<Watched>, telemetry: Telemetry, to: mpsc::Sender
                 }
                 News::List(list, states) => {
                     let (taken, answer) = oneshot::channel();
-                    if to.send(Fresh { list, taken }).await.is_err() {
+                    if to.send(Fresh { part: Part::List(list), taken }).await.is_err() {
                         return;
                     }
                     match answer.await {
@@ -247,9 +252,9 @@ fn random() -> u8 {
 }
 
 /// How often files are looked at. A change counts when it has rested for so long.
-const LOOK: Duration = Duration::from_secs(1);
+pub(super) const LOOK: Duration = Duration::from_secs(1);
 /// After a file that could not be read, or a list that could not be put in force.
-const RETRY: Duration = Duration::from_secs(60);
+pub(super) const RETRY: Duration = Duration::from_secs(60);
 /// The others wait.
 const FETCHES_AT_ONCE: usize = 4;
 /// How often a long fetch says how far it is.

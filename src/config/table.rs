@@ -44,7 +44,7 @@ impl<'a> Table<'a> {
         let (name, value) = self.entries.get_key_value(key)?;
         let path = if self.path.is_empty() { key.to_owned() } else { format!("{}.{key}", self.path) };
         let value = Value::new(self.at(value.span()), path, self.report, value.get_ref());
-        match missing(&value.path, &value.plain(), value.filled()) {
+        match missing(&value.path, &value.plain()) {
             None => Some(value),
             Some((refused, what)) => {
                 self.refuse(&self.at(name.span()), &value, refused, what);

@@ -154,14 +154,6 @@ impl<'a> Value<'a> {
             _ => String::new(),
         }
     }
-
-    pub(super) fn filled(&self) -> bool {
-        match self.value {
-            DeValue::Array(items) => !items.is_empty(),
-            DeValue::Table(entries) => !entries.is_empty(),
-            _ => true,
-        }
-    }
 }
 
 fn kind(value: &DeValue<'_>) -> &'static str {

@@ -91,6 +91,11 @@ impl ListSets {
         })
     }
 
+    /// In the order of their addresses, none within another.
+    pub fn entries(&self) -> impl Iterator<Item = Entry> {
+        entries(&self.list)
+    }
+
     pub fn is_of(&self, list: &Arc<List>) -> bool {
         Arc::ptr_eq(&self.list, list)
     }
@@ -142,7 +147,7 @@ impl<A: Iterator<Item = Entry>, B: Iterator<Item = Entry>> Iterator for Changes<
 /// The sets of every list that judges an address for some Network.
 pub(super) fn list_sets(snapshot: &Snapshot) -> Vec<ListSets> {
     let rules = snapshot.networks().iter().flat_map(|network| network.outbound.iter().chain(&network.inbound));
-    let lists = rules.flat_map(|rule| rule.policy.in_order().map(|(_, _, list)| list));
+    let lists = rules.flat_map(|rule| rule.policy.in_order().map(|question| question.list));
     let mut found: Vec<ListSets> = Vec::new();
     let mut seen = HashSet::new();
     let mut names = HashSet::new();

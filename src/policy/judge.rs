@@ -185,6 +185,8 @@ mod tests {
                 list("bad", ListVerdict::Block, ".blocked.example"),
             ],
             thresholds: Default::default(),
+            asns: None,
+            countries: None,
             fingerprints,
         })
     }

@@ -12,9 +12,10 @@
 //! A later start finds the old rules and routes and replaces them; until then they stand.
 
 use std::io;
+use std::time::{Duration, Instant, SystemTime};
 
 use crate::firewall::{MARK, RULE_PRIORITY, Ruleset};
-use crate::sys::nft::{Fingerprint, NftSocket};
+use crate::sys::nft::{Fingerprint, NftSocket, Sample};
 use crate::sys::rtnl::{Family, Rtnl};
 
 /// Puts rules and routes in place, replacing those of an earlier run. The listeners must be bound before.
@@ -39,6 +40,11 @@ pub fn update(standing: &Ruleset, next: &Ruleset) -> io::Result<()> {
 pub struct Watch {
     nft: NftSocket,
     rules: Fingerprint,
+    sample: Sample,
+    /// When all entries of lists may be looked at next: a million take some three seconds.
+    due: Instant,
+    /// Since this generation of the kernel's rules, all was as it was put in place.
+    intact_at: Option<u32>,
 }
 
 impl Watch {
@@ -46,13 +52,38 @@ impl Watch {
     pub fn begin(ruleset: &Ruleset) -> io::Result<Self> {
         let mut nft = NftSocket::open()?;
         let rules = nft.fingerprint(ruleset)?;
-        Ok(Self { nft, rules })
+        let entries = ruleset.lists.iter().map(|list| list.entries().count()).sum::<usize>();
+        let due = Instant::now() + AN_ENTRY.saturating_mul(u32::try_from(entries).unwrap_or(u32::MAX)) * PAUSE;
+        Ok(Self { nft, rules, sample: Sample::of(&ruleset.lists), due, intact_at: None })
     }
 
-    /// Whether rules and routes are as they were put in place; false if somebody changed them.
+    /// Whether rules, entries of lists and routes are as they were put in place; false if somebody changed them. A set
+    /// that lost all or many of its entries is noticed at once, one that lost a few when its turn comes.
     pub fn is_intact(&mut self, ruleset: &Ruleset) -> io::Result<bool> {
+        if !has_routes()? {
+            return Ok(false);
+        }
+        let generation = self.nft.generation()?;
+        if self.intact_at == Some(generation) {
+            return Ok(true);
+        }
         // A table that changes under the first look, as sets of flows do, is looked at twice.
-        Ok((self.has_rules(ruleset)? || self.has_rules(ruleset)?) && has_routes()?)
+        if !(self.has_rules(ruleset)? || self.has_rules(ruleset)?) {
+            return Ok(false);
+        }
+        let now = SystemTime::now();
+        if !self.nft.has(&self.sample, now)? {
+            return Ok(false);
+        }
+        let begun = Instant::now();
+        if begun < self.due {
+            return Ok(true);
+        }
+        let intact = self.nft.has_all(&ruleset.lists, now)? || self.nft.has_all(&ruleset.lists, now)?;
+        self.due = Instant::now() + begun.elapsed() * PAUSE;
+        // What came after it was asked for is looked at in the next round.
+        self.intact_at = Some(generation).filter(|_| intact);
+        Ok(intact)
     }
 
     fn has_rules(&mut self, ruleset: &Ruleset) -> io::Result<bool> {
@@ -122,6 +153,11 @@ fn is_off(family: Family) -> bool {
     let setting = "/proc/sys/net/ipv6/conf/lo/disable_ipv6";
     family == Family::V6 && std::fs::read_to_string(setting).is_ok_and(|value| value.trim() == "1")
 }
+
+/// How long looking at one entry of a list takes, before it was measured.
+const AN_ENTRY: Duration = Duration::from_micros(3);
+/// Looking at all entries takes at most one part in so many of the time.
+const PAUSE: u32 = 20;
 
 /// Key, the value that serves, and what another one does. A key that this kernel has not is no obstacle.
 const SETTINGS: &[(&str, &str, &str)] = &[

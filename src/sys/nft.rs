@@ -8,6 +8,7 @@
 mod answer;
 mod count;
 mod encode;
+mod entries;
 mod expression;
 mod list;
 mod message;
@@ -27,6 +28,7 @@ use crate::firewall::{FlowKey, FlowSet, Ruleset, TABLE, name_element, name_set};
 use crate::policy::network::Network;
 use answer::Answers;
 pub use count::Counted;
+pub use entries::Sample;
 use message::{GET_TABLE, Message};
 pub use watch::Fingerprint;
 

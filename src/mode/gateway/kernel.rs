@@ -85,17 +85,21 @@ impl Work {
         let mut last = false;
         while !last {
             last = self.stop.load(Ordering::Relaxed);
-            self.take_note();
-            let Self { log, known, telemetry, recent, bindings, .. } = &mut self;
+            let Self { log, current, known, telemetry, recent, bindings, .. } = &mut self;
             let now = Instant::now();
-            let lost = log.read(|logged| match read(&logged, known) {
-                Some(judgement) if recent.is_new((judgement.packet, judgement.tag.direction), now) => {
-                    telemetry.count(|c| &c.judged_by_kernel);
-                    telemetry.record(judgement.record(bindings.get()));
+            take_note(current, known);
+            let lost = log.read(|logged| {
+                // The rules may have become others while this waited.
+                take_note(current, known);
+                match read(&logged, known) {
+                    Some(judgement) if recent.is_new((judgement.packet, judgement.tag.direction), now) => {
+                        telemetry.count(|c| &c.judged_by_kernel);
+                        telemetry.record(judgement.record(bindings.get()));
+                    }
+                    Some(_) => {}
+                    // Of another program's rules, or from before a start.
+                    None => telemetry.count(|c| &c.kernel_records_lost),
                 }
-                Some(_) => {}
-                // Of another program's rules, or from before a start.
-                None => telemetry.count(|c| &c.kernel_records_lost),
             });
             match lost {
                 Ok(0) => {}
@@ -107,14 +111,15 @@ impl Work {
             }
         }
     }
+}
 
-    fn take_note(&mut self) {
-        let current = self.current.load_full();
-        if self.known.last().is_none_or(|last| !Arc::ptr_eq(last, &current)) {
-            self.known.push(current);
-            let beyond = self.known.len().saturating_sub(KNOWN);
-            self.known.drain(..beyond);
-        }
+/// Rules are put in place only once their snapshot is the current one.
+fn take_note(current: &ArcSwap<Snapshot>, known: &mut Vec<Arc<Snapshot>>) {
+    let current = current.load();
+    if known.last().is_none_or(|last| !Arc::ptr_eq(last, &current)) {
+        known.push(Arc::clone(&current));
+        let beyond = known.len().saturating_sub(KNOWN);
+        known.drain(..beyond);
     }
 }
 
@@ -131,7 +136,11 @@ fn read<'a>(logged: &Logged<'_>, known: &'a [Arc<Snapshot>]) -> Option<Judgement
     let tag: LogTag = logged.tag.parse().ok()?;
     let packet = Headers::parse(logged.packet)?;
     let snapshot = known.iter().rev().find(|snapshot| snapshot.generation == tag.generation)?;
-    let (network, judged) = tag.judged(snapshot)?;
+    let remote = match tag.direction {
+        Direction::Outbound => packet.destination,
+        Direction::Inbound => packet.source,
+    };
+    let (network, judged) = tag.judged(snapshot, remote)?;
     Some(Judgement { tag, packet, snapshot, network, judged })
 }
 

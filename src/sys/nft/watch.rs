@@ -1,7 +1,9 @@
 //! Whether what we put into the kernel is still there: handles and counts, which nobody can change and leave alike.
 //!
 //! The kernel gives every table, chain, rule and set a handle that it never gives again. What is not looked at: the
-//! elements of dynamic sets, which come and go, and those of lists, which may be millions.
+//! elements of dynamic sets, which come and go. Those of lists, which may be millions, are looked at in [`entries`].
+//!
+//! [`entries`]: super::entries
 
 use std::hash::{DefaultHasher, Hash, Hasher};
 
@@ -77,13 +79,19 @@ impl NftSocket {
 
     /// The bodies of the answers to one question, behind their netfilter headers.
     pub(super) fn query(&mut self, message: Message) -> Result<Vec<Vec<u8>>, NftError> {
+        let mut found = Vec::new();
+        self.query_each(message, |body| found.push(body.to_vec()))?;
+        Ok(found)
+    }
+
+    /// The same, one by one.
+    pub(super) fn query_each(&mut self, message: Message, mut found: impl FnMut(&[u8])) -> Result<(), NftError> {
         let object = message.object.clone();
         let failed = |source| NftError { object: object.clone(), source, detail: None };
         self.sequence = self.sequence.wrapping_add(1);
         let mut bytes = Vec::new();
         message.write(self.sequence, &mut bytes);
         self.socket.send(&bytes, 0).map_err(failed)?;
-        let mut found = Vec::new();
         let mut buffer = Vec::with_capacity(64 * 1024);
         loop {
             buffer.clear();
@@ -91,11 +99,11 @@ impl NftSocket {
                 Ok(_) => {}
                 Err(e) if e.kind() == std::io::ErrorKind::Interrupted => continue,
                 // The answer to a question for one object has no end of its own.
-                Err(e) if e.kind() == std::io::ErrorKind::WouldBlock => return Ok(found),
+                Err(e) if e.kind() == std::io::ErrorKind::WouldBlock => return Ok(()),
                 Err(e) => return Err(failed(e)),
             }
             if answers_of(&buffer, self.sequence, &mut found).map_err(failed)? {
-                return Ok(found);
+                return Ok(());
             }
         }
     }
