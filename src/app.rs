@@ -3,11 +3,17 @@
 //! Fails closed: a configuration that cannot be applied whole leaves the one before in force, and at start the
 //! listeners and rules are all in place or the program ends with an error.
 
+mod documents;
 mod geoip;
+mod hand_over;
 pub(crate) mod lists;
 mod notices;
 mod orders;
 mod outlook;
+mod reach;
+mod scene;
+mod settings;
+mod signals;
 
 use std::io;
 use std::path::Path;
@@ -15,39 +21,49 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use arc_swap::ArcSwap;
-use tokio::runtime::Runtime;
-use tokio::signal::unix::{Signal, SignalKind, signal};
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, watch};
 use tokio::task::{JoinError, JoinSet};
 
 use crate::admin::view::View;
 use crate::admin::{self, Admin, Order};
-use crate::config::limits::{self, Limits};
+use crate::config::limits;
 use crate::config::{self, Loaded, Mistakes, Part};
 use crate::dns::service::tell;
 use crate::firewall::{self, Capture, OnFailure, Ruleset, uses_names};
-use crate::mode::gateway::kernel::Recorder;
-use crate::mode::gateway::{self, Gateway, Listeners};
-use crate::peek;
+use crate::mode::gateway::hand_over::Spare;
+use crate::mode::gateway::kernel;
+use crate::mode::gateway::{Gateway, Listeners, recheck};
 use crate::policy::Direction;
 use crate::policy::bindings::Bindings;
 use crate::policy::snapshot::Snapshot;
-use crate::proxy::{proof, relay, udp, worker};
 use crate::sys::capture::{self, Watch};
-use crate::sys::limits::raise_descriptors;
+use crate::sys::channel::Door;
 use crate::sys::nft::NftSocket;
+use crate::sys::readable::readable;
 use crate::telemetry::writers::Writers;
 use crate::telemetry::{Happened, Telemetry, messages};
 
+use documents::Watched;
+use hand_over::Taken;
 use lists::{Fresh, Keeper};
 use notices::Notices;
 use orders::Asked;
+use scene::{Ear, End, Scene, entered};
+use signals::Signals;
 
 /// How the program ends, from the command line.
 #[derive(Clone, Copy, Debug)]
 pub struct Ending {
     pub drain: Duration,
     pub keep_rules: bool,
+}
+
+/// Whether the program begins in the place of another that runs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Beginning {
+    Alone,
+    /// Of the one that serves this network namespace, if any does.
+    TakeOver,
 }
 
 /// What could not be done, and why.
@@ -67,33 +83,55 @@ struct App {
     /// The rules in force.
     rules: Option<Ruleset>,
     watch: Option<Watch>,
-    /// Once there are workers.
-    bindings: Option<Arc<Bindings>>,
     view: Option<Arc<View>>,
     notices: Notices,
+    /// The first rules take the place of those of another tidegate that runs.
+    takes_over: bool,
+    bindings: Arc<Bindings>,
+    /// Who judges live flows again.
+    rechecks: Option<watch::Sender<Option<Arc<Snapshot>>>>,
     telemetry: Telemetry,
     generation: u64,
 }
 
 /// Runs a gateway until it is told to end.
-pub fn run(loaded: Loaded, path: &Path, ending: Ending) -> Result<(), Failure> {
+pub fn run(loaded: Loaded, path: &Path, beginning: Beginning, ending: Ending) -> Result<(), Failure> {
+    // Before the first thread, for each thread has its own.
+    reach::confine(&loaded, path);
     messages::start();
     let writers = Writers::start(&loaded.telemetry.sinks, &loaded.enforcer)
         .map_err(|error| because("write records")(io::Error::other(error)))?;
     let telemetry = Telemetry::with_sinks(writers.queues(), loaded.telemetry.allowed, loaded.enforcer.clone());
-    let result = serve(loaded, path, ending, &telemetry);
+    let result = serve(loaded, path, beginning, ending, &telemetry);
     writers.finish(LAST_RECORDS);
     say_what_happened(&telemetry);
     result
 }
 
-fn serve(loaded: Loaded, path: &Path, ending: Ending, telemetry: &Telemetry) -> Result<(), Failure> {
+fn serve(
+    loaded: Loaded,
+    path: &Path,
+    beginning: Beginning,
+    ending: Ending,
+    telemetry: &Telemetry,
+) -> Result<(), Failure> {
     // Before anything is changed that an end by signal must change back.
     let signals = Signals::listen().map_err(because("listen for signals"))?;
-    let settings = settings(&loaded.limits).map_err(because("read the limit of descriptors"))?;
-    let listeners = Listeners::open(settings.workers).map_err(because("open transparent listeners"))?;
+    let mut settings = settings::of(&loaded.limits).map_err(because("read the limit of descriptors"))?;
+    let bindings = Arc::new(Bindings::new(settings.bindings.clone()));
+    let mut taken = match beginning {
+        Beginning::Alone => None,
+        Beginning::TakeOver => Taken::ask().map_err(because("take over from the tidegate that runs"))?,
+    };
+    let listeners = match taken.as_mut().and_then(|taken| taken.listeners.take()) {
+        Some(listeners) => listeners,
+        None => Listeners::open(settings.workers).map_err(because("open transparent listeners"))?,
+    };
+    settings.workers = listeners.workers();
+    let spare = Spare::of(&listeners).map_err(because("keep the listeners for who takes over"))?;
+    let generation = taken.as_ref().map_or(1, |taken| taken.generation);
     let mut app = App {
-        snapshot: Arc::new(ArcSwap::from_pointee(loaded.snapshot(1))),
+        snapshot: Arc::new(ArcSwap::from_pointee(loaded.snapshot(generation))),
         capture: Capture {
             udp: Some(listeners.udp),
             dns_udp: Some(listeners.dns.udp),
@@ -108,22 +146,36 @@ fn serve(loaded: Loaded, path: &Path, ending: Ending, telemetry: &Telemetry) -> 
         },
         rules: None,
         watch: None,
-        bindings: None,
         view: None,
         notices: Notices::default(),
+        takes_over: taken.is_some(),
+        bindings: bindings.clone(),
+        rechecks: None,
         telemetry: telemetry.clone(),
-        generation: 1,
+        generation,
         loaded: loaded.clone(),
     };
-    let recorder = Recorder::start(&app.snapshot, telemetry).map_err(because("listen to what the kernel judges"))?;
+    let log = match &mut taken {
+        None => kernel::listen(),
+        Some(taken) => {
+            hand_over::remember(&bindings, std::mem::take(&mut taken.bound));
+            taken.quieten().and_then(|()| taken.log.take().ok_or_else(|| io::ErrorKind::InvalidData.into()))
+        }
+    };
+    let listened = because("listen to what the kernel judges");
+    let ear = log.and_then(|log| Ear::open(log, &app, telemetry)).map_err(listened)?;
     app.apply(loaded)?;
-    for warning in capture::warnings() {
+    for warning in capture::warnings(settings.worker.flows) {
         tracing::warn!("{warning}");
     }
-    let gateway =
-        Gateway::start(listeners, &settings, &app.snapshot, telemetry).map_err(because("start the workers"))?;
-    app.bindings = Some(gateway.bindings.clone());
-    recorder.knows(gateway.bindings.clone());
+    let gateway = Gateway::start(listeners, &settings, bindings, &app.snapshot, telemetry);
+    let gateway = gateway.map_err(because("start the workers"))?;
+    app.rechecks = Some(gateway.rechecks());
+    if let Some(taken) = taken {
+        taken.done().map_err(because("take over"))?;
+    }
+    let door = Door::open(hand_over::NAME);
+    let door = door.inspect_err(|error| tracing::warn!(%error, "nobody will be able to take over")).ok();
     let view = Arc::new(outlook::view(&app, &gateway, &settings, telemetry));
     app.view = Some(view.clone());
     let (to, orders) = mpsc::channel(1);
@@ -133,37 +185,26 @@ fn serve(loaded: Loaded, path: &Path, ending: Ending, telemetry: &Telemetry) -> 
     telemetry.event(telemetry.happened(Happened::Started).generation(app.snapshot.load().generation));
     messages::say("ready");
     let _ = sd_notify::notify(&[sd_notify::NotifyState::Ready]);
-    app.follow(signals, path, orders, &gateway)?;
-    telemetry.event(telemetry.happened(Happened::Stopping));
+    let mut scene = Scene { gateway, ear, spare: Some(spare), door };
+    let end = app.follow(signals, path, orders, &mut scene)?;
+    // Who takes over is looked at by the same address and socket.
     drop(admin);
+    let Scene { gateway, ear, spare, .. } = scene;
+    drop(spare);
+    let stopping = telemetry.happened(Happened::Stopping);
+    if end == End::HandedOver {
+        telemetry.event(stopping.detail("handed over"));
+        gateway.stop(ending.drain);
+        return Ok(());
+    }
+    telemetry.event(stopping);
     let _ = sd_notify::notify(&[sd_notify::NotifyState::Stopping]);
     // Live flows need the rules that bring their packets here: they go last.
     gateway.stop(ending.drain);
     app.mend();
     let removed = if ending.keep_rules { Ok(()) } else { capture::remove() };
-    drop(recorder);
+    drop(ear);
     removed.map_err(because("take the rules away"))
-}
-
-/// The signals that `run` obeys, kept from the moment this is made.
-#[derive(Debug)]
-struct Signals {
-    runtime: Runtime,
-    hangup: Signal,
-    terminate: Signal,
-    interrupt: Signal,
-}
-
-impl Signals {
-    fn listen() -> io::Result<Self> {
-        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-        let inside = runtime.enter();
-        let hangup = signal(SignalKind::hangup())?;
-        let terminate = signal(SignalKind::terminate())?;
-        let interrupt = signal(SignalKind::interrupt())?;
-        drop(inside);
-        Ok(Self { runtime, hangup, terminate, interrupt })
-    }
 }
 
 impl App {
@@ -175,6 +216,7 @@ impl App {
         let before = self.snapshot.swap(Arc::new(next));
         self.generation += 1;
         let done = match &self.rules {
+            None if self.takes_over => capture::adopt(&ruleset),
             None => capture::install(&ruleset),
             Some(standing) => capture::update(standing, &ruleset),
         };
@@ -192,16 +234,34 @@ impl App {
         if let Some(view) = &self.view {
             view.applied.store(Arc::new(outlook::applied(&self.loaded, &self.snapshot.load(), self.rules.as_ref())));
         }
+        if self.loaded.gateway.recheck {
+            self.recheck(&before);
+        }
         Ok(())
+    }
+
+    /// Ends live flows that the configuration in force forbids: those that are served here, and those that the kernel
+    /// judged.
+    fn recheck(&self, before: &Snapshot) {
+        let Some(rechecks) = &self.rechecks else { return };
+        let next = self.snapshot.load_full();
+        rechecks.send_replace(Some(next.clone()));
+        match recheck::end_forbidden(before, &next, &self.bindings, &self.telemetry) {
+            Ok(0) => {}
+            Ok(flows) => tracing::info!(flows, "the kernel has ended flows that are forbidden now"),
+            Err(error) => tracing::error!(%error, "flows that the kernel let in are not judged again"),
+        }
     }
 
     /// What the kernel holds of names was judged by the policy before, or is gone with the rules before. Until each
     /// is told anew the old verdict stands, or that of the address.
     fn judge_names_anew(&self) {
         let snapshot = self.snapshot.load();
-        let Some(bindings) = self.bindings.as_ref().filter(|_| uses_names(&snapshot)) else { return };
+        if !uses_names(&snapshot) {
+            return;
+        }
         let Ok(mut kernel) = NftSocket::open() else { return self.telemetry.count(|c| &c.names_untold) };
-        bindings.each(Instant::now(), |client, remote, name, lasts| {
+        self.bindings.each(Instant::now(), |client, remote, name, lasts| {
             if tell(&mut kernel, &snapshot, (client, remote), name, lasts).is_err() {
                 self.telemetry.count(|c| &c.names_untold);
             }
@@ -242,18 +302,20 @@ impl App {
         }
     }
 
-    /// Reloads at SIGHUP, and takes lists that became others; returns at SIGTERM or SIGINT. An error: a worker has ended,
+    /// Reloads at SIGHUP and when the configuration's files change, and takes lists that became others; returns at
+    /// SIGTERM or SIGINT, and when another has taken over and nothing lives here any more. An error: a worker has ended,
     /// and what its listeners held is lost. The rules stay and drop what nobody takes.
     fn follow(
         &mut self,
         signals: Signals,
         path: &Path,
         mut orders: mpsc::Receiver<Order>,
-        gateway: &Gateway,
-    ) -> Result<(), Failure> {
+        scene: &mut Scene,
+    ) -> Result<End, Failure> {
         let Signals { runtime, mut hangup, mut terminate, mut interrupt } = signals;
         let (mut to, mut fresh) = mpsc::channel(1);
-        let result = runtime.block_on(async {
+        let end = runtime.block_on(async {
+            let mut door = scene.door.take().and_then(|door| readable(door.0).ok());
             let mut keeper = Keeper::start(&self.loaded, &self.telemetry, &to);
             // Reading may take long, and fetch: an order to end does not wait for it.
             let mut reading = JoinSet::new();
@@ -261,54 +323,80 @@ impl App {
             let mut waiting = Asked::default();
             let mut round = tokio::time::interval(ROUND);
             round.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
-            let result = loop {
-                tokio::select! {
-                    _ = round.tick() => match gateway.is_whole() {
+            let mut watched = Watched::new(&self.loaded);
+            let end = loop {
+                let asked = tokio::select! {
+                    _ = round.tick() => match scene.gateway.is_whole() {
                         true => {
                             self.mend();
                             self.notices.look(&self.telemetry);
+                            false
                         }
                         false => break Err(because("go on")(io::Error::other("a worker has ended"))),
                     },
-                    _ = hangup.recv() => match reading.is_empty() {
-                        true => read_beside(&mut reading, path),
-                        false => again = true,
-                    },
+                    () = watched.changed() => true,
+                    _ = hangup.recv() => true,
                     Some(Order::Reload(answer)) = orders.recv() => {
                         waiting.add(answer);
-                        match reading.is_empty() {
-                            true => {
-                                waiting.begin();
-                                read_beside(&mut reading, path);
-                            }
-                            false => again = true,
-                        }
+                        true
                     }
                     Some(read) = reading.join_next() => {
                         let outcome = self.reload(read);
                         waiting.answer(&outcome);
                         if outcome.is_ok() {
+                            watched = Watched::new(&self.loaded);
                             // What is still on its way belongs to the configuration before.
                             (to, fresh) = mpsc::channel(1);
                             keeper = Keeper::start(&self.loaded, &self.telemetry, &to);
                         }
-                        if std::mem::take(&mut again) {
-                            waiting.begin();
-                            read_beside(&mut reading, path);
-                        }
+                        std::mem::take(&mut again)
                     }
-                    Some(fresh) = fresh.recv() => self.take(fresh),
-                    _ = terminate.recv() => break Ok(()),
-                    _ = interrupt.recv() => break Ok(()),
+                    Some(fresh) = fresh.recv() => {
+                        self.take(fresh);
+                        false
+                    }
+                    channel = entered(&door) => match self.hand_over(&channel, scene) {
+                        Ok(()) => {
+                            // The name is free for the new one's own door before it hears that all is done.
+                            drop(door.take());
+                            // Whether or not it hears of it, it serves.
+                            let _ = hand_over::say_done(&channel);
+                            break Ok(End::HandedOver);
+                        }
+                        Err(error) => {
+                            tracing::error!(%error, "nobody took over, and this one goes on");
+                            false
+                        }
+                    },
+                    _ = terminate.recv() => break Ok(End::Asked),
+                    _ = interrupt.recv() => break Ok(End::Asked),
+                };
+                match reading.is_empty() {
+                    true if asked => {
+                        waiting.begin();
+                        read_beside(&mut reading, path);
+                    }
+                    _ => again |= asked,
                 }
             };
             drop(keeper);
             reading.detach_all();
-            result
+            if let Ok(End::HandedOver) = end {
+                scene.gateway.leave();
+                let mut look = tokio::time::interval(Duration::from_millis(100));
+                while !scene.gateway.has_ended() {
+                    tokio::select! {
+                        _ = look.tick() => {}
+                        _ = terminate.recv() => break,
+                        _ = interrupt.recv() => break,
+                    }
+                }
+            }
+            end
         });
         // Whatever is being read or fetched is not waited for.
         runtime.shutdown_background();
-        result
+        end
     }
 
     /// The generation in force, or why the one before stays.
@@ -318,7 +406,10 @@ impl App {
                 Some(path) => Err(format!("{} holds no entry any more", path.display())),
                 None => self.apply(loaded).map_err(|failure| failure.to_string()),
             },
-            Ok(Err(mistakes)) => Err(format!("the configuration has mistakes:\n{mistakes}")),
+            Ok(Err(mistakes)) => {
+                let advice = reach::explain(&mistakes).unwrap_or_default();
+                Err(format!("the configuration has mistakes:\n{mistakes}{advice}"))
+            }
             Err(error) => Err(format!("the configuration could not be read: {error}")),
         };
         match outcome {
@@ -374,39 +465,6 @@ fn read_beside(reading: &mut JoinSet<Result<Loaded, Mistakes>>, path: &Path) {
     reading.spawn_blocking(move || config::load(&path));
 }
 
-fn settings(limits: &Limits) -> io::Result<gateway::Settings> {
-    let descriptors = usize::try_from(raise_descriptors()?).unwrap_or(usize::MAX);
-    let possible = descriptors.saturating_sub(RESERVED_DESCRIPTORS) / DESCRIPTORS_OF_A_FLOW;
-    if possible < limits.flows {
-        tracing::warn!(flows = possible, "the limit of open descriptors allows fewer flows than limits.flows");
-    }
-    let workers = match limits.workers {
-        0 => std::thread::available_parallelism().map_or(1, usize::from),
-        number => number,
-    };
-    Ok(gateway::Settings {
-        workers,
-        worker: worker::Settings {
-            flows: limits.flows.min(possible),
-            peek: peek::tcp::Limits { held: limits.held_bytes, fingerprints: true },
-            dial_from: worker::DialFrom::Client,
-            proof: proof::Settings::new(resolvers()),
-        },
-        relay: relay::Settings { idle: limits.idle, connect: CONNECT },
-        dns: limits.dns.dns.clone(),
-        // Each worker has a table for each family.
-        udp: udp::Settings { flows: (limits.flows / workers).max(1), ..udp::Settings::default() },
-        bindings: limits.dns.bindings.clone(),
-        kernel_names: true,
-    })
-}
-
-/// This host's own resolvers; without the file, none.
-fn resolvers() -> Vec<std::net::SocketAddr> {
-    let text = std::fs::read_to_string("/etc/resolv.conf").unwrap_or_default();
-    crate::dns::lookup::resolvers_of_host(&text)
-}
-
 /// A last line for the operator: what was counted, so that no limit is passed in silence.
 fn say_what_happened(telemetry: &Telemetry) {
     let counters: Vec<_> = telemetry.counters().all().into_iter().filter(|(_, count)| *count > 0).collect();
@@ -432,9 +490,3 @@ const ROUND: Duration = Duration::from_secs(2);
 const LAST_RECORDS: Duration = Duration::from_secs(3);
 /// Characters of the reason in the event of a refused reload.
 const LONGEST_DETAIL: usize = 2000;
-/// How long a server may take to answer.
-const CONNECT: Duration = Duration::from_secs(15);
-/// Its two sockets.
-const DESCRIPTORS_OF_A_FLOW: usize = 2;
-/// For listeners, netlink, logs, pipes in flight and flows that are being refused.
-const RESERVED_DESCRIPTORS: usize = 512;

@@ -6,6 +6,7 @@
 mod contents;
 mod dns;
 mod document;
+pub mod documents;
 mod geoip;
 mod inspection;
 pub mod limits;
@@ -35,6 +36,7 @@ use crate::policy::rules::Policy;
 use crate::policy::snapshot::Snapshot;
 
 use document::Document;
+pub use documents::Documents;
 use geoip::Databases;
 pub use geoip::GeoSource;
 use limits::{GatewaySettings, Limits};
@@ -70,6 +72,8 @@ pub struct Loaded {
     pub warnings: Mistakes,
     /// Every file that was read: the configuration, what it includes, and its lists.
     pub files: Vec<PathBuf>,
+    /// Where to see that the configuration has changed.
+    pub documents: Documents,
 }
 
 impl Loaded {
@@ -103,6 +107,15 @@ pub fn load_with(path: &Path, fetching: Fetching) -> Result<Loaded, Mistakes> {
     finish(source.and_then(|source| read(&source, fetching, &report)), report)
 }
 
+/// The user that `gateway.user` names, before anything else is read: whoever reads the rest is that user already. What
+/// cannot be read here will be told of there.
+pub fn user(path: &Path) -> Option<String> {
+    let report = Report::default();
+    let source = document::open(path, None, &report)?;
+    let document = document::parse(&source, &report);
+    Table::top(&report, &source, &document).table("gateway")?.text("user").map(|user| user.value)
+}
+
 /// The `[telemetry]` of a file, whatever else it says: for those who look at a gateway that runs.
 pub fn telemetry_of(path: &Path) -> Option<TelemetrySettings> {
     let report = Report::default();
@@ -112,7 +125,7 @@ pub fn telemetry_of(path: &Path) -> Option<TelemetrySettings> {
     Some(telemetry::read(table, &Arc::from(""), 1, &report))
 }
 
-/// The same for a text that stands in no file; `name` stands for the file in what is said of it.
+/// A configuration in a text that stands in no file; `name` stands for the file in what is said of it.
 pub fn load_text(name: &str, text: String) -> Result<Loaded, Mistakes> {
     let report = Report::default();
     let source = Source::whole(PathBuf::from(name), text);
@@ -131,7 +144,7 @@ fn read(source: &Arc<Source>, fetching: Fetching, report: &Report) -> Option<Loa
     let document = document::parse(source, report);
     let mut top = Table::top(report, source, &document);
     let enforcer = enforcer(&mut top, report);
-    let included = document::included(&mut top, report);
+    let (included, patterns) = document::included(&mut top, report);
     let documents: Vec<_> = included.iter().map(|source| document::parse(source, report)).collect();
     let gateway = top.table("gateway").map(limits::read_gateway).unwrap_or_default();
     let limits = top.table("limits").map(limits::read_limits).unwrap_or_default();
@@ -142,6 +155,7 @@ fn read(source: &Arc<Source>, fetching: Fetching, report: &Report) -> Option<Loa
     top.take("sidecar");
     let databases = top.table("geoip").map(|table| geoip::read(table, report)).unwrap_or_default();
     let mut files: Vec<PathBuf> = std::iter::once(source).chain(&included).map(|file| file.path.clone()).collect();
+    let documents_read = Documents::new(files.clone(), patterns);
     let mut tops = vec![top];
     tops.extend(included.iter().zip(&documents).map(|(source, document)| included_top(report, source, document)));
     let mut list_sources = Vec::new();
@@ -156,6 +170,7 @@ fn read(source: &Arc<Source>, fetching: Fetching, report: &Report) -> Option<Loa
     let lists = objects.lists.iter().filter_map(Slot::ready).cloned().collect();
     let warnings = Mistakes::default();
     let enforcer = enforcer.value.into();
+    let documents = documents_read;
     Some(Loaded {
         enforcer,
         networks,
@@ -168,6 +183,7 @@ fn read(source: &Arc<Source>, fetching: Fetching, report: &Report) -> Option<Loa
         telemetry,
         warnings,
         files,
+        documents,
     })
 }
 

@@ -4,8 +4,8 @@
 //! prerouting (raw), UDP alone                      forward (filter)
 //!   forwarded flows, no long header -> pass          marked for us, yet forwarded    -> drop
 //!   refused and silenced flows    -> reject, drop    replies                         -> pass
-//!   what a Network inspects       -> tproxy,         forwarded flows, no long header -> pass
-//!             untracked, or drop where nobody listens
+//!   what a Network inspects       -> tproxy,         flows that a later policy ended -> drop, answer
+//!             untracked, or drop where nobody listens  forwarded flows, no long header -> pass
 //! prerouting (mangle)                                what a Network should have had  -> drop
 //!   to our listeners directly     -> drop            of flows that were let in       -> pass
 //!   flows that we hold            -> to us           new flows of a Network          -> by their addresses: pass,
@@ -59,6 +59,12 @@ pub const TABLE: &str = "tidegate";
 
 /// The bit of connection tracking's labels by which a flow is known that was let in: the last of 128.
 pub const JUDGED_LABEL: u8 = 127;
+
+/// The bits by which a flow is known that a later policy ended: all of them bear the first, and one of the others if its
+/// packets are answered.
+pub const ENDED_LABEL: u8 = 126;
+pub const ENDED_UNREACHABLE_LABEL: u8 = 125;
+pub const ENDED_RESET_LABEL: u8 = 124;
 
 /// The counter of packets that were judged and not recorded, since more came than may be recorded.
 pub const UNRECORDED: &str = "unrecorded";

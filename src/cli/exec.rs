@@ -189,6 +189,8 @@ fn gateway_settings(loaded: &Loaded, configured: bool) -> gateway::Settings {
         workers: 1,
         worker: worker::Settings {
             flows: limits.flows,
+            // There is but one client.
+            flows_of_one: limits.flows,
             peek: peek::tcp::Limits { held: limits.held_bytes, fingerprints: true },
             dial_from: worker::DialFrom::Host,
             proof: proof::Settings::new(resolvers()),

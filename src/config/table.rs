@@ -11,7 +11,7 @@ use toml::de::{DeString, DeTable, DeValue};
 
 use super::mistake::{Place, Report, Source};
 use super::nearest::nearest;
-use super::unbuilt::{Refused, missing};
+use super::unbuilt::missing;
 use super::value::{Located, Value};
 
 /// A table of the document, read key by key.
@@ -44,24 +44,10 @@ impl<'a> Table<'a> {
         let (name, value) = self.entries.get_key_value(key)?;
         let path = if self.path.is_empty() { key.to_owned() } else { format!("{}.{key}", self.path) };
         let value = Value::new(self.at(value.span()), path, self.report, value.get_ref());
-        match missing(&value.path, &value.plain()) {
-            None => Some(value),
-            Some((refused, what)) => {
-                self.refuse(&self.at(name.span()), &value, refused, what);
-                None
-            }
-        }
-    }
-
-    fn refuse(&self, place: &Place, value: &Value<'_>, refused: Refused, what: &str) {
-        let path = &value.path;
-        let (what, mend) = match refused {
-            Refused::As(word) => {
-                (format!("`{path}` = `{word}` is not built yet: {what}"), "take another value, or leave it out")
-            }
-            _ => (format!("`{path}` is not built yet: {what}"), "leave it out"),
-        };
-        self.report.error(place, what, mend);
+        let Some(what) = missing(&value.path) else { return Some(value) };
+        let what = format!("`{}` is not built yet: {what}", value.path);
+        self.report.error(&self.at(name.span()), what, "leave it out");
+        None
     }
 
     /// The value of a key that must be there.

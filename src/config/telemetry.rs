@@ -8,6 +8,7 @@ use std::time::Duration;
 use super::mistake::Report;
 use super::table::Table;
 use super::value::Located;
+use crate::sys::privileges::files::RUNTIME;
 use crate::telemetry::sink::{Facility, Rotation, Template};
 use crate::telemetry::writers::{Destination, SinkSettings};
 
@@ -35,13 +36,13 @@ impl TelemetrySettings {
 }
 
 impl TelemetrySettings {
-    /// Folders in which files are made, renamed and removed while the gateway runs.
-    pub fn written_folders(&self) -> impl Iterator<Item = &Path> {
+    /// Files beside which others are made, renamed and removed while the gateway runs.
+    pub fn written_files(&self) -> impl Iterator<Item = &Path> {
         let files = self.sinks.iter().filter_map(|sink| match &sink.to {
             Destination::File { path, .. } => Some(&**path),
             _ => None,
         });
-        files.chain(self.socket.as_deref()).filter_map(Path::parent)
+        files.chain(self.socket.as_deref())
     }
 }
 
@@ -50,7 +51,7 @@ pub fn default_socket() -> PathBuf {
     // systemd may name several, and the first is ours.
     let folder = std::env::var("RUNTIME_DIRECTORY").ok().and_then(|all| Some(all.split(':').next()?.to_owned()));
     let folder = folder.filter(|folder| !folder.is_empty());
-    PathBuf::from(folder.unwrap_or_else(|| "/run/tidegate".to_owned())).join("tidegate.sock")
+    PathBuf::from(folder.unwrap_or_else(|| RUNTIME.to_owned())).join("tidegate.sock")
 }
 
 /// `records`: how many wait for a sink that does not say otherwise.

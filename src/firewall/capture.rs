@@ -16,7 +16,9 @@ use super::ruleset::{
     Chain, Connection, Datum, Element, Expression, Family, Field, Hook, Key, Rule, Ruleset, Set, SetKind, Verdict,
 };
 use super::selection::{Stage, network_chain, port_sets, protected_sets, select, selection_chain};
-use super::{Capture, Listener, MARK, OnFailure, TABLE, TCP, UDP};
+use super::{
+    Capture, ENDED_LABEL, ENDED_RESET_LABEL, ENDED_UNREACHABLE_LABEL, Listener, MARK, OnFailure, TABLE, TCP, UDP,
+};
 use crate::policy::Direction;
 use crate::policy::network::{DNS_PORT, ENCRYPTED_DNS_PORT, Mode, Network, Quic};
 use crate::policy::snapshot::Snapshot;
@@ -37,6 +39,7 @@ const INSPECTED_UDP: &str = "inspected_udp";
 /// What all of them capture.
 const GUARDED: &str = "guarded";
 const GUARD: &str = "guard";
+const ENDED: &str = "ended";
 const UDP_CHAIN: &str = "udp";
 const TO_DNS_UDP: &str = "to_dns_udp";
 const TO_DNS_TCP: &str = "to_dns_tcp";
@@ -79,7 +82,7 @@ pub fn render(snapshot: &Snapshot, capture: &Capture) -> Ruleset {
         }
     }
     chains.extend(Family::BOTH.map(sent_chain));
-    chains.extend([answered_chain(), guard(capture), udp_chain(capture), prerouting_udp()]);
+    chains.extend([answered_chain(), ended(), guard(capture), udp_chain(capture), prerouting_udp()]);
     chains.push(prerouting(capture));
     chains.push(forward(capture));
     Ruleset { table: TABLE, sets, lists, chains }
@@ -132,6 +135,7 @@ fn forward(capture: &Capture) -> Chain {
     if capture.on_failure == OnFailure::Closed {
         rules.push(Rule(vec![Expression::MarkIs(MARK), Expression::Counter, drop()]));
     }
+    rules.push(Rule(vec![Expression::Labelled(ENDED_LABEL), goto(ENDED)]));
     rules.push(reply_passes());
     rules.push(Rule(vec![of_interest(GUARDED, false), jump(GUARD)]));
     // Not whatever connection tracking knows: it may have begun before anybody judged.
@@ -152,6 +156,16 @@ fn forward(capture: &Capture) -> Chain {
 fn reply_passes() -> Rule {
     let of_a_flow = Expression::Connection(&[Connection::Established, Connection::Related]);
     Rule(vec![Expression::Reply, of_a_flow, accept()])
+}
+
+/// Both directions of a flow that was let in and that a later policy has ended.
+fn ended() -> Chain {
+    let rules = vec![
+        Rule(vec![Expression::Labelled(ENDED_RESET_LABEL), Expression::Protocol(TCP), Expression::Reset]),
+        Rule(vec![Expression::Labelled(ENDED_UNREACHABLE_LABEL), Expression::Reject]),
+        Rule(vec![Expression::Counter, drop()]),
+    ];
+    Chain::new(ENDED, rules)
 }
 
 fn guard(capture: &Capture) -> Chain {

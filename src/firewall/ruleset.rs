@@ -122,6 +122,8 @@ pub enum Expression {
     Reply,
     /// `ct label LABEL`: the flow was let in by [`Expression::SetJudged`].
     Judged,
+    /// `ct label N`, one of those of flows that a later policy ended.
+    Labelled(u8),
     /// `tcp flags & (syn | ack) == syn`: somebody opens a connection.
     TcpOpening,
     /// `socket wildcard 0 socket transparent 1`: a transparent socket of ours, connected or listening for exactly this.

@@ -89,6 +89,7 @@ impl Display for Expression {
             Self::Connection(states) => write!(f, "ct state {}", Joined(states, ",")),
             Self::Reply => f.write_str("ct direction reply"),
             Self::Judged => write!(f, "ct label {JUDGED_LABEL}"),
+            Self::Labelled(label) => write!(f, "ct label {label}"),
             Self::SetJudged => write!(f, "ct label set {JUDGED_LABEL}"),
             Self::TcpOpening => f.write_str("tcp flags & (syn | ack) == syn"),
             Self::TransparentSocket => f.write_str("socket wildcard 0 socket transparent 1"),

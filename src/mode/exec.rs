@@ -60,6 +60,7 @@ use self::ports::Ports;
 use self::signals::{Signals, Terminal};
 use self::tally::Tally;
 use super::gateway::{self, Gateway};
+use crate::policy::bindings::Bindings;
 use crate::policy::snapshot::Snapshot;
 use crate::sys::channel::Channel;
 use crate::sys::fork::fork;
@@ -255,7 +256,9 @@ impl Running {
             .spawn(move || tally.take(writer))
             .map_err(step("start the writer of records"))?;
         let snapshot = Arc::new(ArcSwap::from_pointee(settings.snapshot));
-        let gateway = Gateway::start(enclosed.passed.listeners, &settings.gateway, &snapshot, &telemetry)
+        let bindings = Arc::new(Bindings::new(settings.gateway.bindings.clone()));
+        let listeners = enclosed.passed.listeners;
+        let gateway = Gateway::start(listeners, &settings.gateway, bindings, &snapshot, &telemetry)
             .map_err(step("start the worker"))?;
         (settings.beside.0)(snapshot, telemetry.clone()).map_err(step("keep lists as new as their sources"))?;
         let ports = Ports::new(enclosed.passed.host_ports, exposed, lines.sockets);

@@ -35,6 +35,18 @@ pub fn update(standing: &Ruleset, next: &Ruleset) -> io::Result<()> {
     }
 }
 
+/// Turns the rules of a gateway that hands over into these, and keeps what it has told the kernel of flows. Where that
+/// cannot be, they are replaced whole.
+pub fn adopt(next: &Ruleset) -> io::Result<()> {
+    match NftSocket::open()?.adopt(next) {
+        Ok(()) => add_routes(),
+        Err(error) => {
+            tracing::warn!(%error, "the rules that stand are replaced, and flows that the kernel forwards with them");
+            install(next)
+        }
+    }
+}
+
 /// Rules and routes in force, looked after.
 #[derive(Debug)]
 pub struct Watch {
@@ -111,14 +123,27 @@ pub fn remove() -> io::Result<()> {
     Ok(())
 }
 
-/// Settings of this host, the administrator's to change, with which a gateway does less than one expects.
-pub fn warnings() -> Vec<String> {
+/// Settings of this host, the administrator's to change, with which a gateway of so many flows does less than one expects.
+pub fn warnings(flows: usize) -> Vec<String> {
     let odd = |(key, wanted, meaning): &(&str, &str, &str)| {
         let value = std::fs::read_to_string(format!("/proc/sys/{}", key.replace('.', "/"))).ok()?;
         let value = value.trim();
         (value != *wanted).then(|| format!("{key} is {value}: {meaning}"))
     };
-    SETTINGS.iter().filter_map(odd).collect()
+    SETTINGS.iter().filter_map(odd).chain(few_tracked(flows)).collect()
+}
+
+/// A flow that is served here is two to connection tracking: the client's and the server's.
+fn few_tracked(flows: usize) -> Option<String> {
+    let value = std::fs::read_to_string("/proc/sys/net/netfilter/nf_conntrack_max").ok()?;
+    let most: usize = value.trim().parse().ok()?;
+    let wanted = flows.saturating_mul(2);
+    (most < wanted).then(|| {
+        format!(
+            "net.netfilter.nf_conntrack_max is {most}: the kernel drops new flows before limits.flows is reached; \
+             {wanted} or more serve"
+        )
+    })
 }
 
 fn add_routes() -> io::Result<()> {

@@ -122,6 +122,16 @@ impl NftSocket {
         self.transact(encode::update(standing, next, SystemTime::now()))
     }
 
+    /// Turns whatever stands of another tidegate into this ruleset in one step, and keeps what lies in the dynamic sets
+    /// that both have. Without any it is put in place.
+    pub fn adopt(&mut self, next: &Ruleset) -> Result<(), NftError> {
+        if !self.is_installed()? {
+            return self.replace(next);
+        }
+        let standing = self.standing()?;
+        self.transact(encode::adopt(&standing, next, SystemTime::now()))
+    }
+
     /// Takes our table away; nothing happens if there is none.
     pub fn remove(&mut self) -> Result<(), NftError> {
         self.transact(encode::remove())

@@ -1,4 +1,5 @@
-//! A filter of system calls for what namespaces do not hold back (seccomp(2)).
+//! Filters of system calls (seccomp(2)): here for a command behind tidegate, for what namespaces do not hold back; in
+//! [`service`] for tidegate itself.
 //!
 //! | refused | since |
 //! |---|---|
@@ -9,6 +10,8 @@
 //!
 //! Fails closed: where the filter cannot be put in force, the program is not started.
 
+pub mod service;
+
 use std::io;
 
 use libc::{c_ulong, sock_filter, sock_fprog};
@@ -16,8 +19,11 @@ use libc::{c_ulong, sock_filter, sock_fprog};
 /// Puts the filter in force for this thread and all that it starts, for good. Sets no_new_privs first, without which an
 /// ordinary user may not.
 pub fn confine() -> io::Result<()> {
+    enforce(program())
+}
+
+fn enforce(mut filter: Vec<sock_filter>) -> io::Result<()> {
     rustix::thread::set_no_new_privs(true)?;
-    let mut filter = program();
     let length = u16::try_from(filter.len()).map_err(|_| io::ErrorKind::InvalidInput)?;
     let program = sock_fprog { len: length, filter: filter.as_mut_ptr() };
     // SAFETY: the kernel reads `len` instructions at `filter`, which lives through the call.

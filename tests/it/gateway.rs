@@ -2,6 +2,7 @@
 
 use std::io::Write;
 use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream};
+use std::path::PathBuf;
 use std::process::Command;
 use std::sync::mpsc::{self, Receiver};
 use std::time::Duration;
@@ -121,6 +122,11 @@ impl Gateway {
     /// Writes another configuration, which a reload will find.
     pub(crate) fn rewrite(&self, configuration: &str) {
         std::fs::write(self.folder.path().join("tidegate.toml"), configuration).unwrap();
+    }
+
+    /// A path in the folder of its configuration.
+    pub(crate) fn path(&self, name: &str) -> PathBuf {
+        self.folder.path().join(name)
     }
 
     /// Asks for a reload (SIGHUP) and waits until the configuration is in force.

@@ -63,6 +63,29 @@ fn a_reload_with_mistakes_changes_nothing_and_says_so() {
 }
 
 #[test]
+fn a_file_that_changes_is_in_force_by_itself_and_one_with_mistakes_never() {
+    in_lab(|lab| {
+        let (_origins, _) = servers(lab);
+        let before = configuration("tcp-reset", "type = \"prefer-both\"");
+        let gateway = Gateway::start(lab, &before);
+        let outcome = |name: &str| {
+            let request = request(Family::V6, at(Site::A, Family::V6, 2, 80), Some(name));
+            lab.client.run(|| ask_http(&request)).unwrap().saw
+        };
+        gateway.rewrite("[[network]]\nname = 7\n");
+        gateway.enforcer.message(|line| line.contains("has mistakes"), DEADLINE).unwrap();
+        assert!(matches!(outcome("unlisted.example"), Saw::Answer(_)));
+        assert_eq!(outcome("blocked.example"), Saw::Reset);
+
+        gateway.rewrite(&before.replace("[\"blocked.example\"]", "[\"unlisted.example\"]"));
+        gateway.enforcer.message(|line| line.contains("reloaded"), DEADLINE).unwrap();
+        assert_eq!(outcome("unlisted.example"), Saw::Reset);
+        assert!(matches!(outcome("blocked.example"), Saw::Answer(_)));
+        gateway.stop();
+    });
+}
+
+#[test]
 fn at_an_orderly_end_live_flows_may_finish() {
     in_lab(|lab| {
         let accepted = listen(lab, 80);

@@ -27,15 +27,19 @@ use crate::wire::ip::Headers;
 /// The thread that records; it ends when this is dropped.
 #[derive(Debug)]
 pub struct Recorder {
-    thread: Option<JoinHandle<()>>,
+    thread: Option<JoinHandle<PacketLog>>,
     stop: Arc<AtomicBool>,
     bindings: Arc<OnceLock<Arc<Bindings>>>,
 }
 
+/// Listens from now on: what is logged waits until somebody reads it.
+pub fn listen() -> io::Result<PacketLog> {
+    PacketLog::open(LOG_GROUP, PATIENCE)
+}
+
 impl Recorder {
-    /// Begins to listen before it returns, so that no judgement of rules that come later is missed.
-    pub fn start(snapshot: &Arc<ArcSwap<Snapshot>>, telemetry: &Telemetry) -> io::Result<Self> {
-        let log = PacketLog::open(LOG_GROUP, PATIENCE)?;
+    /// Reads what `log` has heard and will hear.
+    pub fn start(log: PacketLog, snapshot: &Arc<ArcSwap<Snapshot>>, telemetry: &Telemetry) -> io::Result<Self> {
         let stop = Arc::new(AtomicBool::new(false));
         let bindings = Arc::new(OnceLock::new());
         let work = Work {
@@ -51,6 +55,16 @@ impl Recorder {
         Ok(Self { thread: Some(thread), stop, bindings })
     }
 
+    /// Records what was judged until now, and gives back what listens. `None`: its thread has panicked.
+    pub fn stop(mut self) -> Option<PacketLog> {
+        self.end()
+    }
+
+    fn end(&mut self) -> Option<PacketLog> {
+        self.stop.store(true, Ordering::Relaxed);
+        self.thread.take()?.join().ok()
+    }
+
     /// Where the names are that DNS gave.
     pub fn knows(&self, bindings: Arc<Bindings>) {
         // A second call would tell of the same.
@@ -60,11 +74,8 @@ impl Recorder {
 
 impl Drop for Recorder {
     fn drop(&mut self) {
-        self.stop.store(true, Ordering::Relaxed);
-        if let Some(thread) = self.thread.take() {
-            // A reader that panicked has recorded what it could.
-            let _ = thread.join();
-        }
+        // A reader that panicked has recorded what it could.
+        let _ = self.end();
     }
 }
 
@@ -80,7 +91,7 @@ struct Work {
 }
 
 impl Work {
-    fn run(mut self) {
+    fn run(mut self) -> PacketLog {
         // What was judged before the end is recorded before the end.
         let mut last = false;
         while !last {
@@ -110,6 +121,7 @@ impl Work {
                 }
             }
         }
+        self.log
     }
 }
 

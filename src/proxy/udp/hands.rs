@@ -2,13 +2,17 @@
 
 use std::io;
 use std::rc::Rc;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
+
+use tokio::sync::watch;
 
 use super::accounts::{Accounts, Next};
 use super::relay::Relay;
 use super::{Settings, Way};
 use crate::firewall::{Family, FlowKey, FlowSet};
 use crate::policy::DropAction;
+use crate::policy::snapshot::Snapshot;
 use crate::proxy::flow::Closing;
 use crate::proxy::live::Live;
 use crate::proxy::worker::Worker;
@@ -45,6 +49,7 @@ struct Kernel {
     uncounted: Vec<FlowKey>,
     accounts: Accounts<Box<Closing>>,
     telemetry: Telemetry,
+    leaving: watch::Receiver<bool>,
     /// No kernel set took a flow at this time.
     full: Option<Instant>,
 }
@@ -60,6 +65,7 @@ impl Hands {
                 uncounted: Vec::new(),
                 accounts: Accounts::new(settings.counted),
                 telemetry: worker.telemetry.clone(),
+                leaving: worker.leaving.clone(),
                 full: None,
             })),
             Way::Relay(answers) => Onward::Relay(Box::new(Relay::new(answers, worker.telemetry.clone())?)),
@@ -153,16 +159,31 @@ impl Hands {
 
     /// Ends a flow: all its packets, for a while.
     pub(super) fn block(&mut self, flow: &FlowKey, action: DropAction, quoted: &[u8]) {
-        let set = match action {
-            DropAction::Discard => FlowSet::Silenced,
-            DropAction::IcmpUnreachable | DropAction::TcpReset => FlowSet::Refused,
-        };
+        let blocked = (blocking_set(action), *flow, Some(self.settings.blocked));
         match &mut self.onward {
-            Onward::Kernel(kernel) => kernel.changes.push((set, *flow, Some(self.settings.blocked))),
+            Onward::Kernel(kernel) => kernel.changes.push(blocked),
             // Its packets go on coming here, and are refused here.
             Onward::Relay(relay) => relay.end(flow),
         }
         self.refuse(flow, action, quoted);
+    }
+
+    /// Ends the flows that a policy forbids, for so long that the client has given them up, and tells which.
+    pub(super) fn recheck(&mut self, policy: &Arc<Snapshot>) -> Vec<(FlowKey, DropAction)> {
+        let Onward::Kernel(kernel) = &mut self.onward else { return Vec::new() };
+        let again = |(flow, closing): (&FlowKey, &mut Box<Closing>)| Some((*flow, closing.judge_again(policy)?));
+        let forbidden: Vec<_> = kernel.accounts.closings().filter_map(again).collect();
+        for (flow, action) in &forbidden {
+            kernel.changes.push((blocking_set(*action), *flow, Some(self.settings.ended)));
+        }
+        kernel.flush();
+        for (flow, _) in &forbidden {
+            if let Err(error) = kernel.nft.remove_flow(FlowSet::Forwarded, flow) {
+                tracing::warn!(client = %flow.client, remote = %flow.remote, %error, "a forbidden UDP flow is not ended");
+            }
+            kernel.conclude(flow, "policy");
+        }
+        forbidden
     }
 
     /// Answers one datagram as its Network says. UDP knows no reset: what stands for it is the ICMP too.
@@ -282,9 +303,19 @@ fn counted(nft: &mut NftSocket, flow: &FlowKey) -> [u64; 2] {
 
 impl Drop for Kernel {
     fn drop(&mut self) {
+        // What another process takes over, the kernel goes on forwarding: it is only counted no more.
+        let closed_by = if *self.leaving.borrow() { "hand-over" } else { "shutdown" };
         for flow in self.accounts.flows() {
-            self.conclude(&flow, "shutdown");
+            self.conclude(&flow, closed_by);
         }
+    }
+}
+
+/// UDP knows no reset: what stands for it is the ICMP too.
+fn blocking_set(action: DropAction) -> FlowSet {
+    match action {
+        DropAction::Discard => FlowSet::Silenced,
+        DropAction::IcmpUnreachable | DropAction::TcpReset => FlowSet::Refused,
     }
 }
 

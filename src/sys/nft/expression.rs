@@ -68,13 +68,10 @@ pub(super) fn add(list: &mut Message, expression: &Expression) {
             load_ct(list, DIRECTION);
             compare(list, FIRST, &[REPLY]);
         }
-        Expression::Judged => {
-            load_ct(list, CT_LABELS);
-            bitwise_and(list, FIRST, &judged());
-            compare_with(list, FIRST, NOT_EQUAL, &[0; 16]);
-        }
+        Expression::Judged => match_label(list, JUDGED_LABEL),
+        Expression::Labelled(label) => match_label(list, *label),
         Expression::SetJudged => {
-            immediate(list, FIRST, &judged());
+            immediate(list, FIRST, &labels(JUDGED_LABEL));
             named(list, "ct", |ct| {
                 ct.u32(2, CT_LABELS);
                 ct.u32(4, FIRST);
@@ -201,9 +198,15 @@ fn load_ct(list: &mut Message, key: u32) {
     });
 }
 
-/// The labels of a flow that has ours alone, as the kernel keeps them.
-fn judged() -> [u8; 16] {
-    (1_u128 << JUDGED_LABEL).to_ne_bytes()
+fn match_label(list: &mut Message, label: u8) {
+    load_ct(list, CT_LABELS);
+    bitwise_and(list, FIRST, &labels(label));
+    compare_with(list, FIRST, NOT_EQUAL, &[0; 16]);
+}
+
+/// The labels of a flow that has this one alone, as the kernel keeps them.
+fn labels(label: u8) -> [u8; 16] {
+    (1_u128 << label).to_ne_bytes()
 }
 
 fn beyond(list: &mut Message, per_second: u32) {

@@ -7,6 +7,7 @@
 
 use std::hash::{DefaultHasher, Hash, Hasher};
 
+use super::encode::{Shape, Standing};
 use super::message::{
     DUMP, GET_CHAIN, GET_ELEMENT, GET_OBJECT_RESET, GET_RULE, GET_SET, GET_TABLE, Message, answers_of,
 };
@@ -63,6 +64,31 @@ impl NftSocket {
         Ok(Fingerprint(hash.finish()))
     }
 
+    /// The sets and chains of our table, whoever made it.
+    pub(super) fn standing(&mut self) -> Result<Standing, NftError> {
+        let mut standing = Standing::default();
+        for (get, what) in [(GET_SET, "sets"), (GET_CHAIN, "chains")] {
+            for body in self.query(Message::in_table(get, DUMP, 1, what))? {
+                let value = |wanted: u16| Attributes(&body).find(|(kind, _)| *kind == wanted).map(|(_, value)| value);
+                if value(1).is_none_or(|table| text(table) != TABLE.as_bytes()) {
+                    continue;
+                }
+                let name = |kind| value(kind).and_then(|name| String::from_utf8(text(name).to_vec()).ok());
+                let number = |kind| value(kind).and_then(word).unwrap_or_default();
+                if get == GET_CHAIN {
+                    standing.chains.extend(name(3));
+                } else if let Some(name) = name(2) {
+                    let size = value(9).and_then(|about| Attributes(about).find(|(kind, _)| *kind == 1));
+                    let timeout = value(11).and_then(|timeout| timeout.try_into().ok()).map_or(0, u64::from_be_bytes);
+                    let size = size.and_then(|(_, size)| word(size)).unwrap_or_default();
+                    let shape = Shape { flags: number(3), types: number(4), width: number(5), size, timeout };
+                    standing.sets.push((name, shape));
+                }
+            }
+        }
+        Ok(standing)
+    }
+
     /// The packets that were judged and not recorded since this was asked last.
     pub fn take_unrecorded(&mut self) -> Result<u64, NftError> {
         const COUNTER: u32 = 1;
@@ -107,6 +133,10 @@ impl NftSocket {
             }
         }
     }
+}
+
+fn word(value: &[u8]) -> Option<u32> {
+    value.try_into().ok().map(u32::from_be_bytes)
 }
 
 fn text(value: &[u8]) -> &[u8] {
