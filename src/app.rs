@@ -7,6 +7,9 @@ mod documents;
 mod geoip;
 mod hand_over;
 pub(crate) mod lists;
+mod notices;
+mod orders;
+mod outlook;
 mod reach;
 mod rules;
 mod scene;
@@ -23,6 +26,8 @@ use arc_swap::ArcSwap;
 use tokio::sync::{mpsc, watch};
 use tokio::task::{JoinError, JoinSet};
 
+use crate::admin::view::View;
+use crate::admin::{self, Admin, Order};
 use crate::config::{self, Loaded, Mistakes, Part};
 use crate::dns::service::tell;
 use crate::firewall::{Capture, FORGED, Ruleset, UNRECORDED, uses_names};
@@ -37,11 +42,14 @@ use crate::sys::channel::Door;
 use crate::sys::nft::NftSocket;
 use crate::sys::privilege;
 use crate::sys::readable::readable;
-use crate::telemetry::{Queue, Telemetry};
+use crate::telemetry::writers::Writers;
+use crate::telemetry::{Happened, Telemetry, messages};
 
 use documents::Watched;
 use hand_over::Taken;
 use lists::{Fresh, Keeper};
+use notices::Notices;
+use orders::Asked;
 pub use rules::install_rules;
 use rules::{Listening, capture_of, render};
 use scene::{Ear, End, Scene, entered};
@@ -83,6 +91,8 @@ struct App {
     watch: Option<Watch>,
     /// At the last look.
     intact: bool,
+    view: Option<Arc<View>>,
+    notices: Notices,
     /// The first rules take the place of those of another tidegate that runs.
     takes_over: bool,
     bindings: Arc<Bindings>,
@@ -98,23 +108,22 @@ pub fn run(loaded: Loaded, path: &Path, beginning: Beginning, ending: Ending) ->
     let without_rights = sidecar.is_some();
     // Before the first thread, for each thread has its own.
     reach::confine(&loaded, path);
-    let (queue, writer) = Queue::new(loaded.limits.records);
-    let telemetry = Telemetry::new(queue.clone());
-    let writing = std::thread::Builder::new()
-        .name("records".into())
-        .spawn(move || {
-            if without_rights && let Err(error) = privilege::keep_only(&[]) {
-                tracing::error!(%error, "the writer of records keeps its capabilities");
-            }
-            writer.run(io::stdout())
-        })
-        .map_err(because("start the writer of records"))?;
+    let begin = if without_rights { give_up_rights } else { || () };
+    messages::start(begin);
+    let writers = Writers::start(&loaded.telemetry.sinks, &loaded.enforcer, begin)
+        .map_err(|error| because("write records")(io::Error::other(error)))?;
+    let telemetry = Telemetry::with_sinks(writers.queues(), loaded.telemetry.allowed, loaded.enforcer.clone());
     let result = serve(loaded, sidecar, path, (beginning, ending), &telemetry);
-    queue.close();
-    // A writer that panicked has written what it could.
-    let _ = writing.join();
+    writers.finish(LAST_RECORDS);
     say_what_happened(&telemetry);
     result
+}
+
+/// Of the thread that calls.
+fn give_up_rights() {
+    if let Err(error) = privilege::keep_only(&[]) {
+        tracing::error!(%error, "a thread keeps its capabilities");
+    }
 }
 
 fn serve(
@@ -158,6 +167,8 @@ fn serve(
         rules: None,
         watch: None,
         intact: true,
+        view: None,
+        notices: Notices::default(),
         takes_over: taken.is_some(),
         bindings: bindings.clone(),
         rechecks: None,
@@ -192,16 +203,28 @@ fn serve(
         tracing::warn!(%error, "nobody will be able to take over");
         None
     });
-    eprintln!("ready");
+    let view = Arc::new(outlook::view(&app, &gateway, &settings, telemetry));
+    app.view = Some(view.clone());
+    let (to, orders) = mpsc::channel(1);
+    let looked_at =
+        admin::Settings { metrics: app.loaded.telemetry.metrics, socket: app.loaded.telemetry.socket.clone() };
+    let admin = Admin::start(looked_at, view, to).map_err(because("serve metrics and status"))?;
+    telemetry.event(telemetry.happened(Happened::Started).generation(app.snapshot.load().generation));
+    messages::say("ready");
     let _ = sd_notify::notify(&[sd_notify::NotifyState::Ready]);
     let mut scene = Scene { gateway, ear, spare: Some(spare), door };
-    let end = app.follow(signals, path, &mut scene)?;
+    let end = app.follow(signals, path, orders, &mut scene)?;
+    // Who takes over is looked at by the same address and socket.
+    drop(admin);
     let Scene { gateway, ear, spare, .. } = scene;
     drop(spare);
+    let stopping = telemetry.happened(Happened::Stopping);
     if end == End::HandedOver {
+        telemetry.event(stopping.detail("handed over"));
         gateway.stop(ending.drain);
         return Ok(());
     }
+    telemetry.event(stopping);
     let _ = sd_notify::notify(&[sd_notify::NotifyState::Stopping]);
     // Live flows need the rules that bring their packets here: they go last.
     gateway.stop(ending.drain);
@@ -236,6 +259,9 @@ impl App {
         self.look_after(ruleset);
         self.judge_names_anew();
         self.loaded = loaded;
+        if let Some(view) = &self.view {
+            view.applied.store(Arc::new(outlook::applied(&self.loaded, &self.snapshot.load(), self.rules.as_ref())));
+        }
         if self.loaded.gateway.recheck {
             self.recheck(&before);
         }
@@ -322,15 +348,25 @@ impl App {
                 self.judge_names_anew();
                 self.intact = true;
                 tracing::warn!("rules and routes are put back");
+                self.telemetry.event(self.telemetry.happened(Happened::RulesRestored));
             }
-            Err(error) => tracing::error!(%error, "they could not be put back, and will be tried again"),
+            Err(error) => {
+                tracing::error!(%error, "they could not be put back, and will be tried again");
+                self.telemetry.event(self.telemetry.happened(Happened::RulesDamaged).detail(error.to_string()));
+            }
         }
     }
 
     /// Reloads at SIGHUP and when the configuration's files change, and takes lists that became others; returns at
     /// SIGTERM or SIGINT, and when another has taken over and nothing lives here any more. An error: a worker has ended,
     /// and what its listeners held is lost. The rules stay and drop what nobody takes.
-    fn follow(&mut self, signals: Signals, path: &Path, scene: &mut Scene) -> Result<End, Failure> {
+    fn follow(
+        &mut self,
+        signals: Signals,
+        path: &Path,
+        mut orders: mpsc::Receiver<Order>,
+        scene: &mut Scene,
+    ) -> Result<End, Failure> {
         let Signals { runtime, mut hangup, mut terminate, mut interrupt } = signals;
         let (mut to, mut fresh) = mpsc::channel(1);
         let end = runtime.block_on(async {
@@ -340,6 +376,7 @@ impl App {
             let mut reading = JoinSet::new();
             let mut again = false;
             let probes = Probes::open(self.sidecar.is_some());
+            let mut waiting = Asked::default();
             let mut round = tokio::time::interval(ROUND);
             round.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
             let mut watched = Watched::new(&self.loaded);
@@ -348,14 +385,21 @@ impl App {
                     _ = round.tick() => match scene.gateway.is_whole() {
                         true => {
                             self.mend();
+                            self.notices.look(&self.telemetry);
                             false
                         }
                         false => break Err(because("go on")(io::Error::other("a worker has ended"))),
                     },
                     () = watched.changed() => true,
                     _ = hangup.recv() => true,
+                    Some(Order::Reload(answer)) = orders.recv() => {
+                        waiting.add(answer);
+                        true
+                    }
                     Some(read) = reading.join_next() => {
-                        if self.reload(read) {
+                        let outcome = self.reload(read);
+                        waiting.answer(&outcome);
+                        if outcome.is_ok() {
                             watched = Watched::new(&self.loaded);
                             // What is still on its way belongs to the configuration before.
                             (to, fresh) = mpsc::channel(1);
@@ -388,7 +432,10 @@ impl App {
                     _ = interrupt.recv() => break Ok(End::Asked),
                 };
                 match reading.is_empty() {
-                    true if asked => read_beside(&mut reading, path),
+                    true if asked => {
+                        waiting.begin();
+                        read_beside(&mut reading, path);
+                    }
                     _ => again |= asked,
                 }
             };
@@ -412,33 +459,38 @@ impl App {
         end
     }
 
-    /// Whether another configuration is in force now.
-    fn reload(&mut self, read: Result<Result<Loaded, Mistakes>, JoinError>) -> bool {
-        match read {
+    /// The generation in force, or why the one before stays.
+    fn reload(&mut self, read: Result<Result<Loaded, Mistakes>, JoinError>) -> Result<u64, String> {
+        let outcome = match read {
             Ok(Ok(loaded)) if loaded.sidecar != self.loaded.sidecar => {
-                tracing::error!("the new configuration is not in force: [sidecar] takes effect at start");
+                Err("[sidecar] takes effect at start".to_owned())
             }
-            Ok(Ok(loaded)) => {
-                if let Some(path) = loaded.emptied_since(&self.loaded) {
-                    let path = path.display();
-                    tracing::error!("the new configuration is not in force: {path} holds no entry any more");
-                    return false;
-                }
-                match self.apply(loaded) {
-                    Ok(()) => {
-                        tracing::info!(generation = self.generation, "reloaded");
-                        return true;
-                    }
-                    Err(failure) => tracing::error!("the new configuration is not in force: {failure}"),
-                }
-            }
+            Ok(Ok(loaded)) => match loaded.emptied_since(&self.loaded) {
+                Some(path) => Err(format!("{} holds no entry any more", path.display())),
+                None => self.apply(loaded).map_err(|failure| failure.to_string()),
+            },
             Ok(Err(mistakes)) => {
-                tracing::error!("the configuration has mistakes and is not in force:\n{mistakes}");
-                reach::explain(&mistakes);
+                let advice = reach::explain(&mistakes).unwrap_or_default();
+                Err(format!("the configuration has mistakes:\n{mistakes}{advice}"))
             }
-            Err(error) => tracing::error!("the configuration could not be read and is not in force: {error}"),
+            Err(error) => Err(format!("the configuration could not be read: {error}")),
+        };
+        match outcome {
+            Ok(()) => {
+                let generation = self.snapshot.load().generation;
+                tracing::info!(generation, "reloaded");
+                self.telemetry.count(|c| &c.reloads);
+                self.telemetry.event(self.telemetry.happened(Happened::Reloaded).generation(generation));
+                Ok(generation)
+            }
+            Err(why) => {
+                tracing::error!("the new configuration is not in force: {why}");
+                self.telemetry.count(|c| &c.reloads_refused);
+                let detail: String = why.chars().take(LONGEST_DETAIL).collect();
+                self.telemetry.event(self.telemetry.happened(Happened::ReloadRefused).detail(detail));
+                Err(why)
+            }
         }
-        false
     }
 
     /// Puts a list or a database in force in place of the one before.
@@ -458,6 +510,11 @@ impl App {
                     }
                 }
                 self.telemetry.count(|counters| &counters.lists_replaced);
+                let event = self.telemetry.happened(Happened::ListReplaced).generation(self.snapshot.load().generation);
+                self.telemetry.event(match &part {
+                    Part::List(list) => event.list(list.name.clone()),
+                    Part::Database(_) => event.detail(part.to_string()),
+                });
                 // Whoever asked may have ended meanwhile.
                 _ = taken.send(());
             }
@@ -492,3 +549,7 @@ impl std::error::Error for Failure {}
 
 /// How often rules and routes are looked after.
 const ROUND: Duration = Duration::from_secs(2);
+/// How long sinks may take for what waits at the end.
+const LAST_RECORDS: Duration = Duration::from_secs(3);
+/// Characters of the reason in the event of a refused reload.
+const LONGEST_DETAIL: usize = 2000;

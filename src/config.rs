@@ -1,7 +1,6 @@
 //! From a file to a checked snapshot; every mistake at once, with file:line:column.
 //!
-//! Fails closed: a configuration with one mistake is no configuration. A key that nobody knows, and one whose feature
-//! does not exist yet, is a mistake (see [`unbuilt`]).
+//! Fails closed: a configuration with one mistake is no configuration. A key that nobody knows is a mistake.
 
 mod contents;
 mod dns;
@@ -22,8 +21,8 @@ mod rule;
 pub mod sidecar;
 pub mod source;
 mod table;
+pub mod telemetry;
 mod tie;
-mod unbuilt;
 mod value;
 
 use std::path::{Path, PathBuf};
@@ -51,6 +50,7 @@ use sidecar::SidecarSettings;
 use source::Fetcher;
 pub use source::{Fetching, ListSource};
 use table::Table;
+use telemetry::TelemetrySettings;
 use value::Located;
 
 /// A configuration without mistakes.
@@ -71,6 +71,7 @@ pub struct Loaded {
     /// Beside an application, instead of a gateway.
     pub sidecar: Option<SidecarSettings>,
     pub limits: Limits,
+    pub telemetry: TelemetrySettings,
     pub warnings: Mistakes,
     /// Every file that was read: the configuration, what it includes, and its lists.
     pub files: Vec<PathBuf>,
@@ -131,6 +132,15 @@ pub fn runs(path: &Path) -> Runs {
     Runs::Gateway { user: user.map(|user| user.value) }
 }
 
+/// The `[telemetry]` of a file, whatever else it says: for those who look at a gateway that runs.
+pub fn telemetry_of(path: &Path) -> Option<TelemetrySettings> {
+    let report = Report::default();
+    let source = document::open(path, None, &report)?;
+    let document = document::parse(&source, &report);
+    let table = Table::top(&report, &source, &document).table("telemetry")?;
+    Some(telemetry::read(table, &Arc::from(""), 1, &report))
+}
+
 /// A configuration in a text that stands in no file; `name` stands for the file in what is said of it.
 pub fn load_text(name: &str, text: String) -> Result<Loaded, Mistakes> {
     let report = Report::default();
@@ -155,8 +165,11 @@ fn read(source: &Arc<Source>, fetching: Fetching, report: &Report) -> Option<Loa
     let gateway = top.table("gateway").map(limits::read_gateway).unwrap_or_default();
     let sidecar = read_sidecar(&mut top, report);
     let limits = top.table("limits").map(limits::read_limits).unwrap_or_default();
+    let host: Arc<str> = enforcer.value.as_str().into();
+    let records = limits.records;
+    let telemetry = top.table("telemetry").map(|table| telemetry::read(table, &host, records, report));
+    let telemetry = telemetry.unwrap_or_else(|| TelemetrySettings::new(records));
     let databases = top.table("geoip").map(|table| geoip::read(table, report)).unwrap_or_default();
-    top.take("telemetry");
     let mut files: Vec<PathBuf> = std::iter::once(source).chain(&included).map(|file| file.path.clone()).collect();
     let documents_read = Documents::new(files.clone(), patterns);
     let mut tops = vec![top];
@@ -188,6 +201,7 @@ fn read(source: &Arc<Source>, fetching: Fetching, report: &Report) -> Option<Loa
         gateway,
         sidecar,
         limits,
+        telemetry,
         warnings,
         files,
         documents,

@@ -21,6 +21,7 @@ pub mod nft;
 pub mod pipe;
 pub mod privilege;
 pub mod privileges;
+pub mod process;
 pub mod progress;
 pub mod readable;
 pub mod rtnl;

@@ -15,7 +15,7 @@ use crate::list::file::Stamp;
 use crate::list::geoip::Database;
 use crate::list::refresh::{self, Decision, Good};
 use crate::sys::geoip::{self, Refused};
-use crate::telemetry::Telemetry;
+use crate::telemetry::{Happened, Telemetry};
 
 /// Looks at each file, and hands on each database that became another.
 pub(super) async fn watch(sources: Vec<GeoSource>, telemetry: Telemetry, to: mpsc::Sender<Fresh>) {
@@ -34,6 +34,8 @@ pub(super) async fn watch(sources: Vec<GeoSource>, telemetry: Telemetry, to: mps
                 Some(Err(why)) => {
                     tracing::warn!(database = %own.source.path.display(), "what is new is not taken: {why}");
                     telemetry.count(|counters| &counters.lists_refused);
+                    let detail = format!("{}: {why}", own.source.path.display());
+                    telemetry.event(telemetry.happened(Happened::ListRefused).detail(detail));
                 }
                 Some(Ok((database, stamp))) => {
                     let (taken, answer) = oneshot::channel();

@@ -26,7 +26,7 @@ use crate::list::reader::{Options, Refused};
 use crate::list::refresh::{self, Decision, Good, Why};
 use crate::policy::snapshot::Snapshot;
 use crate::sys::list_store;
-use crate::telemetry::Telemetry;
+use crate::telemetry::{Event, Happened, Telemetry};
 
 /// A list or a database with new contents.
 #[derive(Debug)]
@@ -122,6 +122,7 @@ async fn fetch(source: ListSource, remote: Remote, telemetry: Telemetry, permits
             Ok(Err(why)) => {
                 tracing::warn!(list = &*source.list, "not fetched, the last good copy stays: {why}");
                 telemetry.count(|counters| &counters.fetches_failed);
+                telemetry.event(refused(&telemetry, &source.list, &why.to_string()));
                 failures + 1
             }
             // The program ends.
@@ -170,6 +171,7 @@ async fn watch(mut watched: Vec<Watched>, telemetry: Telemetry, to: mpsc::Sender
                 News::Refused(why) => {
                     tracing::warn!(list = &*own.source.list, "what is new is not taken: {why}");
                     telemetry.count(|counters| &counters.lists_refused);
+                    telemetry.event(refused(&telemetry, &own.source.list, &why));
                 }
                 News::List(list, states) => {
                     let (taken, answer) = oneshot::channel();
@@ -248,6 +250,10 @@ impl Watched {
         }
         News::List(Arc::new(list), states)
     }
+}
+
+fn refused(telemetry: &Telemetry, list: &Arc<str>, why: &str) -> Event {
+    telemetry.happened(Happened::ListRefused).list(list.clone()).detail(why)
 }
 
 /// 0 to 255.

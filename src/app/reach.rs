@@ -33,14 +33,22 @@ fn allowed(loaded: &Loaded, config: &Path) -> Allowed {
         }
         allowed.write.insert(cache.to_owned());
     }
+    for file in loaded.telemetry.written_files() {
+        allowed.write_beside(file);
+    }
+    if let Some(folder) = loaded.telemetry.socket.as_deref().and_then(Path::parent) {
+        // It must be there to be allowed. Where it cannot be made, the log will say that there is no socket.
+        let _ = std::fs::DirBuilder::new().recursive(true).mode(0o755).create(folder);
+    }
     allowed
 }
 
 /// Tells why a file that can be read by others cannot be read by a gateway that runs.
-pub(super) fn explain(mistakes: &Mistakes) {
-    if mistakes.to_string().contains(DENIED) {
-        tracing::error!("a gateway opens only files in the folders that it was started with: others need a restart");
-    }
+pub(super) fn explain(mistakes: &Mistakes) -> Option<&'static str> {
+    mistakes
+        .to_string()
+        .contains(DENIED)
+        .then_some("\na gateway opens only files in the folders that it was started with: others need a restart")
 }
 
 /// What the standard library says of EACCES.

@@ -11,6 +11,7 @@ use super::ConfigArg;
 use crate::app::{self, Beginning, Ending};
 use crate::config::{self, Runs};
 use crate::sys::privileges;
+use crate::telemetry::messages::{self, Messages};
 
 #[derive(Clone, Debug, Args)]
 pub struct RunArgs {
@@ -47,6 +48,7 @@ pub fn run(args: RunArgs) -> ExitCode {
     let ending = Ending { drain: args.drain, keep_rules: args.keep_rules };
     let beginning = if args.take_over { Beginning::TakeOver } else { Beginning::Alone };
     let done = if args.rules_only { app::install_rules(&loaded) } else { app::run(loaded, path, beginning, ending) };
+    messages::flush();
     match done {
         Ok(()) => ExitCode::SUCCESS,
         Err(failure) => {
@@ -66,7 +68,7 @@ fn log_to_standard_error() {
     let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new("info"));
     let subscriber = tracing_subscriber::fmt()
         .with_env_filter(filter)
-        .with_writer(std::io::stderr)
+        .with_writer(Messages::default)
         .with_target(false)
         .with_ansi(std::io::stderr().is_terminal());
     // A second call finds the first still in force.

@@ -11,7 +11,6 @@ use toml::de::{DeString, DeTable, DeValue};
 
 use super::mistake::{Place, Report, Source};
 use super::nearest::nearest;
-use super::unbuilt::missing;
 use super::value::{Located, Value};
 
 /// A table of the document, read key by key.
@@ -38,16 +37,12 @@ impl<'a> Table<'a> {
         Self { place, path, report, entries, known: Vec::new(), free: false }
     }
 
-    /// The value of a key that is built; asking makes the key known.
+    /// The value of a key; asking makes the key known.
     pub(super) fn take(&mut self, key: &'static str) -> Option<Value<'a>> {
         self.known.push(key);
-        let (name, value) = self.entries.get_key_value(key)?;
+        let value = self.entries.get(key)?;
         let path = if self.path.is_empty() { key.to_owned() } else { format!("{}.{key}", self.path) };
-        let value = Value::new(self.at(value.span()), path, self.report, value.get_ref());
-        let Some(what) = missing(&value.path) else { return Some(value) };
-        let what = format!("`{}` is not built yet: {what}", value.path);
-        self.report.error(&self.at(name.span()), what, "leave it out");
-        None
+        Some(Value::new(self.at(value.span()), path, self.report, value.get_ref()))
     }
 
     /// The value of a key that must be there.

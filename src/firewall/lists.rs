@@ -63,6 +63,11 @@ impl Entry {
 }
 
 impl ListSets {
+    /// What the names of its sets begin with, and how many prefixes they hold.
+    pub fn describe(&self) -> (&str, usize) {
+        (&self.name, self.list.prefixes.len())
+    }
+
     fn new(name: String, list: Arc<List>) -> Self {
         let classes = entries(&list).map(|entry| entry.class()).collect();
         Self { name, list, classes }

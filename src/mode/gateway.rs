@@ -270,6 +270,7 @@ impl Seat {
         // None of these ends but by a defect or a socket that failed, and then the worker is of no use.
         let (mut accepting, mut datagrams) = (JoinSet::new(), JoinSet::new());
         let mut relaying = tokio::task::spawn_local(relay.clone().run());
+        tokio::task::spawn_local(relay.clone().tell(self.census.inquiries.hear()));
         tokio::task::spawn_local(recheck(relay.clone(), self.rechecks));
         for socket in self.sockets.tcp {
             accepting.spawn_local(proxy::tcp::serve(worker.clone(), socket));

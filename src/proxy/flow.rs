@@ -5,6 +5,7 @@ use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
 
+use super::live::Live;
 use crate::name::DomainName;
 use crate::peek::{Discovery, Outcome, Unreadable, Via};
 use crate::policy::bindings::Bindings;
@@ -115,6 +116,9 @@ impl Flow {
     pub fn judge(&self, discovery: Option<&Discovery>, telemetry: &Telemetry) -> Judgement {
         let now = SystemTime::now();
         let mut closing = self.closing();
+        if let Some(discovery) = discovery {
+            telemetry.peeked(discovery);
+        }
         for judge in self.judges() {
             let discovery = self.as_seen_by(judge, discovery);
             let discovery = discovery.as_deref();
@@ -334,6 +338,23 @@ impl Closing {
                 uses && by.direction == Direction::Outbound
             }
             _ => by.inspects(self.transport, self.orig_dst.port()).is_some(),
+        }
+    }
+
+    /// The flow, while it lives.
+    pub fn live(&self, bytes_out: u64, bytes_in: u64) -> Live {
+        Live {
+            id: self.id,
+            transport: self.transport,
+            client: self.client.0,
+            remote: self.orig_dst.0,
+            network: self.judge.as_ref().map(|judge| judge.network.name.clone()),
+            direction: self.judge.as_ref().map(|judge| judge.direction),
+            via: self.via,
+            domain: self.domain.clone(),
+            opened: self.opened,
+            bytes_out,
+            bytes_in,
         }
     }
 

@@ -5,6 +5,7 @@
 
 mod flow;
 pub mod half;
+mod live;
 mod table;
 pub mod watched;
 

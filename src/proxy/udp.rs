@@ -105,6 +105,7 @@ pub async fn serve(worker: Rc<Worker>, listener: UdpSocket, settings: Settings, 
     let mut service = Service { worker, own, table: Table::new(settings), hands };
     let listener = readable(OwnedFd::from(listener))?;
     let mut inbox = Inbox::new(udp::MAX_BATCH, MAX_DATAGRAM);
+    let mut hearing = service.worker.census.inquiries.hear();
     let mut rechecks = service.worker.rechecks.clone();
     let mut leaving = service.worker.leaving.clone();
     loop {
@@ -120,6 +121,10 @@ pub async fn serve(worker: Rc<Worker>, listener: UdpSocket, settings: Settings, 
             answered = service.hands.answered() => {
                 answered?;
                 service.hands.carry_answers();
+            }
+            inquiry = hearing.next() => {
+                let flows = service.hands.live(inquiry.most);
+                inquiry.answer(flows);
             }
             policy = next_policy(&mut rechecks) => {
                 service.table.recheck(&policy, Instant::now(), &mut service.hands);

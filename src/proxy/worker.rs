@@ -11,6 +11,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use arc_swap::ArcSwap;
 use tokio::sync::watch;
 
+use super::live::Inquiries;
 use super::proof::{self, Proofs};
 use super::relay::Relay;
 use crate::peek::tcp::Limits;
@@ -99,6 +100,8 @@ pub async fn next_policy(rechecks: &mut Rechecks) -> Arc<Snapshot> {
 pub struct Census {
     live: AtomicUsize,
     last_id: AtomicU64,
+    /// Asks all workers for their flows.
+    pub inquiries: Inquiries,
     /// By client.
     of: [Mutex<HashMap<IpAddr, usize>>; SHARDS],
 }

@@ -88,6 +88,8 @@ impl Gateway {
         std::fs::write(&file, configuration).unwrap();
         let mut command = Command::new(env!("CARGO_BIN_EXE_tidegate"));
         command.arg("run").arg("--config").arg(&file);
+        // Its socket goes where no other test looks.
+        command.env("RUNTIME_DIRECTORY", folder.path());
         adjust(&mut command);
         Ok(Self { enforcer: Enforcer::start_command(command, &lab.gateway)?, folder })
     }
@@ -111,6 +113,10 @@ impl Gateway {
                 self.enforcer.messages()
             )
         })
+    }
+
+    pub(crate) fn folder(&self) -> &std::path::Path {
+        self.folder.path()
     }
 
     /// Writes another configuration, which a reload will find.

@@ -277,6 +277,8 @@ fn rules_and_routes_that_somebody_removes_are_put_back() {
         let ended = gateway.stop();
         let counted = ended.messages.iter().any(|line| line.contains("rules_restored=2"));
         assert!(counted, "{:#?}", ended.messages);
+        let recorded = ended.records().into_iter().filter(|record| record["reason"] == "RULES_RESTORED").count();
+        assert_eq!(recorded, 2, "{:#?}", ended.lines);
     });
 }
 

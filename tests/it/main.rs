@@ -34,4 +34,5 @@ mod sidecar;
 mod slow;
 mod soak;
 mod tcp;
+mod telemetry;
 mod web;

@@ -14,6 +14,7 @@ use crate::firewall::{Family, FlowKey, FlowSet};
 use crate::policy::DropAction;
 use crate::policy::snapshot::Snapshot;
 use crate::proxy::flow::Closing;
+use crate::proxy::live::Live;
 use crate::proxy::worker::Worker;
 use crate::sys::nft::NftSocket;
 use crate::sys::udp::Outbox;
@@ -130,6 +131,14 @@ impl Hands {
     pub(super) fn conclude_ended(&mut self, now: Instant) {
         if let Onward::Kernel(kernel) = &mut self.onward {
             kernel.conclude_ended(self.settings.memory, now);
+        }
+    }
+
+    /// The flows that the kernel counts, at most so many.
+    pub(super) fn live(&mut self, most: usize) -> Vec<Live> {
+        match &mut self.onward {
+            Onward::Kernel(kernel) => kernel.live(most),
+            Onward::Relay(_) => Vec::new(),
         }
     }
 
@@ -267,16 +276,29 @@ impl Kernel {
         }
     }
 
+    fn live(&mut self, most: usize) -> Vec<Live> {
+        let Self { accounts, nft, .. } = self;
+        let open = accounts.iter().take(most.min(ASKED_AT_ONCE));
+        let counted = open.map(|(flow, account)| {
+            let [out, back] = counted(nft, flow);
+            account.closing.live(account.sent + out, back)
+        });
+        counted.collect()
+    }
+
     fn conclude(&mut self, flow: &FlowKey, closed_by: &'static str) {
         let Some(account) = self.accounts.close(flow) else { return };
-        let family = if flow.client.is_ipv4() { Family::V4 } else { Family::V6 };
-        let both = [FlowSet::Sent, FlowSet::Answered];
-        let counted = both.map(|set| self.nft.counted(set, flow).ok().flatten().unwrap_or_default());
-        let [out, back] = counted.map(|counted| counted.payload(family));
+        let [out, back] = counted(&mut self.nft, flow);
         // Those that are gone already went with the rules.
-        let _ = self.nft.remove_flows(&both.map(|set| (set, *flow)));
+        let _ = self.nft.remove_flows(&COUNTED.map(|set| (set, *flow)));
         self.telemetry.record(account.closing.record(account.sent + out, back, closed_by));
     }
+}
+
+/// Octets that the kernel has seen, from the client and from the server.
+fn counted(nft: &mut NftSocket, flow: &FlowKey) -> [u64; 2] {
+    let family = if flow.client.is_ipv4() { Family::V4 } else { Family::V6 };
+    COUNTED.map(|set| nft.counted(set, flow).ok().flatten().unwrap_or_default().payload(family))
 }
 
 impl Drop for Kernel {
@@ -297,6 +319,9 @@ fn blocking_set(action: DropAction) -> FlowSet {
     }
 }
 
+const COUNTED: [FlowSet; 2] = [FlowSet::Sent, FlowSet::Answered];
+/// Flows that the kernel is asked for in one inquiry.
+const ASKED_AT_ONCE: usize = 100;
 /// Flows that the kernel is asked for before datagrams have their turn again.
 const LOOKS_AT_ONCE: usize = 64;
 /// Between two warnings about the same.

@@ -14,6 +14,8 @@ use landlock::{
 
 /// Where root keeps lists that are fetched, if the service manager names no other folder.
 pub const CACHE: &str = "/var/cache/tidegate";
+/// The same for what is there only while it runs.
+pub const RUNTIME: &str = "/run/tidegate";
 
 /// Folders, each with all that lies below.
 #[derive(Clone, Debug, Default)]

@@ -5,6 +5,7 @@ use std::io;
 use std::os::unix::fs::DirBuilderExt;
 use std::path::Path;
 
+use super::files::{CACHE, RUNTIME};
 use nix::unistd::{Gid, Uid, User, chown, setgroups, setresgid, setresuid};
 
 /// Does nothing where this process is that user already.
@@ -18,7 +19,7 @@ pub(super) fn become_one(name: &str) -> io::Result<()> {
         let what = format!("only root can become `{name}`");
         return Err(io::Error::new(io::ErrorKind::PermissionDenied, what));
     }
-    make_cache(user.uid, user.gid);
+    make_folders(user.uid, user.gid);
     rustix::thread::set_keep_capabilities(true)?;
     setgroups(&[user.gid])?;
     setresgid(user.gid, user.gid, user.gid)?;
@@ -26,11 +27,13 @@ pub(super) fn become_one(name: &str) -> io::Result<()> {
     Ok(())
 }
 
-/// A folder for lists that are fetched. One that is there is left alone: whoever owns it decides what lies in it.
-fn make_cache(uid: Uid, gid: Gid) {
-    let folder = Path::new(super::files::CACHE);
-    // Where it cannot be made, lists say that they are not kept.
-    if DirBuilder::new().mode(0o700).create(folder).is_ok() {
-        let _ = chown(folder, Some(uid), Some(gid));
+/// Folders for lists that are fetched, and for the socket. One that is there is left alone: whoever owns it decides what
+/// lies in it.
+fn make_folders(uid: Uid, gid: Gid) {
+    for (folder, mode) in [(CACHE, 0o700), (RUNTIME, 0o755)] {
+        // Where it cannot be made, those who need it say so.
+        if DirBuilder::new().mode(mode).create(folder).is_ok() {
+            let _ = chown(Path::new(folder), Some(uid), Some(gid));
+        }
     }
 }
