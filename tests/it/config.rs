@@ -160,38 +160,6 @@ fn the_configurations_of_conf_are_good_and_warn_of_nothing() {
     }
 }
 
-/// Each line that conf/ comments out as not built (# and no blank), put in force alone, is refused for just that reason.
-#[test]
-fn what_conf_leaves_out_as_not_built_is_refused_as_not_built() {
-    let text = std::fs::read_to_string(conf("tidegate.toml")).unwrap();
-    let lines: Vec<&str> = text.lines().collect();
-    let folder = tempfile::tempdir().unwrap();
-    let mut seen = 0;
-    for (index, line) in lines.iter().enumerate() {
-        let Some(option) = line.strip_prefix('#').filter(|rest| rest.starts_with(|c: char| c.is_ascii_lowercase()))
-        else {
-            continue;
-        };
-        let file = folder.path().join("tidegate.toml");
-        std::fs::write(&file, in_force(&lines, index, option)).unwrap();
-        let mistakes = config::load(&file).expect_err(line);
-        let refused = mistakes.0.iter().any(|m| m.what.contains("is not built yet"));
-        assert!(refused, "{line}\n{mistakes}");
-        seen += 1;
-    }
-    assert!(seen > 0, "no line is left: this test has done its work");
-}
-
-/// The file with one commented line in force, in place of the line that sets the same key just above it.
-fn in_force(lines: &[&str], index: usize, option: &str) -> String {
-    let key = option.split(" = ").next().unwrap();
-    let same = |line: &&&str| line.split(" = ").next() == Some(key);
-    let near = index.saturating_sub(8);
-    let replaced = lines[near..index].iter().rposition(|line| same(&line)).map(|at| near + at);
-    let kept = lines.iter().enumerate().filter(|(at, _)| Some(*at) != replaced);
-    kept.map(|(at, line)| if at == index { format!("{option}\n") } else { format!("{line}\n") }).collect()
-}
-
 fn keys_of(value: &toml::Value, keys: &mut Vec<String>) {
     match value {
         toml::Value::Table(table) => {
