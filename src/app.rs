@@ -24,7 +24,7 @@ use tokio::task::{JoinError, JoinSet};
 use crate::config::limits;
 use crate::config::{self, Loaded, Mistakes, Part};
 use crate::dns::service::tell;
-use crate::firewall::{self, Capture, OnFailure, Ruleset, uses_names};
+use crate::firewall::{self, Capture, FORGED, OnFailure, Ruleset, UNRECORDED, uses_names};
 use crate::mode::gateway::hand_over::Spare;
 use crate::mode::gateway::kernel;
 use crate::mode::gateway::{Gateway, Listeners, recheck};
@@ -135,6 +135,7 @@ fn serve(
                 limits::OnFailure::Closed => OnFailure::Closed,
                 limits::OnFailure::Open => OnFailure::Open,
             },
+            reverse_path: loaded.gateway.reverse_path,
             records_per_second: u32::try_from(loaded.limits.kernel_records).unwrap_or(u32::MAX),
             ..Capture::tcp(listeners.tcp)
         },
@@ -256,8 +257,14 @@ impl App {
         let (Some(ruleset), Some(watch)) = (&self.rules, &mut self.watch) else { return };
         match watch.is_intact(ruleset) {
             Ok(true) => {
-                let unrecorded = watch.take_unrecorded().unwrap_or_default();
-                return self.telemetry.add(|c| &c.kernel_unrecorded, unrecorded);
+                let unrecorded = watch.take_count(UNRECORDED).unwrap_or_default();
+                self.telemetry.add(|c| &c.kernel_unrecorded, unrecorded);
+                let forged = watch.take_count(FORGED).unwrap_or_default();
+                self.telemetry.add(|c| &c.forged, forged);
+                if forged > 0 {
+                    tracing::warn!(packets = forged, "dropped: their source is not where they came from");
+                }
+                return;
             }
             Ok(false) => tracing::error!("somebody has changed our rules or routes"),
             Err(error) => return tracing::error!(%error, "the rules in the kernel cannot be read"),
@@ -283,7 +290,7 @@ impl App {
         let (mut to, mut fresh) = mpsc::channel(1);
         let end = runtime.block_on(async {
             let mut door = scene.door.take().and_then(|door| readable(door.0).ok());
-            let mut keeper = Keeper::start(&self.loaded, &self.telemetry, &to);
+            let mut keeper = Keeper::start(&self.loaded, |_| true, &self.telemetry, &to);
             // Reading may take long, and fetch: an order to end does not wait for it.
             let mut reading = JoinSet::new();
             let mut again = false;
@@ -306,7 +313,7 @@ impl App {
                             watched = Watched::new(&self.loaded);
                             // What is still on its way belongs to the configuration before.
                             (to, fresh) = mpsc::channel(1);
-                            keeper = Keeper::start(&self.loaded, &self.telemetry, &to);
+                            keeper = Keeper::start(&self.loaded, |_| true, &self.telemetry, &to);
                         }
                         std::mem::take(&mut again)
                     }

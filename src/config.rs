@@ -43,6 +43,7 @@ use list::Slot;
 pub use mistake::{Mistake, Mistakes, Severity};
 use mistake::{Report, Source};
 use named::{Named, name_of};
+pub use network::ANYBODYS_WORD;
 use network::{Known, Written};
 pub use part::Part;
 use source::Fetcher;

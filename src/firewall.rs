@@ -69,6 +69,9 @@ pub const ENDED_RESET_LABEL: u8 = 124;
 /// The counter of packets that were judged and not recorded, since more came than may be recorded.
 pub const UNRECORDED: &str = "unrecorded";
 
+/// The counter of packets that came from where their source is not.
+pub const FORGED: &str = "forged";
+
 /// Marks what must be delivered to us ("ti"), and names the routing table that does it.
 pub const MARK: u32 = 0x7469;
 /// The priority of the policy rules that lead to that table.
@@ -99,6 +102,9 @@ pub struct Capture {
     /// Pairs of client and address that a name lets pass, and as many that one blocks, for each Network and family.
     /// Default 262,144.
     pub named: u32,
+    /// What comes from an interface by which its source is not reached, or answers a flow with the beginning of another, is
+    /// dropped if a Network protects either end (RFC 3704, section 2.2).
+    pub reverse_path: bool,
     /// Packets that are recorded a second, for each Network, direction and reason; those past it are counted. Default
     /// 1,000.
     pub records_per_second: u32,
@@ -133,6 +139,7 @@ impl Capture {
             forwarded: 131_072,
             udp_idle: Duration::from_secs(300),
             named: 262_144,
+            reverse_path: true,
             records_per_second: 1000,
         }
     }

@@ -10,6 +10,7 @@ pub mod epoll;
 pub mod fetch;
 pub mod fork;
 pub mod geoip;
+pub mod landlock;
 pub mod limits;
 pub mod list_store;
 pub mod mapped;

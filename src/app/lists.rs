@@ -8,6 +8,7 @@
 
 use std::collections::HashSet;
 use std::io;
+use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
 
@@ -42,8 +43,13 @@ pub(crate) struct Keeper {
 }
 
 impl Keeper {
-    /// Must be called within a runtime.
-    pub(crate) fn start(loaded: &Loaded, telemetry: &Telemetry, to: &mpsc::Sender<Fresh>) -> Self {
+    /// Must be called within a runtime. `is_taken`: a file of which a new state goes in force. The others are as they were read.
+    pub(crate) fn start(
+        loaded: &Loaded,
+        is_taken: impl Fn(&Path) -> bool,
+        telemetry: &Telemetry,
+        to: &mpsc::Sender<Fresh>,
+    ) -> Self {
         let sources = &loaded.list_sources;
         let mut tasks = JoinSet::new();
         let permits = Arc::new(Semaphore::new(FETCHES_AT_ONCE));
@@ -54,27 +60,34 @@ impl Keeper {
                 tasks.spawn(fetch(source.clone(), remote.clone(), telemetry.clone(), permits.clone()));
             }
         }
-        let watched: Vec<_> = sources.iter().filter(|source| source.paths().next().is_some()).collect();
+        let is_watched = |source: &&ListSource| source.paths().next().is_some() && source.paths().all(&is_taken);
+        let watched: Vec<_> = sources.iter().filter(is_watched).collect();
         if !watched.is_empty() {
             let watched = watched.into_iter().cloned().map(Watched::new).collect();
             tasks.spawn(watch(watched, telemetry.clone(), to.clone()));
         }
-        if !loaded.geoip.is_empty() {
-            tasks.spawn(geoip::watch(loaded.geoip.clone(), telemetry.clone(), to.clone()));
+        let databases: Vec<_> = loaded.geoip.iter().filter(|source| is_taken(&source.path)).cloned().collect();
+        if !databases.is_empty() {
+            tasks.spawn(geoip::watch(databases, telemetry.clone(), to.clone()));
         }
         Self { _tasks: tasks }
     }
 }
 
 /// The same on a thread of its own, for as long as the program runs: new lists go straight to who judges.
-pub(crate) fn keep(loaded: Loaded, snapshot: Arc<ArcSwap<Snapshot>>, telemetry: Telemetry) -> io::Result<()> {
+pub(crate) fn keep(
+    loaded: Loaded,
+    is_taken: impl Fn(&Path) -> bool + Send + 'static,
+    snapshot: Arc<ArcSwap<Snapshot>>,
+    telemetry: Telemetry,
+) -> io::Result<()> {
     if loaded.geoip.is_empty() && loaded.list_sources.iter().all(|source| source.paths().next().is_none()) {
         return Ok(());
     }
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     let work = async move {
         let (to, mut fresh) = mpsc::channel::<Fresh>(1);
-        let _keeper = Keeper::start(&loaded, &telemetry, &to);
+        let _keeper = Keeper::start(&loaded, is_taken, &telemetry, &to);
         let mut loaded = loaded;
         while let Some(Fresh { part, taken }) = fresh.recv().await {
             loaded = loaded.with(&part);
@@ -256,8 +269,6 @@ const PROGRESS: Duration = Duration::from_secs(10);
 
 #[cfg(test)]
 mod tests {
-    use std::path::Path;
-
     use super::*;
 
     fn watched(folder: &Path, text: &str) -> Watched {

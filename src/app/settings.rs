@@ -20,11 +20,13 @@ pub(super) fn of(limits: &Limits) -> io::Result<gateway::Settings> {
         0 => std::thread::available_parallelism().map_or(1, usize::from),
         number => number,
     };
+    let flows = limits.flows.min(possible).max(1);
     Ok(gateway::Settings {
         workers,
         worker: worker::Settings {
-            flows: limits.flows.min(possible),
-            flows_of_one: limits.flows_of_one,
+            flows,
+            // The same part of those that there can be.
+            flows_of_one: limits.flows_of_one.min((limits.flows_of_one * flows).div_ceil(limits.flows)),
             peek: peek::tcp::Limits { held: limits.held_bytes, fingerprints: true },
             dial_from: worker::DialFrom::Client,
             proof: proof::Settings::new(resolvers()),

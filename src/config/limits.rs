@@ -24,6 +24,8 @@ pub struct GatewaySettings {
     pub on_failure: OnFailure,
     /// End live flows that a new configuration forbids. Default false. Takes effect at the next reload.
     pub recheck: bool,
+    /// Drop what comes from where its source is not. Default true. Takes effect at start.
+    pub reverse_path: bool,
     /// Reload by itself when the configuration or a file that it includes has changed. Default true. Takes effect at a
     /// reload.
     pub watch: bool,
@@ -69,7 +71,7 @@ impl Limits {
 
 impl Default for GatewaySettings {
     fn default() -> Self {
-        Self { on_failure: OnFailure::Closed, recheck: false, watch: true }
+        Self { on_failure: OnFailure::Closed, recheck: false, reverse_path: true, watch: true }
     }
 }
 
@@ -98,6 +100,7 @@ pub(super) fn read_gateway(mut table: Table<'_>) -> GatewaySettings {
     GatewaySettings {
         on_failure: table.word("on_failure", words, default.on_failure),
         recheck: table.flag("recheck", default.recheck),
+        reverse_path: table.flag("reverse_path", default.reverse_path),
         watch: table.flag("watch", default.watch),
     }
 }

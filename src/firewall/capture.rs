@@ -15,9 +15,12 @@ use super::names::name_sets;
 use super::ruleset::{
     Chain, Connection, Datum, Element, Expression, Family, Field, Hook, Key, Rule, Ruleset, Set, SetKind, Verdict,
 };
-use super::selection::{Stage, network_chain, port_sets, protected_sets, select, selection_chain};
+use super::selection::{
+    PROTECTED, Stage, network_chain, port_sets, protected_chain, protected_sets, select, selection_chain,
+};
 use super::{
-    Capture, ENDED_LABEL, ENDED_RESET_LABEL, ENDED_UNREACHABLE_LABEL, Listener, MARK, OnFailure, TABLE, TCP, UDP,
+    Capture, ENDED_LABEL, ENDED_RESET_LABEL, ENDED_UNREACHABLE_LABEL, FORGED, Listener, MARK, OnFailure, TABLE, TCP,
+    UDP,
 };
 use crate::policy::Direction;
 use crate::policy::network::{DNS_PORT, ENCRYPTED_DNS_PORT, Mode, Network, Quic};
@@ -47,6 +50,7 @@ const LOOPBACK: &str = "loopback";
 /// The ports of our own listeners.
 const LISTENERS: &str = "listeners";
 const HELD: &str = "held";
+const ORIGIN: &str = "origin";
 const IPV4_LOOPBACK: IpNet = IpNet::V4(Ipv4Net::new_assert(Ipv4Addr::new(127, 0, 0, 0), 8));
 const IPV6_LOOPBACK: IpNet = IpNet::V6(Ipv6Net::new_assert(Ipv6Addr::LOCALHOST, 128));
 
@@ -59,7 +63,9 @@ pub fn render(snapshot: &Snapshot, capture: &Capture) -> Ruleset {
     sets.extend(protected_sets(snapshot));
     sets.extend(snapshot.networks().iter().flat_map(|network| name_sets(network, capture)));
     sets.push(listeners_set(capture));
-    let mut chains = vec![loopback_chain(capture), held_chain()];
+    let forged = Chain::new("forged", vec![Rule(vec![Expression::CountAs(FORGED), drop()])]);
+    let protected = protected_chain(snapshot, &forged);
+    let mut chains = vec![loopback_chain(capture), forged, protected, origin_chain(), held_chain()];
     chains.extend(Family::BOTH.map(discarded_chain));
     chains.extend(services(capture).map(|service| service.chain(capture.on_failure)));
     let lists = list_sets(snapshot);
@@ -115,13 +121,19 @@ fn prerouting(capture: &Capture) -> Chain {
     ];
     if capture.dns_udp.is_some() {
         // Answers to questions that were sent on from the client's own address. Only what comes from a resolver.
-        rules.push(Rule(vec![
-            Expression::Protocol(UDP),
-            Expression::SourcePort(DNS_PORT),
-            Expression::TransparentSocket,
-            Expression::SetMark(MARK),
-            accept(),
-        ]));
+        let answer = [Expression::Protocol(UDP), Expression::SourcePort(DNS_PORT), Expression::TransparentSocket];
+        let then = |rest: &[Expression]| Rule([&answer, rest].concat());
+        if capture.reverse_path {
+            rules.push(then(&[Expression::FromItsPath, Expression::SetMark(MARK), accept()]));
+            rules.push(then(&[jump(PROTECTED)]));
+        }
+        rules.push(then(&[Expression::SetMark(MARK), accept()]));
+    }
+    if capture.reverse_path {
+        let unknown = Expression::Connection(&[Connection::New, Connection::Invalid]);
+        rules.push(Rule(vec![unknown, jump(ORIGIN)]));
+        // Two that open the same flow towards each other would both be its replies.
+        rules.push(Rule(vec![Expression::Protocol(TCP), Expression::Reply, Expression::TcpOpening, jump(PROTECTED)]));
     }
     rules.push(Rule(vec![of_interest(INSPECTED, true), accept()]));
     rules.push(reply_passes());
@@ -230,6 +242,14 @@ fn listeners(capture: &Capture) -> Vec<(Family, u8, u16)> {
         Family::BOTH.into_iter().filter_map(port)
     };
     services(capture).flat_map(at).collect()
+}
+
+/// What begins a flow comes from where its source is reached: whoever may write any address could else open a flow to
+/// itself, and its own packets would be that flow's replies (SPEC N5).
+fn origin_chain() -> Chain {
+    let leave = |if_so| Rule(vec![if_so, Expression::Verdict(Verdict::Return)]);
+    let rules = vec![leave(Expression::FromLoopback), leave(Expression::FromItsPath), Rule(vec![jump(PROTECTED)])];
+    Chain::new(ORIGIN, rules)
 }
 
 /// Both sides of every TCP flow that we hold, and those that are discarded. Never for UDP: on the client's side it

@@ -19,11 +19,11 @@ use std::str::FromStr;
 use std::sync::Arc;
 
 use super::Capture;
-use super::TCP;
 use super::lists::ListSets;
 use super::names::{is_naming, name_rules};
 use super::ruleset::{Chain, Expression, Family, Key, Rule, Verdict};
 use super::selection::{Stage, network_chain, plain_name};
+use super::{TCP, UNRECORDED};
 use crate::policy::network::{Mode, Network};
 use crate::policy::snapshot::Snapshot;
 use crate::policy::{Direction, DropAction, IpVerdict, Judged, Reason};
@@ -148,7 +148,7 @@ fn outcome_chain(name: String, tag: LogTag, end: &str, capture: &Capture) -> Cha
     let per_second = capture.records_per_second;
     let log = Expression::Log { group: LOG_GROUP, prefix: tag.to_string() };
     let rules = vec![
-        Rule(vec![Expression::Beyond { per_second }, Expression::CountUnrecorded, goto(end)]),
+        Rule(vec![Expression::Beyond { per_second }, Expression::CountAs(UNRECORDED), goto(end)]),
         Rule(vec![log, Expression::Counter, goto(end)]),
     ];
     Chain::new(name, rules)

@@ -106,9 +106,9 @@ impl Watch {
         }
     }
 
-    /// Packets that were judged and not recorded since this was asked last.
-    pub fn take_unrecorded(&mut self) -> io::Result<u64> {
-        Ok(self.nft.take_unrecorded()?)
+    /// Packets that a counter of the table has counted since this was asked last.
+    pub fn take_count(&mut self, counter: &str) -> io::Result<u64> {
+        Ok(self.nft.take_count(counter)?)
     }
 }
 

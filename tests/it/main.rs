@@ -15,6 +15,7 @@ mod endings;
 mod exec;
 mod failing;
 mod feeds;
+mod forged;
 mod gateway;
 mod geoip;
 mod hand_over;

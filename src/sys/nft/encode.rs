@@ -8,7 +8,7 @@ use super::message::{
     APPEND, CREATE, DELETE_CHAIN, DELETE_ELEMENT, DELETE_RULE, DELETE_SET, DELETE_TABLE, GET_ELEMENT, Message,
     NEW_CHAIN, NEW_ELEMENT, NEW_OBJECT, NEW_RULE, NEW_SET, NEW_TABLE,
 };
-use crate::firewall::{Chain, Datum, Element, Field, Hook, Rule, Ruleset, Set, SetKind, UNRECORDED};
+use crate::firewall::{Chain, Datum, Element, FORGED, Field, Hook, Rule, Ruleset, Set, SetKind, UNRECORDED};
 
 /// For so long, in milliseconds, entries that have ended take up memory, and no packet meets them. Looking for them
 /// more often costs more than they do.
@@ -20,7 +20,8 @@ const ELEMENTS_A_MESSAGE: usize = 400;
 /// The messages that put a ruleset in the place of whatever table of its name exists.
 pub(super) fn replace(ruleset: &Ruleset, now: SystemTime) -> Vec<Message> {
     // Deleting what does not exist is an error, making what exists is none.
-    let mut messages = vec![new_table(), delete_table(), new_table(), new_counter()];
+    let mut messages = vec![new_table(), delete_table(), new_table()];
+    messages.extend([UNRECORDED, FORGED].map(new_counter));
     messages.extend(fill(ruleset, &ruleset.sets.iter().collect::<Vec<_>>(), list::changes(&[], &ruleset.lists, now)));
     messages
 }
@@ -57,7 +58,7 @@ pub(super) fn adopt(standing: &Standing, next: &Ruleset, now: SystemTime) -> Vec
     let gone = standing.sets.iter().map(|(name, _)| name).filter(|name| kept.iter().all(|set| set.name != **name));
     messages.extend(gone.map(|name| delete_set_named(name)));
     messages.extend(standing.chains.iter().map(|name| delete_chain_named(name)));
-    messages.push(new_counter());
+    messages.extend([UNRECORDED, FORGED].map(new_counter));
     messages.extend(fill(next, &sets, list::changes(&[], &next.lists, now)));
     messages
 }
@@ -121,10 +122,10 @@ fn delete_table() -> Message {
 }
 
 /// Nothing happens if it is there.
-fn new_counter() -> Message {
+fn new_counter(name: &str) -> Message {
     const COUNTER: u32 = 1;
-    let mut message = Message::in_table(NEW_OBJECT, CREATE, 1, format!("counter {UNRECORDED}"));
-    message.text(2, UNRECORDED);
+    let mut message = Message::in_table(NEW_OBJECT, CREATE, 1, format!("counter {name}"));
+    message.text(2, name);
     message.u32(3, COUNTER);
     message.nest(4, |_| {});
     message

@@ -12,7 +12,7 @@ use super::message::{
     DUMP, GET_CHAIN, GET_ELEMENT, GET_OBJECT_RESET, GET_RULE, GET_SET, GET_TABLE, Message, answers_of,
 };
 use super::{NftError, NftSocket};
-use crate::firewall::{Ruleset, TABLE, UNRECORDED};
+use crate::firewall::{Ruleset, TABLE};
 use crate::sys::attributes::Attributes;
 
 /// What stood at some time. Equal to another one if nothing was changed in between.
@@ -89,13 +89,13 @@ impl NftSocket {
         Ok(standing)
     }
 
-    /// The packets that were judged and not recorded since this was asked last.
-    pub fn take_unrecorded(&mut self) -> Result<u64, NftError> {
+    /// The packets that a counter of the table has counted since this was asked last.
+    pub fn take_count(&mut self, counter: &str) -> Result<u64, NftError> {
         const COUNTER: u32 = 1;
         const DATA: u16 = 4;
         const PACKETS: u16 = 2;
-        let mut ask = Message::in_table(GET_OBJECT_RESET, 0, 1, format!("counter {UNRECORDED}"));
-        ask.text(2, UNRECORDED);
+        let mut ask = Message::in_table(GET_OBJECT_RESET, 0, 1, format!("counter {counter}"));
+        ask.text(2, counter);
         ask.u32(3, COUNTER);
         let answers = self.query(ask)?;
         let data = answers.iter().flat_map(|body| Attributes(body)).filter(|(kind, _)| *kind == DATA);
