@@ -115,6 +115,8 @@ fn snapshot() -> Snapshot {
         default: IpVerdict::Allow,
         lists,
         thresholds: Default::default(),
+        asns: None,
+        countries: None,
         fingerprints: Vec::new(),
     });
     let network = Network {

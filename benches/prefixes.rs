@@ -3,13 +3,14 @@
 //! `cargo bench --bench prefixes`, as root (a million entries in one transaction need a larger socket buffer than
 //! others may have; `PREFIXES` sets another number). Packets go through a lab of three namespaces on this machine; the
 //! rates hold for nobody else, the ratios do. `tracked` has one rule, `ct state established accept`, as every stateful
-//! firewall has.
+//! firewall has. `by hand` is the same list in one interval set of the `nft` program, where that is installed.
 
 #![allow(clippy::unwrap_used, clippy::print_stdout)]
 
 use std::net::{Ipv4Addr, SocketAddr, UdpSocket};
+use std::process::Command;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 
 use ipnet::{IpNet, Ipv4Net};
 use tidegate::firewall::{
@@ -22,7 +23,7 @@ use tidegate::policy::rules::Policy;
 use tidegate::policy::snapshot::Snapshot;
 use tidegate::policy::{Direction, DropAction, IpVerdict, network};
 use tidegate::sys::netns;
-use tidegate::sys::nft::NftSocket;
+use tidegate::sys::nft::{NftSocket, Sample};
 use tidegate::sys::rtnl::Family;
 
 const ROUNDS: usize = 7;
@@ -60,6 +61,13 @@ fn load(lab: &Lab, count: u32, whole: &Ruleset, changed: &Ruleset) {
     }
     let (all, compared) = (median(times), median(compared));
     let kernel = all.saturating_sub(compared);
+    let begun = Instant::now();
+    assert!(nft.has_all(&whole.lists, SystemTime::now()).unwrap());
+    let looked = begun.elapsed();
+    let sample = Sample::of(&whole.lists);
+    let begun = Instant::now();
+    assert!(nft.has(&sample, SystemTime::now()).unwrap());
+    println!("looked after: all entries in {looked:.2?}, a sample in {:.2?}", begun.elapsed());
     println!(
         "one entry changed: {all:.2?}, of which {compared:.2?} to compare the lists and {kernel:.2?} for the kernel"
     );
@@ -74,27 +82,71 @@ fn load(lab: &Lab, count: u32, whole: &Ruleset, changed: &Ruleset) {
     println!("one entry changed of a list of 16: {:.2?}", median(alone));
 }
 
+/// What stands in the gateway.
+enum Way<'a> {
+    NoRules,
+    Ours(&'a Ruleset),
+    /// The same list in one set of `nft`'s, loaded once and hooked in while it is measured.
+    ByHand,
+}
+
+/// A table of one interval set and two rules, as one writes it by hand; `None` without the `nft` program.
+fn by_hand(lab: &Lab, whole: &Ruleset) -> Option<Duration> {
+    use std::fmt::Write as _;
+    let mut text = "table inet byhand {\nset blocked { type ipv4_addr; flags interval; elements = { ".to_owned();
+    for entry in whole.lists[0].entries() {
+        write!(text, "{},", entry.prefix).unwrap();
+    }
+    text += "} }\nchain judge { ct state established accept; ip daddr @blocked drop; }\n}\n";
+    let file = std::env::temp_dir().join(format!("byhand-{}.nft", std::process::id()));
+    std::fs::write(&file, text).unwrap();
+    let begun = Instant::now();
+    let made = lab.gateway.run(|| Command::new("nft").arg("-f").arg(&file).status()).unwrap();
+    std::fs::remove_file(&file).unwrap();
+    made.is_ok_and(|status| status.success()).then(|| begun.elapsed())
+}
+
+fn nft(lab: &Lab, command: &str) {
+    assert!(lab.gateway.run(|| Command::new("nft").arg(command).status()).unwrap().unwrap().success());
+}
+
 /// Packets a second through the gateway, by what stands there; the rounds alternate.
 fn rates(lab: &Lab, small: &Ruleset, whole: &Ruleset) {
-    let ways: [(&str, Option<&Ruleset>); 4] = [
-        ("no rules", None),
-        ("tracked", Some(&tracked())),
-        ("16 prefixes", Some(small)),
-        ("all prefixes", Some(whole)),
+    let tracked = tracked();
+    let mut ways = vec![
+        ("no rules", Way::NoRules),
+        ("tracked", Way::Ours(&tracked)),
+        ("16 prefixes", Way::Ours(small)),
+        ("all prefixes", Way::Ours(whole)),
     ];
+    match by_hand(lab, whole) {
+        Some(took) => {
+            println!("by hand, one interval set: loaded by nft in {took:.2?}");
+            ways.push(("all by hand", Way::ByHand));
+        }
+        None => println!("by hand: there is no nft program"),
+    }
     let mut of_flow = vec![Vec::new(); ways.len()];
     let mut new_flows = vec![Vec::new(); ways.len()];
     let receiver = lab.server.run(|| UdpSocket::bind("0.0.0.0:9000")).unwrap().unwrap();
     socket2::SockRef::from(&receiver).set_recv_buffer_size(4096).unwrap();
     for round in 0..ROUNDS {
-        for (place, (_, rules)) in ways.iter().enumerate() {
-            let mut nft = lab.gateway.run(NftSocket::open).unwrap().unwrap();
-            match rules {
-                Some(rules) => nft.replace(rules).unwrap(),
-                None => nft.remove().unwrap(),
+        for (place, (_, way)) in ways.iter().enumerate() {
+            let mut own = lab.gateway.run(NftSocket::open).unwrap().unwrap();
+            match way {
+                Way::Ours(rules) => own.replace(rules).unwrap(),
+                Way::NoRules | Way::ByHand => own.remove().unwrap(),
+            }
+            let hooked = matches!(way, Way::ByHand);
+            if hooked {
+                nft(lab, "add chain inet byhand forward { type filter hook forward priority 0; }");
+                nft(lab, "add rule inet byhand forward jump judge");
             }
             of_flow[place].push(lab.client.run(|| one_flow(round)).unwrap());
             new_flows[place].push(lab.client.run(|| many_flows(round * ways.len() + place)).unwrap());
+            if hooked {
+                nft(lab, "delete chain inet byhand forward");
+            }
         }
     }
     println!("{:14} {:>14} {:>7} {:>14} {:>7}", "", "packets/s", "ratio", "new flows/s", "ratio");
@@ -154,6 +206,8 @@ fn ruleset(count: u32, more: Option<&str>) -> Ruleset {
         default: IpVerdict::Allow,
         lists: vec![Arc::new(list)],
         thresholds: Default::default(),
+        asns: None,
+        countries: None,
         fingerprints: Vec::new(),
     });
     let network = Network {

@@ -149,7 +149,7 @@ fn copy(pairs: Vec<Pair>, size: usize) {
 fn relay(pairs: Vec<Pair>) {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
     let telemetry = Telemetry::new(Queue::new(1000).0);
-    let census = Census::default();
+    let census = Arc::new(Census::default());
     tokio::task::LocalSet::new().block_on(&runtime, async {
         let relay: Rc<Relay> = Relay::new(settings(), telemetry, Box::new(|client, _| drop(client))).unwrap();
         for (client, server) in pairs {
@@ -161,7 +161,7 @@ fn relay(pairs: Vec<Pair>) {
                 held: Box::default(),
                 watched: None,
                 closing: closing(),
-                place: census.enter(usize::MAX).unwrap(),
+                place: census.enter([127, 0, 0, 1].into(), usize::MAX, usize::MAX).unwrap(),
             });
         }
         tokio::task::spawn_local(relay.clone().run());

@@ -3,8 +3,17 @@
 //! Fails closed: a configuration that cannot be applied whole leaves the one before in force, and at start the
 //! listeners and rules are all in place or the program ends with an error.
 
+mod documents;
+mod geoip;
+mod hand_over;
 pub(crate) mod lists;
+mod notices;
+mod orders;
+mod outlook;
+mod reach;
 mod rules;
+mod scene;
+mod settings;
 mod sidecar;
 mod signals;
 
@@ -14,29 +23,36 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use arc_swap::ArcSwap;
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, watch};
 use tokio::task::{JoinError, JoinSet};
 
-use crate::config::limits::Limits;
-use crate::config::{self, Loaded, Mistakes};
+use crate::admin::view::View;
+use crate::admin::{self, Admin, Order};
+use crate::config::{self, Loaded, Mistakes, Part};
 use crate::dns::service::tell;
-use crate::firewall::{Capture, Ruleset, uses_names};
+use crate::firewall::{Capture, FORGED, Ruleset, UNRECORDED, uses_names};
 use crate::mode;
-use crate::mode::gateway::kernel::Recorder;
-use crate::mode::gateway::{self, Gateway, Listeners};
-use crate::peek;
+use crate::mode::gateway::hand_over::Spare;
+use crate::mode::gateway::kernel;
+use crate::mode::gateway::{Gateway, Listeners, recheck};
 use crate::policy::bindings::Bindings;
 use crate::policy::snapshot::Snapshot;
-use crate::proxy::{proof, relay, udp, worker};
 use crate::sys::capture::{self, Watch};
-use crate::sys::limits::raise_descriptors;
+use crate::sys::channel::Door;
 use crate::sys::nft::NftSocket;
 use crate::sys::privilege;
-use crate::telemetry::{Queue, Telemetry};
+use crate::sys::readable::readable;
+use crate::telemetry::writers::Writers;
+use crate::telemetry::{Happened, Telemetry, messages};
 
+use documents::Watched;
+use hand_over::Taken;
 use lists::{Fresh, Keeper};
+use notices::Notices;
+use orders::Asked;
 pub use rules::install_rules;
 use rules::{Listening, capture_of, render};
+use scene::{Ear, End, Scene, entered};
 use sidecar::{Probes, Sidecar};
 use signals::Signals;
 
@@ -45,6 +61,14 @@ use signals::Signals;
 pub struct Ending {
     pub drain: Duration,
     pub keep_rules: bool,
+}
+
+/// Whether the program begins in the place of another that runs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Beginning {
+    Alone,
+    /// Of the one that serves this network namespace, if any does.
+    TakeOver,
 }
 
 /// What could not be done, and why.
@@ -67,50 +91,69 @@ struct App {
     watch: Option<Watch>,
     /// At the last look.
     intact: bool,
-    /// Once there are workers.
-    bindings: Option<Arc<Bindings>>,
+    view: Option<Arc<View>>,
+    notices: Notices,
+    /// The first rules take the place of those of another tidegate that runs.
+    takes_over: bool,
+    bindings: Arc<Bindings>,
+    /// Who judges live flows again.
+    rechecks: Option<watch::Sender<Option<Arc<Snapshot>>>>,
     telemetry: Telemetry,
     generation: u64,
 }
 
 /// Runs a gateway or a sidecar until it is told to end.
-pub fn run(loaded: Loaded, path: &Path, ending: Ending) -> Result<(), Failure> {
+pub fn run(loaded: Loaded, path: &Path, beginning: Beginning, ending: Ending) -> Result<(), Failure> {
     let sidecar = loaded.sidecar.as_ref().map(Sidecar::enter).transpose()?;
     let without_rights = sidecar.is_some();
-    let (queue, writer) = Queue::new(loaded.limits.records);
-    let telemetry = Telemetry::new(queue.clone());
-    let writing = std::thread::Builder::new()
-        .name("records".into())
-        .spawn(move || {
-            if without_rights && let Err(error) = privilege::keep_only(&[]) {
-                tracing::error!(%error, "the writer of records keeps its capabilities");
-            }
-            writer.run(io::stdout())
-        })
-        .map_err(because("start the writer of records"))?;
-    let result = serve(loaded, sidecar, path, ending, &telemetry);
-    queue.close();
-    // A writer that panicked has written what it could.
-    let _ = writing.join();
+    // Before the first thread, for each thread has its own.
+    reach::confine(&loaded, path);
+    let begin = if without_rights { give_up_rights } else { || () };
+    messages::start(begin);
+    let writers = Writers::start(&loaded.telemetry.sinks, &loaded.enforcer, begin)
+        .map_err(|error| because("write records")(io::Error::other(error)))?;
+    let telemetry = Telemetry::with_sinks(writers.queues(), loaded.telemetry.allowed, loaded.enforcer.clone());
+    let result = serve(loaded, sidecar, path, (beginning, ending), &telemetry);
+    writers.finish(LAST_RECORDS);
     say_what_happened(&telemetry);
     result
+}
+
+/// Of the thread that calls.
+fn give_up_rights() {
+    if let Err(error) = privilege::keep_only(&[]) {
+        tracing::error!(%error, "a thread keeps its capabilities");
+    }
 }
 
 fn serve(
     loaded: Loaded,
     sidecar: Option<Sidecar>,
     path: &Path,
-    ending: Ending,
+    (beginning, ending): (Beginning, Ending),
     telemetry: &Telemetry,
 ) -> Result<(), Failure> {
     // Before anything is changed that an end by signal must change back.
     let signals = Signals::listen().map_err(because("listen for signals"))?;
-    let settings = settings(&loaded.limits).map_err(because("read the limit of descriptors"))?;
+    let mut settings = settings::of(&loaded.limits).map_err(because("read the limit of descriptors"))?;
+    let bindings = Arc::new(Bindings::new(settings.bindings.clone()));
+    let mut taken = match beginning {
+        Beginning::Alone => None,
+        Beginning::TakeOver => Taken::ask().map_err(because("take over from the tidegate that runs"))?,
+    };
     let open = if sidecar.is_some() { mode::sidecar::open } else { Listeners::open };
-    let listeners = open(settings.workers).map_err(because("open transparent listeners"))?;
-    let settings = sidecar.as_ref().map_or(settings.clone(), |sidecar| sidecar.settings.adapt(settings));
+    let listeners = match taken.as_mut().and_then(|taken| taken.listeners.take()) {
+        Some(listeners) => listeners,
+        None => open(settings.workers).map_err(because("open transparent listeners"))?,
+    };
+    settings.workers = listeners.workers();
+    if let Some(sidecar) = &sidecar {
+        settings = sidecar.settings.adapt(settings);
+    }
+    let spare = Spare::of(&listeners).map_err(because("keep the listeners for who takes over"))?;
+    let generation = taken.as_ref().map_or(1, |taken| taken.generation);
     let mut app = App {
-        snapshot: Arc::new(ArcSwap::from_pointee(loaded.snapshot(1))),
+        snapshot: Arc::new(ArcSwap::from_pointee(loaded.snapshot(generation))),
         capture: capture_of(
             &loaded,
             &Listening {
@@ -124,31 +167,71 @@ fn serve(
         rules: None,
         watch: None,
         intact: true,
-        bindings: None,
+        view: None,
+        notices: Notices::default(),
+        takes_over: taken.is_some(),
+        bindings: bindings.clone(),
+        rechecks: None,
         telemetry: telemetry.clone(),
-        generation: 1,
+        generation,
         loaded: loaded.clone(),
     };
-    let recorder = Recorder::start(&app.snapshot, telemetry).map_err(because("listen to what the kernel judges"))?;
+    let log = match &mut taken {
+        None => kernel::listen(),
+        Some(taken) => {
+            hand_over::remember(&bindings, std::mem::take(&mut taken.bound));
+            taken.quieten().and_then(|()| taken.log.take().ok_or_else(|| io::ErrorKind::InvalidData.into()))
+        }
+    };
+    let listened = because("listen to what the kernel judges");
+    let ear = log.and_then(|log| Ear::open(log, &app, telemetry)).map_err(listened)?;
     app.apply(loaded)?;
     match &app.sidecar {
         Some(sidecar) => sidecar.settle()?,
-        None => capture::warnings().iter().for_each(|warning| tracing::warn!("{warning}")),
+        None => capture::warnings(settings.worker.flows).iter().for_each(|warning| tracing::warn!("{warning}")),
     }
     let judging = app.sidecar.as_ref().map_or(&app.snapshot, |sidecar| &sidecar.judging);
-    let gateway = Gateway::start(listeners, &settings, judging, telemetry).map_err(because("start the workers"))?;
-    app.bindings = Some(gateway.bindings.clone());
-    recorder.knows(gateway.bindings.clone());
-    eprintln!("ready");
+    let gateway = Gateway::start(listeners, &settings, bindings, judging, telemetry);
+    let gateway = gateway.map_err(because("start the workers"))?;
+    app.rechecks = Some(gateway.rechecks());
+    if let Some(taken) = taken {
+        taken.done().map_err(because("take over"))?;
+    }
+    // Whoever shares the namespace of a sidecar is whom it watches.
+    let door = app.sidecar.is_none().then(|| Door::open(hand_over::NAME)).transpose();
+    let door = door.unwrap_or_else(|error| {
+        tracing::warn!(%error, "nobody will be able to take over");
+        None
+    });
+    let view = Arc::new(outlook::view(&app, &gateway, &settings, telemetry));
+    app.view = Some(view.clone());
+    let (to, orders) = mpsc::channel(1);
+    let looked_at =
+        admin::Settings { metrics: app.loaded.telemetry.metrics, socket: app.loaded.telemetry.socket.clone() };
+    let admin = Admin::start(looked_at, view, to).map_err(because("serve metrics and status"))?;
+    telemetry.event(telemetry.happened(Happened::Started).generation(app.snapshot.load().generation));
+    messages::say("ready");
     let _ = sd_notify::notify(&[sd_notify::NotifyState::Ready]);
-    app.follow(signals, path, &gateway)?;
+    let mut scene = Scene { gateway, ear, spare: Some(spare), door };
+    let end = app.follow(signals, path, orders, &mut scene)?;
+    // Who takes over is looked at by the same address and socket.
+    drop(admin);
+    let Scene { gateway, ear, spare, .. } = scene;
+    drop(spare);
+    let stopping = telemetry.happened(Happened::Stopping);
+    if end == End::HandedOver {
+        telemetry.event(stopping.detail("handed over"));
+        gateway.stop(ending.drain);
+        return Ok(());
+    }
+    telemetry.event(stopping);
     let _ = sd_notify::notify(&[sd_notify::NotifyState::Stopping]);
     // Live flows need the rules that bring their packets here: they go last.
     gateway.stop(ending.drain);
     app.mend();
     let stay = ending.keep_rules || !app.may_change_rules();
     let removed = if stay { Ok(()) } else { capture::remove() };
-    drop(recorder);
+    drop(ear);
     removed.map_err(because("take the rules away"))
 }
 
@@ -161,6 +244,7 @@ impl App {
         let before = self.judge_by(Arc::new(next));
         self.generation += 1;
         let done = match &self.rules {
+            None if self.takes_over => capture::adopt(&ruleset),
             None => capture::install(&ruleset),
             Some(standing) => capture::update(standing, &ruleset),
         };
@@ -175,7 +259,26 @@ impl App {
         self.look_after(ruleset);
         self.judge_names_anew();
         self.loaded = loaded;
+        if let Some(view) = &self.view {
+            view.applied.store(Arc::new(outlook::applied(&self.loaded, &self.snapshot.load(), self.rules.as_ref())));
+        }
+        if self.loaded.gateway.recheck {
+            self.recheck(&before);
+        }
         Ok(())
+    }
+
+    /// Ends live flows that the configuration in force forbids: those that are served here, and those that the kernel
+    /// judged.
+    fn recheck(&self, before: &Snapshot) {
+        let Some(rechecks) = &self.rechecks else { return };
+        let next = self.snapshot.load_full();
+        rechecks.send_replace(Some(next.clone()));
+        match recheck::end_forbidden(before, &next, &self.bindings, &self.telemetry) {
+            Ok(0) => {}
+            Ok(flows) => tracing::info!(flows, "the kernel has ended flows that are forbidden now"),
+            Err(error) => tracing::error!(%error, "flows that the kernel let in are not judged again"),
+        }
     }
 
     /// Returns what judged before.
@@ -194,9 +297,11 @@ impl App {
     /// is told anew the old verdict stands, or that of the address.
     fn judge_names_anew(&self) {
         let snapshot = self.snapshot.load();
-        let Some(bindings) = self.bindings.as_ref().filter(|_| uses_names(&snapshot)) else { return };
+        if !uses_names(&snapshot) {
+            return;
+        }
         let Ok(mut kernel) = NftSocket::open() else { return self.telemetry.count(|c| &c.names_untold) };
-        bindings.each(Instant::now(), |client, remote, name, lasts| {
+        self.bindings.each(Instant::now(), |client, remote, name, lasts| {
             if tell(&mut kernel, &snapshot, (client, remote), name, lasts).is_err() {
                 self.telemetry.count(|c| &c.names_untold);
             }
@@ -218,8 +323,14 @@ impl App {
         match watch.is_intact(ruleset) {
             Ok(true) => {
                 self.intact = true;
-                let unrecorded = watch.take_unrecorded().unwrap_or_default();
-                return self.telemetry.add(|c| &c.kernel_unrecorded, unrecorded);
+                let unrecorded = watch.take_count(UNRECORDED).unwrap_or_default();
+                self.telemetry.add(|c| &c.kernel_unrecorded, unrecorded);
+                let forged = watch.take_count(FORGED).unwrap_or_default();
+                self.telemetry.add(|c| &c.forged, forged);
+                if forged > 0 {
+                    tracing::warn!(packets = forged, "dropped: their source is not where they came from");
+                }
+                return;
             }
             Ok(false) => tracing::error!("somebody has changed our rules or routes"),
             Err(error) => {
@@ -237,105 +348,177 @@ impl App {
                 self.judge_names_anew();
                 self.intact = true;
                 tracing::warn!("rules and routes are put back");
+                self.telemetry.event(self.telemetry.happened(Happened::RulesRestored));
             }
-            Err(error) => tracing::error!(%error, "they could not be put back, and will be tried again"),
+            Err(error) => {
+                tracing::error!(%error, "they could not be put back, and will be tried again");
+                self.telemetry.event(self.telemetry.happened(Happened::RulesDamaged).detail(error.to_string()));
+            }
         }
     }
 
-    /// Reloads at SIGHUP, and takes lists that became others; returns at SIGTERM or SIGINT. An error: a worker has ended,
+    /// Reloads at SIGHUP and when the configuration's files change, and takes lists that became others; returns at
+    /// SIGTERM or SIGINT, and when another has taken over and nothing lives here any more. An error: a worker has ended,
     /// and what its listeners held is lost. The rules stay and drop what nobody takes.
-    fn follow(&mut self, signals: Signals, path: &Path, gateway: &Gateway) -> Result<(), Failure> {
+    fn follow(
+        &mut self,
+        signals: Signals,
+        path: &Path,
+        mut orders: mpsc::Receiver<Order>,
+        scene: &mut Scene,
+    ) -> Result<End, Failure> {
         let Signals { runtime, mut hangup, mut terminate, mut interrupt } = signals;
         let (mut to, mut fresh) = mpsc::channel(1);
-        let result = runtime.block_on(async {
-            let mut keeper = Keeper::start(&self.loaded.list_sources, &self.telemetry, &to);
+        let end = runtime.block_on(async {
+            let mut door = scene.door.take().and_then(|door| readable(door.0).ok());
+            let mut keeper = Keeper::start(&self.loaded, |_| true, &self.telemetry, &to);
             // Reading may take long, and fetch: an order to end does not wait for it.
             let mut reading = JoinSet::new();
             let mut again = false;
             let probes = Probes::open(self.sidecar.is_some());
+            let mut waiting = Asked::default();
             let mut round = tokio::time::interval(ROUND);
             round.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
-            let result = loop {
-                tokio::select! {
-                    _ = round.tick() => match gateway.is_whole() {
-                        true => self.mend(),
+            let mut watched = Watched::new(&self.loaded);
+            let end = loop {
+                let asked = tokio::select! {
+                    _ = round.tick() => match scene.gateway.is_whole() {
+                        true => {
+                            self.mend();
+                            self.notices.look(&self.telemetry);
+                            false
+                        }
                         false => break Err(because("go on")(io::Error::other("a worker has ended"))),
                     },
-                    _ = hangup.recv() => match reading.is_empty() {
-                        true => read_beside(&mut reading, path),
-                        false => again = true,
-                    },
+                    () = watched.changed() => true,
+                    _ = hangup.recv() => true,
+                    Some(Order::Reload(answer)) = orders.recv() => {
+                        waiting.add(answer);
+                        true
+                    }
                     Some(read) = reading.join_next() => {
-                        if self.reload(read) {
+                        let outcome = self.reload(read);
+                        waiting.answer(&outcome);
+                        if outcome.is_ok() {
+                            watched = Watched::new(&self.loaded);
                             // What is still on its way belongs to the configuration before.
                             (to, fresh) = mpsc::channel(1);
-                            keeper = Keeper::start(&self.loaded.list_sources, &self.telemetry, &to);
+                            keeper = Keeper::start(&self.loaded, |_| true, &self.telemetry, &to);
                         }
-                        if std::mem::take(&mut again) {
-                            read_beside(&mut reading, path);
-                        }
+                        std::mem::take(&mut again)
                     }
-                    Some(fresh) = fresh.recv() => self.take(fresh),
-                    Some(asker) = probes.next() => sidecar::answer(&asker, self.intact && gateway.is_whole()),
-                    _ = terminate.recv() => break Ok(()),
-                    _ = interrupt.recv() => break Ok(()),
+                    Some(fresh) = fresh.recv() => {
+                        self.take(fresh);
+                        false
+                    }
+                    channel = entered(&door) => match self.hand_over(&channel, scene) {
+                        Ok(()) => {
+                            // The name is free for the new one's own door before it hears that all is done.
+                            drop(door.take());
+                            // Whether or not it hears of it, it serves.
+                            let _ = hand_over::say_done(&channel);
+                            break Ok(End::HandedOver);
+                        }
+                        Err(error) => {
+                            tracing::error!(%error, "nobody took over, and this one goes on");
+                            false
+                        }
+                    },
+                    Some(asker) = probes.next() => {
+                        sidecar::answer(&asker, self.intact && scene.gateway.is_whole());
+                        false
+                    }
+                    _ = terminate.recv() => break Ok(End::Asked),
+                    _ = interrupt.recv() => break Ok(End::Asked),
+                };
+                match reading.is_empty() {
+                    true if asked => {
+                        waiting.begin();
+                        read_beside(&mut reading, path);
+                    }
+                    _ => again |= asked,
                 }
             };
             drop(keeper);
             reading.detach_all();
-            result
+            if let Ok(End::HandedOver) = end {
+                scene.gateway.leave();
+                let mut look = tokio::time::interval(Duration::from_millis(100));
+                while !scene.gateway.has_ended() {
+                    tokio::select! {
+                        _ = look.tick() => {}
+                        _ = terminate.recv() => break,
+                        _ = interrupt.recv() => break,
+                    }
+                }
+            }
+            end
         });
         // Whatever is being read or fetched is not waited for.
         runtime.shutdown_background();
-        result
+        end
     }
 
-    /// Whether another configuration is in force now.
-    fn reload(&mut self, read: Result<Result<Loaded, Mistakes>, JoinError>) -> bool {
-        match read {
+    /// The generation in force, or why the one before stays.
+    fn reload(&mut self, read: Result<Result<Loaded, Mistakes>, JoinError>) -> Result<u64, String> {
+        let outcome = match read {
             Ok(Ok(loaded)) if loaded.sidecar != self.loaded.sidecar => {
-                tracing::error!("the new configuration is not in force: [sidecar] takes effect at start");
+                Err("[sidecar] takes effect at start".to_owned())
             }
-            Ok(Ok(loaded)) => {
-                if let Some(path) = loaded.emptied_since(&self.loaded) {
-                    let path = path.display();
-                    tracing::error!("the new configuration is not in force: {path} holds no entry any more");
-                    return false;
-                }
-                match self.apply(loaded) {
-                    Ok(()) => {
-                        tracing::info!(generation = self.generation, "reloaded");
-                        return true;
-                    }
-                    Err(failure) => tracing::error!("the new configuration is not in force: {failure}"),
-                }
-            }
+            Ok(Ok(loaded)) => match loaded.emptied_since(&self.loaded) {
+                Some(path) => Err(format!("{} holds no entry any more", path.display())),
+                None => self.apply(loaded).map_err(|failure| failure.to_string()),
+            },
             Ok(Err(mistakes)) => {
-                tracing::error!("the configuration has mistakes and is not in force:\n{mistakes}");
+                let advice = reach::explain(&mistakes).unwrap_or_default();
+                Err(format!("the configuration has mistakes:\n{mistakes}{advice}"))
             }
-            Err(error) => tracing::error!("the configuration could not be read and is not in force: {error}"),
+            Err(error) => Err(format!("the configuration could not be read: {error}")),
+        };
+        match outcome {
+            Ok(()) => {
+                let generation = self.snapshot.load().generation;
+                tracing::info!(generation, "reloaded");
+                self.telemetry.count(|c| &c.reloads);
+                self.telemetry.event(self.telemetry.happened(Happened::Reloaded).generation(generation));
+                Ok(generation)
+            }
+            Err(why) => {
+                tracing::error!("the new configuration is not in force: {why}");
+                self.telemetry.count(|c| &c.reloads_refused);
+                let detail: String = why.chars().take(LONGEST_DETAIL).collect();
+                self.telemetry.event(self.telemetry.happened(Happened::ReloadRefused).detail(detail));
+                Err(why)
+            }
         }
-        false
     }
 
-    /// Puts a list in force in place of the one of its name.
+    /// Puts a list or a database in force in place of the one before.
     fn take(&mut self, fresh: Fresh) {
-        let Fresh { list, taken } = fresh;
-        match self.apply(self.loaded.with_list(&list)) {
+        let Fresh { part, taken } = fresh;
+        match self.apply(self.loaded.with(&part)) {
             Ok(()) => {
-                let (names, ranges) = (list.domains.len(), list.prefixes.len());
-                tracing::info!(
-                    list = &*list.name,
-                    names,
-                    ranges,
-                    generation = self.generation,
-                    "a list is in force anew"
-                );
+                let generation = self.generation;
+                match &part {
+                    Part::List(list) => {
+                        let (names, ranges) = (list.domains.len(), list.prefixes.len());
+                        tracing::info!(list = &*list.name, names, ranges, generation, "a list is in force anew");
+                    }
+                    Part::Database(own) => {
+                        let (of, ranges) = (own.kind().word(), own.len());
+                        tracing::info!(of, ranges, generation, "a database is in force anew");
+                    }
+                }
                 self.telemetry.count(|counters| &counters.lists_replaced);
+                let event = self.telemetry.happened(Happened::ListReplaced).generation(self.snapshot.load().generation);
+                self.telemetry.event(match &part {
+                    Part::List(list) => event.list(list.name.clone()),
+                    Part::Database(_) => event.detail(part.to_string()),
+                });
                 // Whoever asked may have ended meanwhile.
                 _ = taken.send(());
             }
-            Err(failure) => tracing::error!(list = &*list.name, "the new list is not in force: {failure}"),
+            Err(failure) => tracing::error!("what is new of {part} is not in force: {failure}"),
         }
     }
 }
@@ -343,39 +526,6 @@ impl App {
 fn read_beside(reading: &mut JoinSet<Result<Loaded, Mistakes>>, path: &Path) {
     let path = path.to_owned();
     reading.spawn_blocking(move || config::load(&path));
-}
-
-fn settings(limits: &Limits) -> io::Result<gateway::Settings> {
-    let descriptors = usize::try_from(raise_descriptors()?).unwrap_or(usize::MAX);
-    let possible = descriptors.saturating_sub(RESERVED_DESCRIPTORS) / DESCRIPTORS_OF_A_FLOW;
-    if possible < limits.flows {
-        tracing::warn!(flows = possible, "the limit of open descriptors allows fewer flows than limits.flows");
-    }
-    let workers = match limits.workers {
-        0 => std::thread::available_parallelism().map_or(1, usize::from),
-        number => number,
-    };
-    Ok(gateway::Settings {
-        workers,
-        worker: worker::Settings {
-            flows: limits.flows.min(possible),
-            peek: peek::tcp::Limits { held: limits.held_bytes, fingerprints: true },
-            dial_from: worker::DialFrom::Client,
-            proof: proof::Settings::new(resolvers()),
-        },
-        relay: relay::Settings { idle: limits.idle, connect: CONNECT },
-        dns: limits.dns.dns.clone(),
-        // Each worker has a table for each family.
-        udp: udp::Settings { flows: (limits.flows / workers).max(1), ..udp::Settings::default() },
-        bindings: limits.dns.bindings.clone(),
-        kernel_names: true,
-    })
-}
-
-/// This host's own resolvers; without the file, none.
-fn resolvers() -> Vec<std::net::SocketAddr> {
-    let text = std::fs::read_to_string("/etc/resolv.conf").unwrap_or_default();
-    crate::dns::lookup::resolvers_of_host(&text)
 }
 
 /// A last line for the operator: what was counted, so that no limit is passed in silence.
@@ -399,9 +549,7 @@ impl std::error::Error for Failure {}
 
 /// How often rules and routes are looked after.
 const ROUND: Duration = Duration::from_secs(2);
-/// How long a server may take to answer.
-const CONNECT: Duration = Duration::from_secs(15);
-/// Its two sockets.
-const DESCRIPTORS_OF_A_FLOW: usize = 2;
-/// For listeners, netlink, logs, pipes in flight and flows that are being refused.
-const RESERVED_DESCRIPTORS: usize = 512;
+/// How long sinks may take for what waits at the end.
+const LAST_RECORDS: Duration = Duration::from_secs(3);
+/// Characters of the reason in the event of a refused reload.
+const LONGEST_DETAIL: usize = 2000;

@@ -10,6 +10,7 @@ pub mod list;
 pub mod probe;
 pub mod report;
 pub mod run;
+pub mod status;
 
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -31,6 +32,10 @@ struct Cli {
 enum Command {
     /// Runs the gateway, or the sidecar of an application
     Run(run::RunArgs),
+    /// Shows a running gateway: flows, counters, limits, lists, sinks
+    Status(status::StatusArgs),
+    /// Makes a running gateway read its configuration anew, and tells whether that is in force
+    Reload(status::SocketArg),
     /// Prints every mistake of a configuration at once
     Check(ConfigArg),
     /// Tells what would happen to a flow, and why
@@ -77,6 +82,8 @@ pub(crate) const USAGE: u8 = 2;
 pub fn main() -> ExitCode {
     match Cli::parse().command {
         Command::Run(args) => run::run(args),
+        Command::Status(args) => status::status(&args),
+        Command::Reload(args) => status::reload(&args),
         Command::Check(args) => check::check(&args),
         Command::Explain(args) => explain::explain(&args),
         Command::Demo(args) => demo::demo(&args),

@@ -1,11 +1,12 @@
 //! From a file to a checked snapshot; every mistake at once, with file:line:column.
 //!
-//! Fails closed: a configuration with one mistake is no configuration. A key that nobody knows, and one whose feature
-//! does not exist yet, is a mistake (see [`unbuilt`]).
+//! Fails closed: a configuration with one mistake is no configuration. A key that nobody knows is a mistake.
 
 mod contents;
 mod dns;
 mod document;
+pub mod documents;
+mod geoip;
 mod inspection;
 pub mod limits;
 mod list;
@@ -13,14 +14,15 @@ pub mod mistake;
 mod named;
 mod nearest;
 mod network;
+mod part;
 mod policy;
 mod port;
 mod rule;
 pub mod sidecar;
 pub mod source;
 mod table;
+pub mod telemetry;
 mod tie;
-mod unbuilt;
 mod value;
 
 use std::path::{Path, PathBuf};
@@ -28,21 +30,27 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use crate::list::List;
-use crate::policy::network::{Network, Rule};
+use crate::policy::network::Network;
 use crate::policy::rules::Policy;
 use crate::policy::snapshot::Snapshot;
 
 use document::Document;
+pub use documents::Documents;
+use geoip::Databases;
+pub use geoip::GeoSource;
 use limits::{GatewaySettings, Limits};
 use list::Slot;
 pub use mistake::{Mistake, Mistakes, Severity};
 use mistake::{Place, Report, Source};
 use named::{Named, name_of};
+pub use network::ANYBODYS_WORD;
 use network::{Known, Written};
+pub use part::Part;
 use sidecar::SidecarSettings;
 use source::Fetcher;
 pub use source::{Fetching, ListSource};
 use table::Table;
+use telemetry::TelemetrySettings;
 use value::Located;
 
 /// A configuration without mistakes.
@@ -57,13 +65,18 @@ pub struct Loaded {
     pub lists: Vec<Arc<List>>,
     /// Where the entries of each list come from.
     pub list_sources: Vec<ListSource>,
+    /// The databases of countries and ASNs.
+    pub geoip: Vec<GeoSource>,
     pub gateway: GatewaySettings,
     /// Beside an application, instead of a gateway.
     pub sidecar: Option<SidecarSettings>,
     pub limits: Limits,
+    pub telemetry: TelemetrySettings,
     pub warnings: Mistakes,
     /// Every file that was read: the configuration, what it includes, and its lists.
     pub files: Vec<PathBuf>,
+    /// Where to see that the configuration has changed.
+    pub documents: Documents,
 }
 
 impl Loaded {
@@ -82,31 +95,6 @@ impl Loaded {
         let source = self.list_sources.iter().filter(emptied).find_map(|source| source.states.get(empty(source)?))?;
         Some(&source.path)
     }
-
-    /// The same configuration with this in place of the list of its name.
-    pub fn with_list(&self, new: &Arc<List>) -> Self {
-        let own = |list: &Arc<List>| if list.name == new.name { new.clone() } else { list.clone() };
-        let policy = |policy: &Arc<Policy>| match policy.lists.iter().any(|list| list.name == new.name) {
-            true => Arc::new(Policy { lists: policy.lists.iter().map(own).collect(), ..(**policy).clone() }),
-            false => policy.clone(),
-        };
-        // A policy that is not among them stays what it is.
-        let replaced: Vec<_> = self.policies.iter().map(|old| (old, policy(old))).collect();
-        let rule = |rule: &Rule| {
-            let found = replaced.iter().find(|(old, _)| Arc::ptr_eq(old, &rule.policy));
-            Rule { policy: found.map_or_else(|| policy(&rule.policy), |(_, new)| new.clone()), ..rule.clone() }
-        };
-        let network = |network: &Arc<Network>| {
-            let (outbound, inbound) = (network.outbound.as_ref().map(rule), network.inbound.as_ref().map(rule));
-            Arc::new(Network { outbound, inbound, ..(**network).clone() })
-        };
-        Self {
-            networks: self.networks.iter().map(network).collect(),
-            lists: self.lists.iter().map(own).collect(),
-            policies: replaced.iter().map(|(_, new)| new.clone()).collect(),
-            ..self.clone()
-        }
-    }
 }
 
 /// Reads a configuration with all that it includes, and fetches the lists of which there is no copy yet: in a minute,
@@ -122,7 +110,38 @@ pub fn load_with(path: &Path, fetching: Fetching) -> Result<Loaded, Mistakes> {
     finish(source.and_then(|source| read(&source, fetching, &report)), report)
 }
 
-/// The same for a text that stands in no file; `name` stands for the file in what is said of it.
+/// Who will run, as far as it must be known before anything else is read. What cannot be read here will be told of there.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Runs {
+    /// Whoever reads the rest is already the user that `gateway.user` names.
+    Gateway { user: Option<String> },
+    /// Becomes its user later.
+    Sidecar,
+}
+
+pub fn runs(path: &Path) -> Runs {
+    let report = Report::default();
+    let source = document::open(path, None, &report);
+    let document = source.as_ref().map(|source| (source, document::parse(source, &report)));
+    let Some((source, document)) = document else { return Runs::Gateway { user: None } };
+    let mut top = Table::top(&report, source, &document);
+    if top.has("sidecar") {
+        return Runs::Sidecar;
+    }
+    let user = top.table("gateway").and_then(|mut gateway| gateway.text("user"));
+    Runs::Gateway { user: user.map(|user| user.value) }
+}
+
+/// The `[telemetry]` of a file, whatever else it says: for those who look at a gateway that runs.
+pub fn telemetry_of(path: &Path) -> Option<TelemetrySettings> {
+    let report = Report::default();
+    let source = document::open(path, None, &report)?;
+    let document = document::parse(&source, &report);
+    let table = Table::top(&report, &source, &document).table("telemetry")?;
+    Some(telemetry::read(table, &Arc::from(""), 1, &report))
+}
+
+/// A configuration in a text that stands in no file; `name` stands for the file in what is said of it.
 pub fn load_text(name: &str, text: String) -> Result<Loaded, Mistakes> {
     let report = Report::default();
     let source = Source::whole(PathBuf::from(name), text);
@@ -141,21 +160,26 @@ fn read(source: &Arc<Source>, fetching: Fetching, report: &Report) -> Option<Loa
     let document = document::parse(source, report);
     let mut top = Table::top(report, source, &document);
     let enforcer = enforcer(&mut top, report);
-    let included = document::included(&mut top, report);
+    let (included, patterns) = document::included(&mut top, report);
     let documents: Vec<_> = included.iter().map(|source| document::parse(source, report)).collect();
     let gateway = top.table("gateway").map(limits::read_gateway).unwrap_or_default();
     let sidecar = read_sidecar(&mut top, report);
     let limits = top.table("limits").map(limits::read_limits).unwrap_or_default();
-    for key in ["geoip", "telemetry"] {
-        top.take(key);
-    }
+    let host: Arc<str> = enforcer.value.as_str().into();
+    let records = limits.records;
+    let telemetry = top.table("telemetry").map(|table| telemetry::read(table, &host, records, report));
+    let telemetry = telemetry.unwrap_or_else(|| TelemetrySettings::new(records));
+    let databases = top.table("geoip").map(|table| geoip::read(table, report)).unwrap_or_default();
     let mut files: Vec<PathBuf> = std::iter::once(source).chain(&included).map(|file| file.path.clone()).collect();
+    let documents_read = Documents::new(files.clone(), patterns);
     let mut tops = vec![top];
     tops.extend(included.iter().zip(&documents).map(|(source, document)| included_top(report, source, document)));
     let mut list_sources = Vec::new();
     let fetcher = Fetcher::new(fetching, limits.fetch());
-    let objects = Objects::read(&mut tops, &fetcher, report, &mut list_sources);
+    let objects = Objects::read(&mut tops, &fetcher, &databases, report, &mut list_sources);
     files.extend(list_sources.iter().filter_map(|source| source.file.clone()));
+    let geoip = databases.sources();
+    files.extend(geoip.iter().map(|source| source.path.clone()));
     tie::check(&objects.networks, report);
     let networks = objects.networks_of(&enforcer, report);
     if let Some((_, place)) = &sidecar {
@@ -165,8 +189,23 @@ fn read(source: &Arc<Source>, fetching: Fetching, report: &Report) -> Option<Loa
     let lists = objects.lists.iter().filter_map(Slot::ready).cloned().collect();
     let warnings = Mistakes::default();
     let enforcer = enforcer.value.into();
+    let documents = documents_read;
     let sidecar = sidecar.map(|(settings, _)| settings);
-    Some(Loaded { enforcer, networks, policies, lists, list_sources, gateway, sidecar, limits, warnings, files })
+    Some(Loaded {
+        enforcer,
+        networks,
+        policies,
+        lists,
+        list_sources,
+        geoip,
+        gateway,
+        sidecar,
+        limits,
+        telemetry,
+        warnings,
+        files,
+        documents,
+    })
 }
 
 /// With the place of its table, for mistakes that show only later.
@@ -214,9 +253,16 @@ struct Objects {
 
 impl Objects {
     /// Kind by kind over all files, so that the order of files and tables does not matter.
-    fn read(tops: &mut [Table<'_>], fetcher: &Fetcher, report: &Report, sources: &mut Vec<ListSource>) -> Self {
+    fn read(
+        tops: &mut [Table<'_>],
+        fetcher: &Fetcher,
+        databases: &Databases,
+        report: &Report,
+        sources: &mut Vec<ListSource>,
+    ) -> Self {
         let lists = define("list", tops, report, |table, name| list::read(table, name, fetcher, report, sources));
-        let policies = define("policy", tops, report, |table, name| policy::read(table, name, &lists, report));
+        let known = policy::Known { lists: &lists, databases };
+        let policies = define("policy", tops, report, |table, name| policy::read(table, name, known, report));
         let ports = define("port", tops, report, |table, name| port::read(table, name, report));
         let known = Known { policies: &policies, ports: &ports };
         let networks = define("network", tops, report, |table, name| network::read(table, name, known, report));

@@ -4,8 +4,8 @@
 //! prerouting (raw), UDP alone                      forward (filter)
 //!   forwarded flows, no long header -> pass          marked for us, yet forwarded    -> drop
 //!   refused and silenced flows    -> reject, drop    replies                         -> pass
-//!   what a Network inspects       -> tproxy,         forwarded flows, no long header -> pass
-//!             untracked, or drop where nobody listens
+//!   what a Network inspects       -> tproxy,         flows that a later policy ended -> drop, answer
+//!             untracked, or drop where nobody listens  forwarded flows, no long header -> pass
 //! prerouting (mangle)                                what a Network should have had  -> drop
 //!   to our listeners directly     -> drop            of flows that were let in       -> pass
 //!   flows that we hold            -> to us           new flows of a Network          -> by their addresses: pass,
@@ -67,8 +67,17 @@ const OWN_LABEL: u8 = 126;
 /// The one of TCP flows of an application that are brought to its sidecar.
 const DIVERTED_LABEL: u8 = 125;
 
+/// The bits by which a flow is known that a later policy ended: all of them bear the first, and one of the others if its
+/// packets are answered.
+pub const ENDED_LABEL: u8 = 126;
+pub const ENDED_UNREACHABLE_LABEL: u8 = 125;
+pub const ENDED_RESET_LABEL: u8 = 124;
+
 /// The counter of packets that were judged and not recorded, since more came than may be recorded.
 pub const UNRECORDED: &str = "unrecorded";
+
+/// The counter of packets that came from where their source is not.
+pub const FORGED: &str = "forged";
 
 /// Marks what must be delivered to us ("ti"), and names the routing table that does it.
 pub const MARK: u32 = 0x7469;
@@ -100,6 +109,9 @@ pub struct Capture {
     /// Pairs of client and address that a name lets pass, and as many that one blocks, for each Network and family.
     /// Default 262,144.
     pub named: u32,
+    /// What comes from an interface by which its source is not reached, or answers a flow with the beginning of another, is
+    /// dropped if a Network protects either end (RFC 3704, section 2.2).
+    pub reverse_path: bool,
     /// Packets that are recorded a second, for each Network, direction and reason; those past it are counted. Default
     /// 1,000.
     pub records_per_second: u32,
@@ -134,6 +146,7 @@ impl Capture {
             forwarded: 131_072,
             udp_idle: Duration::from_secs(300),
             named: 262_144,
+            reverse_path: true,
             records_per_second: 1000,
         }
     }

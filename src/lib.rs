@@ -30,6 +30,8 @@ pub mod proxy;
 
 pub mod mode;
 
+pub mod admin;
+
 pub mod config;
 
 pub mod app;

@@ -7,6 +7,7 @@ pub mod domains;
 pub mod entry;
 pub mod file;
 pub mod format;
+pub mod geoip;
 pub mod prefixes;
 pub mod reader;
 pub mod refresh;

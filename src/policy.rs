@@ -95,6 +95,8 @@ pub enum Reason {
 macro_rules! words {
     ($($kind:ident { $($variant:ident => $word:literal),+ $(,)? })+) => {$(
         impl $kind {
+            pub const ALL: &[Self] = &[$(Self::$variant),+];
+
             /// The word that configuration and records use.
             pub fn as_str(self) -> &'static str {
                 match self { $(Self::$variant => $word),+ }

@@ -5,6 +5,7 @@
 
 pub mod flow;
 pub mod inspect;
+pub mod live;
 pub mod proof;
 pub mod relay;
 pub mod tcp;

@@ -1,34 +1,59 @@
 //! Every event: its record and its count side by side, and where they go.
 //!
-//! Never stalls a flow: the queue is bounded, and what does not fit is counted and said (SPEC L3).
+//! Never stalls a flow: each sink has a bounded queue, and what does not fit is counted and said (SPEC L3).
 
+pub mod event;
 pub mod json;
+pub mod messages;
 pub mod queue;
 pub mod record;
+pub mod sink;
+pub mod tally;
+pub mod writers;
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-pub use queue::{Queue, Writer};
+pub use event::{Event, Happened};
+pub use queue::{Queue, Standing, Writer};
 pub use record::{Kind, Record};
+pub use tally::Tally;
+
+use crate::peek::Discovery;
 
 /// Where every part of the program reports what happened. Cheap to clone.
 #[derive(Clone, Debug)]
 pub struct Telemetry {
-    queue: Queue,
-    counters: Arc<Counters>,
+    queues: Arc<[Queue]>,
+    /// Of the allowed flows one in so many is recorded; 0: none.
+    allowed: u64,
+    enforcer: Arc<str>,
+    counts: Arc<Counts>,
+}
+
+#[derive(Debug, Default)]
+struct Counts {
+    counters: Counters,
+    tally: Tally,
+    /// Allowed flows without a number of their own.
+    unnumbered: AtomicU64,
 }
 
 macro_rules! counters {
-    ($($(#[$doc:meta])* $name:ident),+ $(,)?) => {
+    ($($(#[doc = $doc:literal])+ $name:ident),+ $(,)?) => {
         /// What has happened since start.
         #[derive(Debug, Default)]
-        pub struct Counters { $($(#[$doc])* pub $name: AtomicU64),+ }
+        pub struct Counters { $($(#[doc = $doc])+ pub $name: AtomicU64),+ }
 
         impl Counters {
             /// Every counter with its name.
             pub fn all(&self) -> Vec<(&'static str, u64)> {
-                vec![$((stringify!($name), self.$name.load(Ordering::Relaxed))),+]
+                self.described().into_iter().map(|(name, _, count)| (name, count)).collect()
+            }
+
+            /// The same with what each counts, in a sentence.
+            pub fn described(&self) -> Vec<(&'static str, &'static str, u64)> {
+                vec![$((stringify!($name), concat!($($doc),+), self.$name.load(Ordering::Relaxed))),+]
             }
         }
     };
@@ -82,6 +107,8 @@ counters! {
     judged_by_kernel,
     /// Packets that the kernel judged and did not record: there were more than limits.kernel_records allows.
     kernel_unrecorded,
+    /// Packets that came from an interface by which their source is not reached, or began a flow in answer to one.
+    forged,
     /// Names that the kernel did not take, for a full set as a rule: the address decides instead.
     names_untold,
     /// Copies of judged packets that were lost on their way to be recorded.
@@ -92,33 +119,84 @@ counters! {
     uncounted,
     /// Blocked flows that should have seen ICMP or nothing, and saw a reset since the kernel refused more.
     ended_by_reset,
+    /// Reloads that put another configuration in force.
+    reloads,
+    /// Reloads that changed nothing, because of mistakes or because the rules could not be put in place.
+    reloads_refused,
+    /// Records of allowed flows that telemetry.allowed leaves out.
+    records_left_out,
 }
 
 impl Telemetry {
+    /// With one sink, and a record of everything.
     pub fn new(queue: Queue) -> Self {
-        Self { queue, counters: Arc::default() }
+        Self::with_sinks(vec![queue], 1, "".into())
     }
 
-    /// Hands a record to the writer, or counts it as dropped.
+    /// `allowed`: of allowed flows one in so many is recorded, none for 0. Blocks always are.
+    pub fn with_sinks(queues: Vec<Queue>, allowed: u64, enforcer: Arc<str>) -> Self {
+        Self { queues: queues.into(), allowed, enforcer, counts: Arc::default() }
+    }
+
+    /// Hands a record to the writers, or counts it as dropped.
     pub fn record(&self, record: Record) {
-        self.queue.push(record);
+        self.counts.tally.judged(&record);
+        if self.leaves_out(&record) {
+            return self.count(|c| &c.records_left_out);
+        }
+        let Some((last, others)) = self.queues.split_last() else { return };
+        others.iter().for_each(|queue| queue.push(record.clone()));
+        last.push(record);
+    }
+
+    /// An event to be told.
+    pub fn happened(&self, reason: Happened) -> Event {
+        Event::new(self.enforcer.clone(), reason)
+    }
+
+    pub fn event(&self, event: Event) {
+        self.queues.iter().for_each(|queue| queue.push(event.clone()));
+    }
+
+    /// What the beginning of a flow told.
+    pub fn peeked(&self, discovery: &Discovery) {
+        self.counts.tally.peeked(discovery);
+    }
+
+    /// All records of a flow share one lot.
+    fn leaves_out(&self, record: &Record) -> bool {
+        let is_block = record.verdict == Some("block") || record.closed_by == Some("policy");
+        if self.allowed == 1 || is_block {
+            return false;
+        }
+        let lot = record.flow.unwrap_or_else(|| self.counts.unnumbered.fetch_add(1, Ordering::Relaxed));
+        lot.checked_rem(self.allowed) != Some(0)
     }
 
     pub fn counters(&self) -> &Counters {
-        &self.counters
+        &self.counts.counters
     }
 
     pub fn add(&self, counter: impl Fn(&Counters) -> &AtomicU64, number: u64) {
-        counter(&self.counters).fetch_add(number, Ordering::Relaxed);
+        counter(self.counters()).fetch_add(number, Ordering::Relaxed);
     }
 
     /// Adds one.
     pub fn count(&self, counter: impl Fn(&Counters) -> &AtomicU64) {
-        counter(&self.counters).fetch_add(1, Ordering::Relaxed);
+        counter(self.counters()).fetch_add(1, Ordering::Relaxed);
     }
 
-    /// Records that found no room in the queue.
+    pub fn tally(&self) -> &Tally {
+        &self.counts.tally
+    }
+
+    /// How each sink is doing.
+    pub fn sinks(&self) -> Vec<Standing> {
+        self.queues.iter().map(Queue::standing).collect()
+    }
+
+    /// Records that were lost to a sink.
     pub fn dropped(&self) -> u64 {
-        self.queue.dropped()
+        self.queues.iter().map(Queue::dropped).sum()
     }
 }

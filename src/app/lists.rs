@@ -8,6 +8,7 @@
 
 use std::collections::HashSet;
 use std::io;
+use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
 
@@ -16,21 +17,22 @@ use ring::rand::{SecureRandom, SystemRandom};
 use tokio::sync::{Semaphore, mpsc, oneshot};
 use tokio::task::{JoinSet, spawn_blocking};
 
+use super::geoip;
 use crate::config::source::{Remote, State};
-use crate::config::{ListSource, Loaded};
+use crate::config::{ListSource, Loaded, Part};
 use crate::list::List;
 use crate::list::file::Stamp;
 use crate::list::reader::{Options, Refused};
 use crate::list::refresh::{self, Decision, Good, Why};
 use crate::policy::snapshot::Snapshot;
 use crate::sys::list_store;
-use crate::telemetry::Telemetry;
+use crate::telemetry::{Event, Happened, Telemetry};
 
-/// A list with new contents.
+/// A list or a database with new contents.
 #[derive(Debug)]
 pub(crate) struct Fresh {
-    pub(crate) list: Arc<List>,
-    /// To be told once the list is in force.
+    pub(crate) part: Part,
+    /// To be told once it is in force.
     pub(crate) taken: oneshot::Sender<()>,
 }
 
@@ -41,8 +43,14 @@ pub(crate) struct Keeper {
 }
 
 impl Keeper {
-    /// Must be called within a runtime.
-    pub(crate) fn start(sources: &[ListSource], telemetry: &Telemetry, to: &mpsc::Sender<Fresh>) -> Self {
+    /// Must be called within a runtime. `is_taken`: a file of which a new state goes in force. The others are as they were read.
+    pub(crate) fn start(
+        loaded: &Loaded,
+        is_taken: impl Fn(&Path) -> bool,
+        telemetry: &Telemetry,
+        to: &mpsc::Sender<Fresh>,
+    ) -> Self {
+        let sources = &loaded.list_sources;
         let mut tasks = JoinSet::new();
         let permits = Arc::new(Semaphore::new(FETCHES_AT_ONCE));
         // Two lists may be one copy in two roles.
@@ -52,27 +60,37 @@ impl Keeper {
                 tasks.spawn(fetch(source.clone(), remote.clone(), telemetry.clone(), permits.clone()));
             }
         }
-        let watched: Vec<_> = sources.iter().filter(|source| source.paths().next().is_some()).collect();
+        let is_watched = |source: &&ListSource| source.paths().next().is_some() && source.paths().all(&is_taken);
+        let watched: Vec<_> = sources.iter().filter(is_watched).collect();
         if !watched.is_empty() {
             let watched = watched.into_iter().cloned().map(Watched::new).collect();
             tasks.spawn(watch(watched, telemetry.clone(), to.clone()));
+        }
+        let databases: Vec<_> = loaded.geoip.iter().filter(|source| is_taken(&source.path)).cloned().collect();
+        if !databases.is_empty() {
+            tasks.spawn(geoip::watch(databases, telemetry.clone(), to.clone()));
         }
         Self { _tasks: tasks }
     }
 }
 
 /// The same on a thread of its own, for as long as the program runs: new lists go straight to who judges.
-pub(crate) fn keep(loaded: Loaded, snapshot: Arc<ArcSwap<Snapshot>>, telemetry: Telemetry) -> io::Result<()> {
-    if loaded.list_sources.iter().all(|source| source.paths().next().is_none()) {
+pub(crate) fn keep(
+    loaded: Loaded,
+    is_taken: impl Fn(&Path) -> bool + Send + 'static,
+    snapshot: Arc<ArcSwap<Snapshot>>,
+    telemetry: Telemetry,
+) -> io::Result<()> {
+    if loaded.geoip.is_empty() && loaded.list_sources.iter().all(|source| source.paths().next().is_none()) {
         return Ok(());
     }
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     let work = async move {
         let (to, mut fresh) = mpsc::channel::<Fresh>(1);
-        let _keeper = Keeper::start(&loaded.list_sources, &telemetry, &to);
+        let _keeper = Keeper::start(&loaded, is_taken, &telemetry, &to);
         let mut loaded = loaded;
-        while let Some(Fresh { list, taken }) = fresh.recv().await {
-            loaded = loaded.with_list(&list);
+        while let Some(Fresh { part, taken }) = fresh.recv().await {
+            loaded = loaded.with(&part);
             snapshot.store(Arc::new(loaded.snapshot(snapshot.load().generation + 1)));
             telemetry.count(|counters| &counters.lists_replaced);
             // Whoever asked may have ended meanwhile.
@@ -104,6 +122,7 @@ async fn fetch(source: ListSource, remote: Remote, telemetry: Telemetry, permits
             Ok(Err(why)) => {
                 tracing::warn!(list = &*source.list, "not fetched, the last good copy stays: {why}");
                 telemetry.count(|counters| &counters.fetches_failed);
+                telemetry.event(refused(&telemetry, &source.list, &why.to_string()));
                 failures + 1
             }
             // The program ends.
@@ -152,10 +171,11 @@ async fn watch(mut watched: Vec<Watched>, telemetry: Telemetry, to: mpsc::Sender
                 News::Refused(why) => {
                     tracing::warn!(list = &*own.source.list, "what is new is not taken: {why}");
                     telemetry.count(|counters| &counters.lists_refused);
+                    telemetry.event(refused(&telemetry, &own.source.list, &why));
                 }
                 News::List(list, states) => {
                     let (taken, answer) = oneshot::channel();
-                    if to.send(Fresh { list, taken }).await.is_err() {
+                    if to.send(Fresh { part: Part::List(list), taken }).await.is_err() {
                         return;
                     }
                     match answer.await {
@@ -232,6 +252,10 @@ impl Watched {
     }
 }
 
+fn refused(telemetry: &Telemetry, list: &Arc<str>, why: &str) -> Event {
+    telemetry.happened(Happened::ListRefused).list(list.clone()).detail(why)
+}
+
 /// 0 to 255.
 fn random() -> u8 {
     let mut octet = [0];
@@ -241,9 +265,9 @@ fn random() -> u8 {
 }
 
 /// How often files are looked at. A change counts when it has rested for so long.
-const LOOK: Duration = Duration::from_secs(1);
+pub(super) const LOOK: Duration = Duration::from_secs(1);
 /// After a file that could not be read, or a list that could not be put in force.
-const RETRY: Duration = Duration::from_secs(60);
+pub(super) const RETRY: Duration = Duration::from_secs(60);
 /// The others wait.
 const FETCHES_AT_ONCE: usize = 4;
 /// How often a long fetch says how far it is.
@@ -251,8 +275,6 @@ const PROGRESS: Duration = Duration::from_secs(10);
 
 #[cfg(test)]
 mod tests {
-    use std::path::Path;
-
     use super::*;
 
     fn watched(folder: &Path, text: &str) -> Watched {

@@ -37,6 +37,7 @@ pub(super) fn capture_of(loaded: &Loaded, to: &Listening) -> Capture {
             limits::OnFailure::Closed => OnFailure::Closed,
             limits::OnFailure::Open => OnFailure::Open,
         },
+        reverse_path: loaded.gateway.reverse_path,
         records_per_second: u32::try_from(loaded.limits.kernel_records).unwrap_or(u32::MAX),
         ..Capture::tcp(to.tcp)
     }

@@ -11,6 +11,7 @@ use crate::config::sidecar::{Capabilities, SidecarSettings};
 use crate::mode::sidecar::probe::{self, State};
 use crate::mode::sidecar::{Settings, neighbours};
 use crate::policy::snapshot::Snapshot;
+use crate::sys::privileges;
 
 #[derive(Debug)]
 pub(super) struct Sidecar {
@@ -41,6 +42,7 @@ impl Sidecar {
             tracing::warn!("{warning}");
         }
         sidecar.settings.become_user().map_err(because("become the user of [sidecar], which takes root"))?;
+        privileges::confine().map_err(because("give up system calls"))?;
         Ok(sidecar)
     }
 

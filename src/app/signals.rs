@@ -1,11 +1,11 @@
-//! The signals that a running tidegate obeys.
+//! The signals that `run` obeys.
 
 use std::io;
 
 use tokio::runtime::Runtime;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 
-/// The signals that `run` obeys, kept from the moment this is made.
+/// All of them, kept from the moment this is made.
 #[derive(Debug)]
 pub(super) struct Signals {
     pub(super) runtime: Runtime,

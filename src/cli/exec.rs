@@ -6,18 +6,18 @@ use std::ffi::OsString;
 use std::fs::{File, OpenOptions};
 use std::io;
 use std::net::{IpAddr, SocketAddr};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::sync::Arc;
 use std::time::Duration;
 
 use clap::Args;
 
-use super::{ConfigArg, USAGE, check};
+use super::{USAGE, check};
 use crate::app::lists;
 use crate::config::{self, Loaded};
 use crate::dns::lookup::resolvers_of_host;
-use crate::mode::exec::{self, Beside, Failure, Settings, world};
+use crate::mode::exec::{self, Beside, Failure, Settings, reach, world};
 use crate::mode::gateway;
 use crate::peek;
 use crate::policy::bindings;
@@ -27,6 +27,7 @@ use crate::sys::fork::inherited;
 use written::Entry;
 
 #[derive(Clone, Debug, Args)]
+#[command(after_help = EXAMPLES)]
 pub struct ExecArgs {
     /// A configuration: its Network judges the command
     #[arg(long, value_name = "FILE", conflicts_with_all = ["allow", "block"])]
@@ -104,14 +105,18 @@ impl ExecArgs {
         }
         let resolvers = resolvers();
         let mut loaded = match &self.config {
-            Some(config) => ConfigArg { config: config.clone() }.load()?,
-            None => config::load_text("exec", written::configuration(&self.allow, &self.block, &resolvers)).map_err(
-                |mistakes| {
-                    check::print(&mistakes);
-                    ExitCode::from(USAGE)
-                },
-            )?,
-        };
+            Some(config) => config::load(config),
+            None => config::load_text("exec", written::configuration(&self.allow, &self.block, &resolvers)),
+        }
+        .map_err(|mistakes| {
+            check::print(&mistakes);
+            ExitCode::from(USAGE)
+        })?;
+        if self.config.is_some() {
+            // Here the resolver is the host's.
+            loaded.warnings.0.retain(|warning| warning.what != config::ANYBODYS_WORD);
+            check::print(&loaded.warnings);
+        }
         enclose(&mut loaded, &resolvers).map_err(|what| wrong(&what))?;
         Ok(loaded)
     }
@@ -131,7 +136,9 @@ impl ExecArgs {
             drain: DRAIN,
             beside: {
                 let loaded = loaded.clone();
-                Beside(Box::new(|snapshot, telemetry| lists::keep(loaded, snapshot, telemetry)))
+                // The command must not loosen its own bonds.
+                let is_taken = |path: &Path| !reach::is_in_reach(path);
+                Beside(Box::new(move |snapshot, telemetry| lists::keep(loaded, is_taken, snapshot, telemetry)))
             },
         }
     }
@@ -189,6 +196,8 @@ fn gateway_settings(loaded: &Loaded, configured: bool) -> gateway::Settings {
         workers: 1,
         worker: worker::Settings {
             flows: limits.flows,
+            // There is but one client.
+            flows_of_one: limits.flows,
             peek: peek::tcp::Limits { held: limits.held_bytes, fingerprints: true },
             dial_from: worker::DialFrom::Host,
             proof: proof::Settings::new(resolvers()),
@@ -222,6 +231,16 @@ fn status_of(failure: &Failure) -> u8 {
         Failure::Namespaces(_) | Failure::Step(..) => 1,
     }
 }
+
+const EXAMPLES: &str = "\
+Without --config, --allow and --block everything is allowed, and a table at the end shows whom the command spoke with.
+
+  tidegate exec -- npm install
+  tidegate exec --save policy.toml -- make test
+  tidegate exec --config policy.toml -- make test    nothing but that from now on
+  tidegate exec --allow github.com --allow .npmjs.org -- ./agent
+  tidegate exec --block .ads.example -- ./program
+  tidegate exec --host-port 5432 -- ./app            a database on this host's loopback";
 
 /// How long a server may take to answer.
 const CONNECT: Duration = Duration::from_secs(15);

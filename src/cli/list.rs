@@ -5,15 +5,17 @@ mod find;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::sync::Arc;
+use std::time::{Duration, SystemTime};
 
 use clap::{Args, Subcommand};
 
 use super::ConfigArg;
-use crate::config::{Fetching, ListSource, Loaded};
+use crate::config::{Fetching, GeoSource, ListSource, Loaded};
 use crate::list::List;
 use crate::list::compile::compile;
 use crate::list::format::Format;
 use crate::list::reader::{Options, Report};
+use crate::policy::rules::{GeoRule, Policy};
 use crate::sys::progress;
 
 #[derive(Debug, Args)]
@@ -24,13 +26,14 @@ pub struct ListArgs {
 
 #[derive(Debug, Subcommand)]
 enum ListCommand {
-    /// Prints each list of the configuration: its verdict, size, memory and policies
+    /// Prints each list of the configuration: its verdict, size, memory, policies and, if it is fetched, its age
     Stat(ConfigArg),
     /// Reads a list file and prints every bad line, and counts
     Check(CheckArgs),
     /// Compiles the large list files of the configuration, so that the next start only opens them
     Build(ConfigArg),
-    /// Prints which lists hold a name or an address, by which entry and line, and which policies that touches
+    /// Prints which lists hold a name or an address, by which entry and line, its country and ASN, and which policies
+    /// that touches
     Find(find::FindArgs),
 }
 
@@ -49,7 +52,7 @@ struct FormatArg(Option<Format>);
 pub fn list(args: &ListArgs) -> ExitCode {
     match &args.command {
         ListCommand::Check(args) => check(&args.file, args.format.0),
-        ListCommand::Stat(config) => with(config, |loaded| loaded.lists.iter().for_each(|list| stat(list, loaded))),
+        ListCommand::Stat(config) => with(config, stat),
         ListCommand::Build(config) => match config.load_with(Fetching::Patiently) {
             Ok(loaded) => {
                 loaded.list_sources.iter().for_each(built);
@@ -118,17 +121,26 @@ fn summary(path: &Path, report: &Report, doubled: u64) -> String {
     )
 }
 
-fn stat(list: &Arc<List>, loaded: &Loaded) {
-    println!("{}", line_of(list, loaded));
+fn stat(loaded: &Loaded) {
+    let now = SystemTime::now();
+    for list in &loaded.lists {
+        let source = loaded.list_sources.iter().find(|source| source.list == list.name);
+        let remote = source.and_then(|source| source.remote.as_ref());
+        println!(
+            "{}{}",
+            line_of(list, loaded),
+            remote.map(|remote| age(remote.copy.checked(), now)).unwrap_or_default()
+        );
+    }
+    for source in &loaded.geoip {
+        let (kind, ranges) = (source.database.kind().word(), source.database.len());
+        let about = source.path.display();
+        println!("{about}: the {kind} database, {ranges} address ranges; policies: {}", rules_over(source, loaded));
+    }
 }
 
 fn line_of(list: &Arc<List>, loaded: &Loaded) -> String {
-    let policies: Vec<&str> = loaded
-        .policies
-        .iter()
-        .filter(|policy| policy.lists.iter().any(|own| Arc::ptr_eq(own, list)))
-        .map(|policy| &*policy.name)
-        .collect();
+    let uses = |policy: &Policy| policy.lists.iter().any(|own| Arc::ptr_eq(own, list));
     let octets = list.domains.footprint() + list.prefixes.footprint();
     format!(
         "{}: {}, {} names, {} address ranges, {octets} octets; policies: {}",
@@ -136,8 +148,25 @@ fn line_of(list: &Arc<List>, loaded: &Loaded) -> String {
         verdict(list),
         list.domains.len(),
         list.prefixes.len(),
-        if policies.is_empty() { "none".to_owned() } else { policies.join(", ") },
+        policies(loaded, uses),
     )
+}
+
+/// How old a fetched copy is: `checked` is when its server last said that this is its file.
+fn age(checked: Option<SystemTime>, now: SystemTime) -> String {
+    let Some(checked) = checked else { return "; fetched nobody knows when".to_owned() };
+    let seconds = now.duration_since(checked).unwrap_or_default().as_secs();
+    format!("; fetched or confirmed {} ago", humantime::format_duration(Duration::from_secs(seconds)))
+}
+
+fn rules_over(source: &GeoSource, loaded: &Loaded) -> String {
+    let is_of = |rule: &GeoRule| Arc::ptr_eq(&rule.database, &source.database);
+    policies(loaded, |policy| policy.geo_rules().any(is_of))
+}
+
+fn policies(loaded: &Loaded, which: impl Fn(&Policy) -> bool) -> String {
+    let names: Vec<&str> = loaded.policies.iter().filter(|own| which(own)).map(|own| &*own.name).collect();
+    if names.is_empty() { "none".to_owned() } else { names.join(", ") }
 }
 
 fn verdict(list: &List) -> String {
@@ -174,6 +203,14 @@ mod tests {
             "l.txt: plain format, 4 lines: 3 entries taken, 1 of them doubled, 1 lines skipped, 0 not about names; \
              the last line has no end, so it may be cut short"
         );
+    }
+
+    #[test]
+    fn the_age_of_a_copy_is_told_for_people() {
+        let at = |seconds| SystemTime::UNIX_EPOCH + Duration::from_secs(seconds);
+        assert_eq!(age(Some(at(100)), at(3765)), "; fetched or confirmed 1h 1m 5s ago");
+        assert_eq!(age(Some(at(100)), at(0)), "; fetched or confirmed 0s ago", "the clock was put back");
+        assert_eq!(age(None, at(0)), "; fetched nobody knows when");
     }
 
     #[test]

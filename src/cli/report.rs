@@ -92,6 +92,11 @@ struct Seen {
     reason: String,
 }
 
+/// What happened to tidegate itself has no source.
+fn is_event(line: &[u8]) -> bool {
+    serde_json::from_slice(line).is_ok_and(|record: serde_json::Value| record["kind"] == "event")
+}
+
 #[derive(Debug, Serialize)]
 struct Row<'a> {
     resolver: IpAddr,
@@ -114,6 +119,7 @@ impl Tally {
             match serde_json::from_slice::<Seen>(&line) {
                 Ok(seen) if seen.kind == "dns" => self.count(seen),
                 Ok(_) => {}
+                Err(_) if is_event(&line) => {}
                 Err(_) => self.skipped += 1,
             }
         }

@@ -70,9 +70,10 @@ fn mend(message: &str) -> &'static str {
     mend.unwrap_or("each line is `key = value`, [table], [[object]] or # a comment")
 }
 
-/// The files that `include` names, in the order of the patterns and, within one, of their names.
-pub(super) fn included(top: &mut Table<'_>, report: &Report) -> Vec<Arc<Source>> {
+/// The files that `include` names, in the order of the patterns and, within one, of their names; and the patterns.
+pub(super) fn included(top: &mut Table<'_>, report: &Report) -> (Vec<Arc<Source>>, Vec<PathBuf>) {
     let patterns: Vec<_> = top.array("include").iter().filter_map(|item| item.text()).collect();
+    let written = patterns.iter().map(|pattern| beside(&pattern.place, &pattern.value)).collect();
     let mut sources: Vec<Arc<Source>> = Vec::new();
     for pattern in patterns {
         for path in matching(&pattern, report) {
@@ -83,7 +84,7 @@ pub(super) fn included(top: &mut Table<'_>, report: &Report) -> Vec<Arc<Source>>
             sources.extend(open(&path, Some(&pattern.place), report));
         }
     }
-    sources
+    (sources, written)
 }
 
 fn matching(pattern: &Located<String>, report: &Report) -> Vec<PathBuf> {
@@ -115,7 +116,7 @@ fn matching(pattern: &Located<String>, report: &Report) -> Vec<PathBuf> {
     found
 }
 
-fn files_in(folder: &Path, pattern: &str) -> std::io::Result<Vec<PathBuf>> {
+pub(super) fn files_in(folder: &Path, pattern: &str) -> std::io::Result<Vec<PathBuf>> {
     let folder = if folder.as_os_str().is_empty() { Path::new(".") } else { folder };
     let mut found = Vec::new();
     for entry in std::fs::read_dir(folder)? {

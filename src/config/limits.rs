@@ -24,6 +24,11 @@ pub struct GatewaySettings {
     pub on_failure: OnFailure,
     /// End live flows that a new configuration forbids. Default false. Takes effect at the next reload.
     pub recheck: bool,
+    /// Drop what comes from where its source is not. Default true. Takes effect at start.
+    pub reverse_path: bool,
+    /// Reload by itself when the configuration or a file that it includes has changed. Default true. Takes effect at a
+    /// reload.
+    pub watch: bool,
 }
 
 /// `[limits]`: bounds of what is held at once.
@@ -32,6 +37,9 @@ pub struct Limits {
     /// Flows held at once, TCP and UDP together: 1 to 10,000,000; default 100,000. A flow past it is refused, counted
     /// and logged. Takes effect at start.
     pub flows: usize,
+    /// TCP flows of one client held at once: 1 to 10,000,000; default 25,000. One past it is refused, counted and logged.
+    /// Takes effect at start.
+    pub flows_of_one: usize,
     /// Octets of a flow's beginning that are held while its name is looked for: 1 KiB to 1 MiB; default 64 KiB.
     /// Takes effect at start.
     pub held_bytes: usize,
@@ -63,7 +71,7 @@ impl Limits {
 
 impl Default for GatewaySettings {
     fn default() -> Self {
-        Self { on_failure: OnFailure::Closed, recheck: false }
+        Self { on_failure: OnFailure::Closed, recheck: false, reverse_path: true, watch: true }
     }
 }
 
@@ -71,6 +79,7 @@ impl Default for Limits {
     fn default() -> Self {
         Self {
             flows: 100_000,
+            flows_of_one: 25_000,
             held_bytes: 64 << 10,
             idle: Duration::from_secs(300),
             workers: 0,
@@ -85,10 +94,14 @@ impl Default for Limits {
 
 pub(super) fn read_gateway(mut table: Table<'_>) -> GatewaySettings {
     let default = GatewaySettings::default();
+    // It was read before all else: see `super::user`.
+    table.text("user");
     let words = &[("closed", OnFailure::Closed), ("open", OnFailure::Open)];
     GatewaySettings {
         on_failure: table.word("on_failure", words, default.on_failure),
         recheck: table.flag("recheck", default.recheck),
+        reverse_path: table.flag("reverse_path", default.reverse_path),
+        watch: table.flag("watch", default.watch),
     }
 }
 
@@ -97,6 +110,7 @@ pub(super) fn read_limits(mut table: Table<'_>) -> Limits {
     let week = Duration::from_secs(7 * 24 * 3600);
     Limits {
         flows: table.count("flows", 1..=10_000_000, default.flows),
+        flows_of_one: table.count("flows_of_one", 1..=10_000_000, default.flows_of_one),
         held_bytes: table.size("held_bytes", (1 << 10)..=(1 << 20), default.held_bytes),
         idle: table.duration("idle", SECOND..=week, default.idle),
         workers: table.count("workers", 0..=1024, default.workers),

@@ -82,10 +82,13 @@ fn warn_of_idle_inspection(table: &Table<'_>, inspection: &Inspection, report: &
 fn warn_of_anybodys_word(inspection: &Inspection, dns: &Dns, place: &Place, report: &Report) {
     let believes = inspection.bind != Bind::Off || inspection.use_bindings;
     if believes && dns.trusted_resolvers().is_empty() {
-        let what = "names count by what DNS says of them, and any resolver may be asked: a client's own decides";
-        report.warning(place, what, "set `authorized_resolvers` or `upstream` in [network.dns]");
+        report.warning(place, ANYBODYS_WORD, "set `authorized_resolvers` or `upstream` in [network.dns]");
     }
 }
+
+/// A warning that does not hold where somebody else names the resolver.
+pub const ANYBODYS_WORD: &str =
+    "names count by what DNS says of them, and any resolver may be asked: a client's own decides";
 
 const MODES: &[(&str, Mode)] = &[("enforce", Mode::Enforce), ("monitor", Mode::Monitor), ("off", Mode::Off)];
 

@@ -1,34 +1,46 @@
-//! `[[policy]]`: lists, thresholds, fingerprints and a default.
+//! `[[policy]]`: lists, thresholds, ASNs, countries, fingerprints and a default.
 
 use std::collections::HashMap;
 use std::sync::Arc;
 
+use super::geoip::{self, Databases};
 use super::list::Slot;
 use super::mistake::Report;
 use super::named::Named;
 use super::table::Table;
 use super::value::Located;
+use crate::list::geoip::Kind;
 use crate::list::{List, ListVerdict};
 use crate::name::Pattern;
 use crate::policy::IpVerdict;
 use crate::policy::rules::{FingerprintDemand, FingerprintRule, Policy};
 
-pub(super) fn read(mut table: Table<'_>, name: &str, lists: &Named<Slot>, report: &Report) -> Option<Arc<Policy>> {
+/// What a policy may name.
+#[derive(Clone, Copy)]
+pub(super) struct Known<'a> {
+    pub(super) lists: &'a Named<Slot>,
+    pub(super) databases: &'a Databases,
+}
+
+pub(super) fn read(mut table: Table<'_>, name: &str, known: Known<'_>, report: &Report) -> Option<Arc<Policy>> {
     let words = &[("allow", IpVerdict::Allow), ("block", IpVerdict::Block)];
     let default = table.demand("default", "\"block\"").and_then(|value| value.word(words));
-    let lists = lists_of(&mut table, lists, report);
+    let lists = lists_of(&mut table, known.lists, report);
     let thresholds = thresholds(&mut table, &lists, report);
     let fingerprints = table.tables("fingerprints").into_iter().filter_map(|rule| fingerprint(rule, report)).collect();
-    table.take("countries");
-    table.take("asns");
-    let policy = Policy { name: name.into(), default: default?, lists, thresholds, fingerprints };
+    let asns = known.databases.rule(&mut table, Kind::Asn, report);
+    let countries = known.databases.rule(&mut table, Kind::Country, report);
+    geoip::check((asns.as_ref(), countries.as_ref()), default?, &table.place, report);
+    let policy = Policy { name: name.into(), default: default?, lists, thresholds, asns, countries, fingerprints };
     warn_of(&policy, table, report);
     Some(Arc::new(policy))
 }
 
 fn warn_of(policy: &Policy, table: Table<'_>, report: &Report) {
     let blocks = policy.lists.iter().any(|list| list.verdict != ListVerdict::Allow);
-    if policy.default == IpVerdict::Allow && !blocks && policy.fingerprints.is_empty() && !table.has("lists") {
+    // What was written with mistakes is meant to block.
+    let written = ["lists", "asns", "countries"].into_iter().any(|key| table.has(key));
+    if policy.default == IpVerdict::Allow && !blocks && policy.fingerprints.is_empty() && !written {
         let what = format!("the policy `{}` blocks nothing", policy.name);
         report.warning(&table.place, what, "add a list, or `default = \"block\"`");
     }

@@ -113,6 +113,8 @@ mod tests {
                 default: IpVerdict::Block,
                 lists: Vec::new(),
                 thresholds: HashMap::new(),
+                asns: None,
+                countries: None,
                 fingerprints: Vec::new(),
             };
             policies.insert(Located { value: "p".to_owned(), place }, Some(Arc::new(policy)), report);

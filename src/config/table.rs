@@ -11,7 +11,6 @@ use toml::de::{DeString, DeTable, DeValue};
 
 use super::mistake::{Place, Report, Source};
 use super::nearest::nearest;
-use super::unbuilt::{Refused, missing};
 use super::value::{Located, Value};
 
 /// A table of the document, read key by key.
@@ -38,30 +37,12 @@ impl<'a> Table<'a> {
         Self { place, path, report, entries, known: Vec::new(), free: false }
     }
 
-    /// The value of a key that is built; asking makes the key known.
+    /// The value of a key; asking makes the key known.
     pub(super) fn take(&mut self, key: &'static str) -> Option<Value<'a>> {
         self.known.push(key);
-        let (name, value) = self.entries.get_key_value(key)?;
+        let value = self.entries.get(key)?;
         let path = if self.path.is_empty() { key.to_owned() } else { format!("{}.{key}", self.path) };
-        let value = Value::new(self.at(value.span()), path, self.report, value.get_ref());
-        match missing(&value.path, &value.plain(), value.filled()) {
-            None => Some(value),
-            Some((refused, what)) => {
-                self.refuse(&self.at(name.span()), &value, refused, what);
-                None
-            }
-        }
-    }
-
-    fn refuse(&self, place: &Place, value: &Value<'_>, refused: Refused, what: &str) {
-        let path = &value.path;
-        let (what, mend) = match refused {
-            Refused::As(word) => {
-                (format!("`{path}` = `{word}` is not built yet: {what}"), "take another value, or leave it out")
-            }
-            _ => (format!("`{path}` is not built yet: {what}"), "leave it out"),
-        };
-        self.report.error(place, what, mend);
+        Some(Value::new(self.at(value.span()), path, self.report, value.get_ref()))
     }
 
     /// The value of a key that must be there.

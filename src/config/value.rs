@@ -149,23 +149,6 @@ impl<'a> Value<'a> {
         let what = format!("`{}` is {} here", self.path, kind(self.value));
         self.refuse(what, format!("write {wanted}"))
     }
-
-    /// A string or a boolean as text; nothing for other values.
-    pub(super) fn plain(&self) -> String {
-        match self.value {
-            DeValue::String(text) => text.to_string(),
-            DeValue::Boolean(flag) => flag.to_string(),
-            _ => String::new(),
-        }
-    }
-
-    pub(super) fn filled(&self) -> bool {
-        match self.value {
-            DeValue::Array(items) => !items.is_empty(),
-            DeValue::Table(entries) => !entries.is_empty(),
-            _ => true,
-        }
-    }
 }
 
 fn kind(value: &DeValue<'_>) -> &'static str {

@@ -205,6 +205,8 @@ mod tests {
             default,
             lists: vec![Arc::new(list)],
             thresholds: Default::default(),
+            asns: None,
+            countries: None,
             fingerprints: vec![],
         })
     }

@@ -311,6 +311,8 @@ mod tests {
             default: IpVerdict::Allow,
             lists: vec![Arc::new(list)],
             thresholds: Default::default(),
+            asns: None,
+            countries: None,
             fingerprints: vec![],
         }
     }

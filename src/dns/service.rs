@@ -9,6 +9,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
 
 use arc_swap::ArcSwap;
+use tokio::sync::watch;
 
 use super::Settings;
 use super::cache::Cache;
@@ -38,6 +39,8 @@ pub struct Service {
     pub ender: Rc<RefCell<Ender>>,
     /// To tell it of names before their answers are released (SPEC V12).
     pub kernel: Option<RefCell<NftSocket>>,
+    /// Another process takes the questions that come from now on; this one answers those that it has.
+    pub leaving: watch::Receiver<bool>,
 }
 
 /// A client that waits for an answer to its question.

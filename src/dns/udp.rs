@@ -75,7 +75,7 @@ impl Udp {
     pub async fn run(self) -> io::Result<()> {
         let Self { listeners, mut desk } = self;
         let heard = |(listener, own)| Ok(Ear { listener: readable(listener)?, own });
-        let ears = listeners.into_iter().map(heard).collect::<io::Result<Vec<_>>>()?;
+        let mut ears = listeners.into_iter().map(heard).collect::<io::Result<Vec<_>>>()?;
         let watched = readable(Epoll::new()?)?;
         let ports = &watched.get_ref().0;
         let mut inbox = Inbox::new(BATCH, LONGEST_QUERY);
@@ -86,6 +86,10 @@ impl Udp {
         let mut turn = 0;
         loop {
             turn += 1;
+            // It is seen at the next tick at the latest.
+            if *desk.service.leaving.borrow() {
+                ears.clear();
+            }
             // What comes from now on is told anew: to look once more when all is taken would be a system call for nothing.
             match poll_fn(|cx| next(cx, &ears, &watched, &mut tick, turn)).await {
                 Event::Questions(ear, guard) => {

@@ -15,8 +15,13 @@ use super::names::name_sets;
 use super::ruleset::{
     Chain, Connection, Datum, Element, Expression, Family, Field, Hook, Key, Rule, Ruleset, Set, SetKind, Verdict,
 };
-use super::selection::{Stage, network_chain, port_sets, protected_sets, select, selection_chain};
-use super::{Capture, JUDGED_LABEL, Listener, MARK, OnFailure, TABLE, TCP, UDP};
+use super::selection::{
+    PROTECTED, Stage, network_chain, port_sets, protected_chain, protected_sets, select, selection_chain,
+};
+use super::{
+    Capture, ENDED_LABEL, ENDED_RESET_LABEL, ENDED_UNREACHABLE_LABEL, FORGED, JUDGED_LABEL, Listener, MARK, OnFailure,
+    TABLE, TCP, UDP,
+};
 use crate::policy::Direction;
 use crate::policy::network::{DNS_PORT, ENCRYPTED_DNS_PORT, Mode, Network, Quic};
 use crate::policy::snapshot::Snapshot;
@@ -37,6 +42,7 @@ const INSPECTED_UDP: &str = "inspected_udp";
 /// What all of them capture.
 pub(super) const GUARDED: &str = "guarded";
 const GUARD: &str = "guard";
+const ENDED: &str = "ended";
 const UDP_CHAIN: &str = "udp";
 const TO_DNS_UDP: &str = "to_dns_udp";
 const TO_DNS_TCP: &str = "to_dns_tcp";
@@ -44,6 +50,7 @@ pub(super) const LOOPBACK: &str = "loopback";
 /// The ports of our own listeners.
 pub(super) const LISTENERS: &str = "listeners";
 pub(super) const HELD: &str = "held";
+pub(super) const ORIGIN: &str = "origin";
 const IPV4_LOOPBACK: IpNet = IpNet::V4(Ipv4Net::new_assert(Ipv4Addr::new(127, 0, 0, 0), 8));
 const IPV6_LOOPBACK: IpNet = IpNet::V6(Ipv6Net::new_assert(Ipv6Addr::LOCALHOST, 128));
 
@@ -56,7 +63,9 @@ pub fn render(snapshot: &Snapshot, capture: &Capture) -> Ruleset {
     sets.extend(protected_sets(snapshot));
     sets.extend(snapshot.networks().iter().flat_map(|network| name_sets(network, capture)));
     sets.push(listeners_set(capture));
-    let mut chains = vec![loopback_chain(capture), held_chain()];
+    let forged = Chain::new("forged", vec![Rule(vec![Expression::CountAs(FORGED), drop()])]);
+    let protected = protected_chain(snapshot, &forged);
+    let mut chains = vec![loopback_chain(capture), forged, protected, origin_chain(), held_chain()];
     chains.extend(Family::BOTH.map(discarded_chain));
     chains.extend(services(capture).map(|service| service.chain(capture.on_failure)));
     let lists = list_sets(snapshot);
@@ -79,7 +88,7 @@ pub fn render(snapshot: &Snapshot, capture: &Capture) -> Ruleset {
         }
     }
     chains.extend(Family::BOTH.map(sent_chain));
-    chains.extend([answered_chain(), guard(capture), udp_chain(capture), prerouting_udp()]);
+    chains.extend([answered_chain(), ended(), guard(capture), udp_chain(capture), prerouting_udp()]);
     chains.push(prerouting(capture));
     chains.push(forward(capture));
     Ruleset { table: TABLE, sets, lists, chains }
@@ -112,13 +121,19 @@ fn prerouting(capture: &Capture) -> Chain {
     ];
     if capture.dns_udp.is_some() {
         // Answers to questions that were sent on from the client's own address. Only what comes from a resolver.
-        rules.push(Rule(vec![
-            Expression::Protocol(UDP),
-            Expression::SourcePort(DNS_PORT),
-            Expression::TransparentSocket,
-            Expression::SetMark(MARK),
-            accept(),
-        ]));
+        let answer = [Expression::Protocol(UDP), Expression::SourcePort(DNS_PORT), Expression::TransparentSocket];
+        let then = |rest: &[Expression]| Rule([&answer, rest].concat());
+        if capture.reverse_path {
+            rules.push(then(&[Expression::FromItsPath, Expression::SetMark(MARK), accept()]));
+            rules.push(then(&[jump(PROTECTED)]));
+        }
+        rules.push(then(&[Expression::SetMark(MARK), accept()]));
+    }
+    if capture.reverse_path {
+        let unknown = Expression::Connection(&[Connection::New, Connection::Invalid]);
+        rules.push(Rule(vec![unknown, jump(ORIGIN)]));
+        // Two that open the same flow towards each other would both be its replies.
+        rules.push(Rule(vec![Expression::Protocol(TCP), Expression::Reply, Expression::TcpOpening, jump(PROTECTED)]));
     }
     rules.push(Rule(vec![of_interest(INSPECTED, true), accept()]));
     rules.push(reply_passes());
@@ -132,6 +147,7 @@ fn forward(capture: &Capture) -> Chain {
     if capture.on_failure == OnFailure::Closed {
         rules.push(Rule(vec![Expression::MarkIs(MARK), Expression::Counter, drop()]));
     }
+    rules.push(Rule(vec![Expression::Label(ENDED_LABEL), goto(ENDED)]));
     rules.push(reply_passes());
     rules.push(Rule(vec![of_interest(GUARDED, false), jump(GUARD)]));
     // Not whatever connection tracking knows: it may have begun before anybody judged.
@@ -152,6 +168,16 @@ fn forward(capture: &Capture) -> Chain {
 fn reply_passes() -> Rule {
     let of_a_flow = Expression::Connection(&[Connection::Established, Connection::Related]);
     Rule(vec![Expression::Reply, of_a_flow, accept()])
+}
+
+/// Both directions of a flow that was let in and that a later policy has ended.
+fn ended() -> Chain {
+    let rules = vec![
+        Rule(vec![Expression::Label(ENDED_RESET_LABEL), Expression::Protocol(TCP), Expression::Reset]),
+        Rule(vec![Expression::Label(ENDED_UNREACHABLE_LABEL), Expression::Reject]),
+        Rule(vec![Expression::Counter, drop()]),
+    ];
+    Chain::new(ENDED, rules)
 }
 
 fn guard(capture: &Capture) -> Chain {
@@ -216,6 +242,14 @@ fn listeners(capture: &Capture) -> Vec<(Family, u8, u16)> {
         Family::BOTH.into_iter().filter_map(port)
     };
     services(capture).flat_map(at).collect()
+}
+
+/// What begins a flow comes from where its source is reached: whoever may write any address could else open a flow to
+/// itself, and its own packets would be that flow's replies (SPEC N5).
+fn origin_chain() -> Chain {
+    let leave = |if_so| Rule(vec![if_so, Expression::Verdict(Verdict::Return)]);
+    let rules = vec![leave(Expression::FromLoopback), leave(Expression::FromItsPath), Rule(vec![jump(PROTECTED)])];
+    Chain::new(ORIGIN, rules)
 }
 
 /// Both sides of every TCP flow that we hold, and those that are discarded. Never for UDP: on the client's side it

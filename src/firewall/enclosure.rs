@@ -6,8 +6,10 @@
 //!   loopback, the command's own address -> pass, but for the listeners themselves
 //!   discarded flows                     -> drop
 //!   addresses that are nobody's, or everybody's (0.0.0.0/8, multicast, link-local IPv6) -> reject
+//!   sources other than the command's    -> reject: here every address is local, any could be bound to, and no Network
+//!                                          judges the others
 //!   DNS, TCP, UDP                       -> tproxy, or reject where nobody listens
-//!   all else                            -> reject: here every address is local, and the kernel would answer a ping itself
+//!   all else                            -> reject: the kernel would answer a ping itself
 //! ```
 //!
 //! Fails closed: with no listener nothing passes, and there is no other link.
@@ -28,9 +30,10 @@ pub fn enclose(capture: &Capture, own: &[IpAddr]) -> Ruleset {
     rules.extend(own.iter().map(|address| to(IpNet::from(*address), Expression::Verdict(Verdict::Accept))));
     rules.extend(Family::BOTH.map(jump_to_discarded));
     rules.extend(NOBODYS.iter().map(|net| to(*net, Expression::Reject)));
-    rules.extend(services.iter().map(Service::rule));
-    rules.push(Rule(vec![Expression::Counter, Expression::Reject]));
-    let mut chains = vec![own_chain(&services)];
+    rules.extend(own.iter().map(|address| Rule(vec![Expression::SourceIn(IpNet::from(*address)), goto(CAPTURED)])));
+    rules.push(refusal());
+    let captured = services.iter().map(Service::rule).chain([refusal()]).collect();
+    let mut chains = vec![own_chain(&services), Chain::new(CAPTURED, captured)];
     chains.extend(Family::BOTH.map(discarded_chain));
     chains.extend(services.iter().map(Service::chain));
     chains.push(Chain::at(Hook::Prerouting, MANGLE, "prerouting", rules));
@@ -76,7 +79,7 @@ impl Service {
                 ])
             })
             .collect();
-        rules.push(Rule(vec![Expression::Counter, Expression::Reject]));
+        rules.push(refusal());
         Chain::new(self.chain, rules)
     }
 
@@ -100,6 +103,10 @@ fn own_chain(services: &[Service]) -> Chain {
     Chain::new(LISTENERS, services.iter().flat_map(|own| own.ports().map(move |port| rule(own, port))).collect())
 }
 
+fn refusal() -> Rule {
+    Rule(vec![Expression::Counter, Expression::Reject])
+}
+
 fn to(net: IpNet, then: Expression) -> Rule {
     Rule(vec![Expression::DestinationIn(net), then])
 }
@@ -110,6 +117,7 @@ fn goto(chain: &str) -> Expression {
 
 const MANGLE: i32 = -150;
 const LISTENERS: &str = "listeners";
+const CAPTURED: &str = "captured";
 
 const LOOPBACK: &[IpNet] = &[v4([127, 0, 0, 0], 8), v6([0, 0, 0, 0, 0, 0, 0, 1], 128)];
 
@@ -152,16 +160,28 @@ mod tests {
     fn every_way_out_ends_at_a_listener_or_a_refusal() {
         let rules = rules();
         let prerouting = rules.chains.iter().find(|chain| chain.name == "prerouting").unwrap();
-        let refusal = Rule(vec![Expression::Counter, Expression::Reject]);
+        let refusal = refusal();
         assert_eq!(prerouting.rules.last(), Some(&refusal));
-        for name in ["to_dns_udp", "to_dns_tcp", "to_tcp", "to_udp"] {
+        for name in ["captured", "to_dns_udp", "to_dns_tcp", "to_tcp", "to_udp"] {
             let chain = rules.chains.iter().find(|chain| chain.name == name).unwrap();
             assert_eq!(chain.rules.last(), Some(&refusal), "{chain}");
         }
         let text = text_of(&rules, "prerouting");
-        let places = ["10.254.0.1/32 accept", "jump discard4", "224.0.0.0/4 reject", "dport 53", "goto to_tcp"]
-            .map(|word| text.find(word).unwrap_or_else(|| panic!("no {word} in\n{text}")));
+        let places =
+            ["10.254.0.1/32 accept", "jump discard4", "224.0.0.0/4 reject", "saddr 10.254.0.1/32 goto captured"]
+                .map(|word| text.find(word).unwrap_or_else(|| panic!("no {word} in\n{text}")));
         assert!(places.is_sorted(), "{text}");
+        let captured = text_of(&rules, "captured");
+        let places = ["dport 53", "goto to_tcp"].map(|word| captured.find(word).unwrap());
+        assert!(places.is_sorted(), "{captured}");
+    }
+
+    #[test]
+    fn only_the_commands_own_addresses_are_captured() {
+        let text = text_of(&rules(), "prerouting");
+        let ways: Vec<&str> = text.lines().filter(|line| line.contains("goto captured")).collect();
+        assert_eq!(ways, ["ip saddr 10.254.0.1/32 goto captured", "ip6 saddr fd00:254::1/128 goto captured"]);
+        assert!(!text.contains("tproxy") && !text.contains("goto to_"), "{text}");
     }
 
     #[test]

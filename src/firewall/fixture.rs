@@ -69,6 +69,8 @@ fn policy() -> Policy {
         default: IpVerdict::Allow,
         lists: Vec::new(),
         thresholds: Default::default(),
+        asns: None,
+        countries: None,
         fingerprints: Vec::new(),
     }
 }

@@ -201,10 +201,20 @@ pub(super) fn sent_chain(family: Family) -> Chain {
     Chain::new(sent_chain_name(family), rules)
 }
 
-/// Counts what is forwarded to clients, and decides nothing.
+/// Counts what is forwarded to clients. To a client whose flow has been ended nothing more is.
 pub(super) fn answered_chain() -> Chain {
-    let count = |family| Rule(vec![Expression::Family(family), answers_flows(FlowSet::Answered, family)]);
-    Chain::new(ANSWERED_CHAIN, Family::BOTH.map(count).into())
+    let is_counted = |family| {
+        let counted = answers_flows(FlowSet::Answered, family);
+        Rule(vec![Expression::Family(family), counted, Expression::Verdict(Verdict::Return)])
+    };
+    let is_ended = |(set, family)| {
+        let ended = answers_flows(set, family);
+        Rule(vec![Expression::Family(family), ended, Expression::Counter, Expression::Verdict(Verdict::Drop)])
+    };
+    let mut rules: Vec<_> = Family::BOTH.map(is_counted).into();
+    let ends = [FlowSet::Silenced, FlowSet::Refused].map(|set| Family::BOTH.map(|family| (set, family)));
+    rules.extend(ends.into_iter().flatten().map(is_ended));
+    Chain::new(ANSWERED_CHAIN, rules)
 }
 
 pub(super) const ANSWERED_CHAIN: &str = "answered";

@@ -14,17 +14,17 @@
 //! opened one.
 
 use std::fmt::{self, Display, Formatter};
+use std::net::IpAddr;
 use std::str::FromStr;
 use std::sync::Arc;
 
 use super::Capture;
-use super::TCP;
 use super::lists::ListSets;
 use super::names::{is_naming, name_rules};
 use super::ruleset::{Chain, Expression, Family, Key, Rule, Verdict};
 use super::selection::{Stage, network_chain, plain_name};
+use super::{TCP, UNRECORDED};
 use crate::policy::network::{Mode, Network};
-use crate::policy::rules::Policy;
 use crate::policy::snapshot::Snapshot;
 use crate::policy::{Direction, DropAction, IpVerdict, Judged, Reason};
 
@@ -52,27 +52,24 @@ pub struct LogTag {
 pub enum By {
     /// The policy's default.
     Default,
-    /// The list at this place in `Policy::lists`.
+    /// The list at this place in `Policy::lists`, or the rule of ASNs or countries behind them.
     List(usize),
     /// The name that DNS gave for the address.
     Name { passes: bool },
 }
 
 impl LogTag {
-    /// The Network that judged, and what its policy said. `None` if the tag is of another snapshot.
-    pub fn judged<'a>(&self, snapshot: &'a Snapshot) -> Option<(&'a Arc<Network>, Judged<IpVerdict>)> {
+    /// The Network that judged this remote address, and what its policy said. `None` if the tag is of another snapshot.
+    pub fn judged<'a>(&self, snapshot: &'a Snapshot, remote: IpAddr) -> Option<(&'a Arc<Network>, Judged<IpVerdict>)> {
         let network = snapshot.networks().get(self.network).filter(|_| self.generation == snapshot.generation)?;
         let policy = &network.rule(self.direction)?.policy;
         let judged = match self.by {
-            By::Default => default(policy),
+            By::Default => policy.judge_rest(),
             By::Name { passes } => {
                 let verdict = if passes { IpVerdict::Allow } else { IpVerdict::Block };
                 Judged { verdict, reason: Reason::Domain, list: None }
             }
-            By::List(place) => {
-                let (reason, _, list) = policy.in_order().find(|(_, own, _)| *own == place)?;
-                Judged { verdict: verdict_of(reason), reason, list: Some(list.name.clone()) }
-            }
+            By::List(place) => policy.in_order().find(|question| question.place == place)?.judged(remote),
         };
         Some((network, judged))
     }
@@ -111,11 +108,12 @@ pub(super) fn network_chains(
             chains.push(outcome_chain(outcome(Reason::Domain, by), tag(by), ending(verdict), capture));
         }
     }
-    for (reason, place, list) in rule.policy.in_order() {
-        let Some(sets) = lists.iter().find(|sets| sets.is_of(list)) else { continue };
-        let chain = outcome(reason, By::List(place));
+    for question in rule.policy.in_order() {
+        let Some(sets) = lists.iter().find(|sets| sets.is_of(question.list)) else { continue };
+        let by = By::List(question.place);
+        let chain = outcome(question.reason, by);
         asked.extend(rules_of_list(sets, direction, &chain));
-        chains.push(outcome_chain(chain, tag(By::List(place)), ending(verdict_of(reason)), capture));
+        chains.push(outcome_chain(chain, tag(by), ending(question.verdict), capture));
     }
     let chain = outcome(Reason::Default, By::Default);
     asked.push(Rule(vec![goto(&chain)]));
@@ -150,7 +148,7 @@ fn outcome_chain(name: String, tag: LogTag, end: &str, capture: &Capture) -> Cha
     let per_second = capture.records_per_second;
     let log = Expression::Log { group: LOG_GROUP, prefix: tag.to_string() };
     let rules = vec![
-        Rule(vec![Expression::Beyond { per_second }, Expression::CountUnrecorded, goto(end)]),
+        Rule(vec![Expression::Beyond { per_second }, Expression::CountAs(UNRECORDED), goto(end)]),
         Rule(vec![log, Expression::Counter, goto(end)]),
     ];
     Chain::new(name, rules)
@@ -162,14 +160,6 @@ fn end_of(action: DropAction) -> &'static str {
         DropAction::IcmpUnreachable => END_UNREACHABLE,
         DropAction::TcpReset => END_RESET,
     }
-}
-
-fn verdict_of(reason: Reason) -> IpVerdict {
-    if reason == Reason::AllowList { IpVerdict::Allow } else { IpVerdict::Block }
-}
-
-fn default(policy: &Policy) -> Judged<IpVerdict> {
-    Judged { verdict: policy.default, reason: Reason::Default, list: None }
 }
 
 fn remote(direction: Direction, family: Family, length: u8) -> Key {
@@ -285,11 +275,12 @@ mod tests {
         ] {
             let tag = LogTag { generation: 1, network: 0, direction: Direction::Outbound, by };
             assert_eq!(tag.to_string().parse(), Ok(tag));
-            let (network, judged) = tag.judged(&snapshot).unwrap();
+            let (network, judged) = tag.judged(&snapshot, [203, 0, 113, 9].into()).unwrap();
             assert_eq!(&*network.name, "office");
             assert_eq!(judged.reason.as_str(), reason);
             assert_eq!(judged.list.as_deref(), list);
-            assert_eq!(LogTag { generation: 2, ..tag }.judged(&snapshot).map(|found| found.1), None);
+            let other = LogTag { generation: 2, ..tag };
+            assert_eq!(other.judged(&snapshot, [203, 0, 113, 9].into()).map(|found| found.1), None);
         }
         for text in ["", "tidegate", "tidegate 1 0 sideways", "tidegate 1 0 inbound 2 3", "other 1 0 inbound"] {
             assert_eq!(text.parse::<LogTag>(), Err(()), "{text}");

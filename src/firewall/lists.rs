@@ -63,6 +63,11 @@ impl Entry {
 }
 
 impl ListSets {
+    /// What the names of its sets begin with, and how many prefixes they hold.
+    pub fn describe(&self) -> (&str, usize) {
+        (&self.name, self.list.prefixes.len())
+    }
+
     fn new(name: String, list: Arc<List>) -> Self {
         let classes = entries(&list).map(|entry| entry.class()).collect();
         Self { name, list, classes }
@@ -84,6 +89,11 @@ impl ListSets {
             let kind = if class.ending { SetKind::Ending } else { SetKind::Hash };
             Set::new(self.set_name(class), vec![class.family.field()], kind, Vec::new())
         })
+    }
+
+    /// In the order of their addresses, none within another.
+    pub fn entries(&self) -> impl Iterator<Item = Entry> {
+        entries(&self.list)
     }
 
     pub fn is_of(&self, list: &Arc<List>) -> bool {
@@ -137,7 +147,7 @@ impl<A: Iterator<Item = Entry>, B: Iterator<Item = Entry>> Iterator for Changes<
 /// The sets of every list that judges an address for some Network.
 pub(super) fn list_sets(snapshot: &Snapshot) -> Vec<ListSets> {
     let rules = snapshot.networks().iter().flat_map(|network| network.outbound.iter().chain(&network.inbound));
-    let lists = rules.flat_map(|rule| rule.policy.in_order().map(|(_, _, list)| list));
+    let lists = rules.flat_map(|rule| rule.policy.in_order().map(|question| question.list));
     let mut found: Vec<ListSets> = Vec::new();
     let mut seen = HashSet::new();
     let mut names = HashSet::new();

@@ -111,6 +111,8 @@ pub enum Expression {
     Family(Family),
     /// `meta l4proto`
     Protocol(u8),
+    /// `ip saddr PREFIX`; implies the family.
+    SourceIn(IpNet),
     /// `ip daddr PREFIX`; implies the family.
     DestinationIn(IpNet),
     /// `th dport`
@@ -171,8 +173,10 @@ pub enum Expression {
         port: u16,
     },
     Counter,
-    /// `counter name unrecorded`: judged, but beyond the rate of records.
-    CountUnrecorded,
+    /// `counter name NAME`, one of those of the table.
+    CountAs(&'static str),
+    /// `fib saddr . iif oif exists`: it comes from the interface by which its source is reached.
+    FromItsPath,
     /// `notrack`
     NoTrack,
     /// `reject with icmpx admin-prohibited`
@@ -194,6 +198,10 @@ pub enum Expression {
 /// What connection tracking makes of a packet.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Connection {
+    /// Of no flow that is known.
+    New,
+    /// Of nothing that connection tracking can make a flow of.
+    Invalid,
     /// Of a flow that has been answered.
     Established,
     /// Of a flow that another one announced, or an error about a packet of one.

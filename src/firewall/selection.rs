@@ -11,7 +11,7 @@ use std::sync::Arc;
 
 use super::ruleset::{Chain, Datum, Element, Expression, Family, Field, Key, Rule, Set, SetKind, Verdict};
 use crate::policy::Direction;
-use crate::policy::network::{Network, Port};
+use crate::policy::network::{Mode, Network, Port};
 use crate::policy::snapshot::Snapshot;
 
 /// What the selection leads to: the same packets meet different chains in different hooks.
@@ -107,6 +107,29 @@ pub(super) fn select(snapshot: &Snapshot, stage: Stage, direction: Direction, fa
     }
     Chain::new(selection_chain(stage, direction, family), rules)
 }
+
+/// Where packets go whose source is not where they came from, if a Network protects either end, whatever the port.
+pub(super) fn protected_chain(snapshot: &Snapshot, then: &Chain) -> Chain {
+    let ports = ports(snapshot);
+    let mut rules = Vec::new();
+    for family in Family::BOTH {
+        for (class, _) in classes(snapshot, &ports, family) {
+            let (Reverse(length), _, index) = class;
+            // Nothing can be walked past where nothing is blocked.
+            if snapshot.networks().get(index).is_none_or(|network| network.mode == Mode::Monitor) {
+                continue;
+            }
+            rules.extend([Direction::Outbound, Direction::Inbound].map(|direction| {
+                let key = vec![protected(direction, family, length)];
+                let ask = Expression::InSet { key, set: protected_set(family, class), negate: false };
+                Rule(vec![Expression::Family(family), ask, Expression::Verdict(Verdict::Goto(then.name.clone()))])
+            }));
+        }
+    }
+    Chain::new(PROTECTED, rules)
+}
+
+pub(super) const PROTECTED: &str = "protected";
 
 fn protected_set(family: Family, (Reverse(length), port, index): Class) -> String {
     let port = port.map(|place| format!("_port{place}")).unwrap_or_default();

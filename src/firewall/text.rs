@@ -4,15 +4,17 @@ use std::fmt::{self, Display, Formatter};
 
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 
-use super::UNRECORDED;
 use super::ruleset::{
     Base, Chain, Connection, Datum, Element, Expression, Family, Field, Hook, Key, Rule, Ruleset, Set, SetKind, Verdict,
 };
+use super::{FORGED, UNRECORDED};
 
 impl Display for Ruleset {
     fn fmt(&self, f: &mut Formatter<'_>) -> fmt::Result {
         writeln!(f, "table inet {} {{", self.table)?;
-        writeln!(f, "\tcounter {UNRECORDED} {{\n\t}}")?;
+        for counter in [UNRECORDED, FORGED] {
+            writeln!(f, "\tcounter {counter} {{\n\t}}")?;
+        }
         for set in &self.sets {
             write!(f, "{set}")?;
         }
@@ -85,6 +87,7 @@ impl Display for Expression {
             Self::Family(Family::V4) => f.write_str("meta nfproto ipv4"),
             Self::Family(Family::V6) => f.write_str("meta nfproto ipv6"),
             Self::Protocol(number) => write!(f, "meta l4proto {}", Datum::Protocol(*number)),
+            Self::SourceIn(prefix) => write!(f, "{} saddr {prefix}", word(Family::of(prefix))),
             Self::DestinationIn(prefix) => write!(f, "{} daddr {prefix}", word(Family::of(prefix))),
             Self::DestinationPort(port) => write!(f, "th dport {port}"),
             Self::SourcePort(port) => write!(f, "th sport {port}"),
@@ -112,7 +115,8 @@ impl Display for Expression {
             Self::Tproxy { family: Family::V4, port } => write!(f, "tproxy ip to 127.0.0.1:{port}"),
             Self::Tproxy { family: Family::V6, port } => write!(f, "tproxy ip6 to [::1]:{port}"),
             Self::Counter => f.write_str("counter"),
-            Self::CountUnrecorded => write!(f, "counter name \"{UNRECORDED}\""),
+            Self::CountAs(name) => write!(f, "counter name \"{name}\""),
+            Self::FromItsPath => f.write_str("fib saddr . iif oif exists"),
             Self::NoTrack => f.write_str("notrack"),
             Self::Reject => f.write_str("reject with icmpx admin-prohibited"),
             Self::Reset => f.write_str("reject with tcp reset"),
@@ -128,6 +132,8 @@ impl Display for Expression {
 impl Display for Connection {
     fn fmt(&self, f: &mut Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
+            Self::New => "new",
+            Self::Invalid => "invalid",
             Self::Established => "established",
             Self::Related => "related",
         })

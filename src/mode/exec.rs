@@ -12,12 +12,14 @@
 //! over its network: not to the rules, the routes or raw sockets. Its own are its terminal, its signals (it stands in
 //! tidegate's process group), its streams and its exit status.
 //!
-//! Held back besides: descriptors above 2, privileges by setuid files (no_new_privs), the host's processes (not seen, not
-//! signalled, not traced), abstract sockets, System V IPC, the path sockets of the host's programs, sockets of families
-//! that know no namespace, io_uring, and typing into the terminal.
+//! Held back besides: descriptors above 2, and standard streams that are sockets of the host's network; privileges by
+//! setuid files (no_new_privs), the host's processes (not seen, not signalled, not traced; the process group by Landlock,
+//! where the kernel has its scopes), abstract sockets, System V IPC, the path sockets of the host's programs, sockets of
+//! families that know no namespace, io_uring, keys that the kernel has the host answer, and typing into the terminal.
 //!
-//! **Not held back.** Files: the command reads and writes what its user may, also what other programs run later (shell
-//! start files, crontabs where a user may write them, keys). Path sockets that are made after the start outside of
+//! **Not held back.** Files and devices: the command reads and writes what its user may, also what other programs run
+//! later (shell start files, crontabs where a user may write them, keys, list files), and cgroups that are its user's.
+//! What listens at a path socket that is let through acts outside. Path sockets that are made after the start outside of
 //! /run/user, and named pipes. Whatever listens on an address of the host other than loopback, if the policy allows that
 //! address. Run by root, the command is root over files and devices; only its network is taken away. What may be told by
 //! timing, load or the terminal.
@@ -30,7 +32,10 @@ mod identity;
 mod inside;
 mod passing;
 mod ports;
+pub mod reach;
+mod replacing;
 mod signals;
+mod streams;
 pub mod tally;
 pub mod world;
 
@@ -54,12 +59,13 @@ use rustix::event::{PollFd, PollFlags, poll};
 
 use self::hiding::Hiding;
 use self::identity::Identity;
-use self::inside::{ENTERED, FAILED, GO, Lines, NOTE, Plan, SIGNAL, STATUS};
+use self::inside::{ENTERED, FAILED, GO, Lines, NOTE, Plan, SIGNAL, STATUS, STILL, STOPPED};
 use self::passing::Passed;
 use self::ports::Ports;
 use self::signals::{Signals, Terminal};
 use self::tally::Tally;
 use super::gateway::{self, Gateway};
+use crate::policy::bindings::Bindings;
 use crate::policy::snapshot::Snapshot;
 use crate::sys::channel::Channel;
 use crate::sys::fork::fork;
@@ -121,6 +127,7 @@ pub enum Failure {
 
 /// Runs the command to its end. The calling process must have one thread.
 pub fn run(settings: Settings) -> Result<Outcome, Failure> {
+    streams::check().map_err(step("pass the standard streams on"))?;
     let signals = Signals::hold().map_err(step("hold signals"))?;
     let terminal = Terminal::remember();
     let exposed = ports::open_exposed(&settings.expose).map_err(step("listen on a port to expose"))?;
@@ -155,24 +162,16 @@ fn plan(settings: &Settings, mask: SigSet) -> Result<Plan, Failure> {
         entry.push(value);
         entry
     });
-    let own = std::fs::read_to_string("/etc/resolv.conf").unwrap_or_default();
     Ok(Plan {
         arguments: inside::c_strings(settings.command.iter().cloned()).map_err(step("read the command"))?,
         environment: inside::c_strings(environment).map_err(step("read the environment"))?,
-        resolv_conf: resolv_conf(&own, &settings.nameservers),
+        replacements: replacing::gather(&settings.nameservers),
         hiding: Hiding::gather(&settings.sockets).map_err(step("find a socket to allow"))?,
         ipv6: world::ipv6_of_host(),
         host_ports: settings.host_ports.clone(),
         mask,
         inner: Identity::inner().map_err(step("read who this is"))?,
     })
-}
-
-/// The host's file with other resolvers: its search list and options stay.
-fn resolv_conf(own: &str, nameservers: &[IpAddr]) -> String {
-    let kept = own.lines().filter(|line| !line.trim_start().starts_with("nameserver"));
-    let servers = nameservers.iter().map(|address| format!("nameserver {address}"));
-    servers.chain(kept.map(str::to_owned)).map(|line| line + "\n").collect()
 }
 
 fn lines() -> io::Result<(Lines, Lines)> {
@@ -255,7 +254,9 @@ impl Running {
             .spawn(move || tally.take(writer))
             .map_err(step("start the writer of records"))?;
         let snapshot = Arc::new(ArcSwap::from_pointee(settings.snapshot));
-        let gateway = Gateway::start(enclosed.passed.listeners, &settings.gateway, &snapshot, &telemetry)
+        let bindings = Arc::new(Bindings::new(settings.gateway.bindings.clone()));
+        let listeners = enclosed.passed.listeners;
+        let gateway = Gateway::start(listeners, &settings.gateway, bindings, &snapshot, &telemetry)
             .map_err(step("start the worker"))?;
         (settings.beside.0)(snapshot, telemetry.clone()).map_err(step("keep lists as new as their sources"))?;
         let ports = Ports::new(enclosed.passed.host_ports, exposed, lines.sockets);
@@ -324,6 +325,16 @@ impl Running {
                 let _ = writeln!(io::stderr(), "tidegate exec: {}", String::from_utf8_lossy(text));
                 Ok(None)
             }
+            // It may go on again: a signal from the terminal stops and continues both at once.
+            Some((&STOPPED, _)) => {
+                let _ = self.control.send(&[STOPPED], &[]);
+                Ok(None)
+            }
+            Some((&STILL, _)) => {
+                signals::stop_like_the_command();
+                let _ = self.control.send(&[SIGNAL, signals::CONTINUE], &[]);
+                Ok(None)
+            }
             _ => Ok(None),
         }
     }
@@ -357,13 +368,6 @@ const SETTLE: Duration = Duration::from_millis(5);
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn the_resolver_is_replaced_and_the_rest_of_the_file_stays() {
-        let own = "search lan example.com\nnameserver 192.0.2.53\n nameserver 2001:db8::53\noptions ndots:2\n";
-        let servers = ["10.254.0.53".parse().unwrap()];
-        assert_eq!(resolv_conf(own, &servers), "nameserver 10.254.0.53\nsearch lan example.com\noptions ndots:2\n");
-    }
 
     #[test]
     fn a_failure_inside_keeps_its_reason() {

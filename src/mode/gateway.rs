@@ -3,7 +3,9 @@
 //! Each worker is a thread with a runtime, listeners and a relay of its own; flows never move between workers.
 
 pub mod dns;
+pub mod hand_over;
 pub mod kernel;
+pub mod recheck;
 
 use std::cell::RefCell;
 use std::io;
@@ -16,7 +18,7 @@ use std::time::Duration;
 
 use arc_swap::ArcSwap;
 use tokio::sync::watch;
-use tokio::task::{JoinSet, LocalSet};
+use tokio::task::{JoinError, JoinSet, LocalSet};
 use tokio::time::Instant;
 
 use crate::dns::cache::Cache;
@@ -67,13 +69,28 @@ pub(super) struct Sockets {
 #[derive(Debug)]
 pub struct Gateway {
     threads: Vec<JoinHandle<io::Result<()>>>,
-    stop: watch::Sender<Option<Instant>>,
+    stop: watch::Sender<Option<Stop>>,
+    rechecks: watch::Sender<Option<Arc<Snapshot>>>,
     pub census: Arc<Census>,
     /// Which names DNS gave for which addresses.
     pub bindings: Arc<Bindings>,
 }
 
+/// How the workers come to their end.
+#[derive(Clone, Copy, Debug)]
+enum Stop {
+    /// Whatever lives then is reset.
+    At(Instant),
+    /// Once nothing lives any more.
+    WhenEmpty,
+}
+
 impl Listeners {
+    /// How many workers they are for.
+    pub fn workers(&self) -> usize {
+        self.workers.len()
+    }
+
     /// Opens them at ports of the kernel's choice. Nothing is accepted yet. A host without one of the families gets
     /// none for it, and the rules drop what it should have had.
     pub fn open(workers: usize) -> io::Result<Self> {
@@ -132,14 +149,15 @@ impl Gateway {
     pub fn start(
         listeners: Listeners,
         settings: &Settings,
+        bindings: Arc<Bindings>,
         snapshot: &Arc<ArcSwap<Snapshot>>,
         telemetry: &Telemetry,
     ) -> io::Result<Self> {
         let (stop, stopped) = watch::channel(None);
+        let (rechecks, rechecked) = watch::channel(None);
         let census = Arc::new(Census::default());
         let (begins, begun) = mpsc::channel();
         let mut threads = Vec::new();
-        let bindings = Arc::new(Bindings::new(settings.bindings.clone()));
         let answers = Arc::new(Cache::new(settings.dns.cache.clone()));
         let sockets = listeners.workers.into_iter().zip(listeners.dns.workers);
         for (number, (sockets, dns)) in sockets.enumerate() {
@@ -154,6 +172,7 @@ impl Gateway {
                 census: census.clone(),
                 begins: begins.clone(),
                 stopped: stopped.clone(),
+                rechecks: rechecked.clone(),
             };
             threads.push(std::thread::Builder::new().name(format!("worker-{number}")).spawn(move || seat.work())?);
         }
@@ -162,7 +181,22 @@ impl Gateway {
         if begun.iter().count() < threads.len() {
             return Err(io::Error::other("a worker could not begin, as said above"));
         }
-        Ok(Self { threads, stop, census, bindings })
+        Ok(Self { threads, stop, rechecks, census, bindings })
+    }
+
+    /// Where to send a policy that live flows are to be judged again by (SPEC R7).
+    pub fn rechecks(&self) -> watch::Sender<Option<Arc<Snapshot>>> {
+        self.rechecks.clone()
+    }
+
+    /// Takes no more flows, for another process does from now on. Those that live go on until they end.
+    pub fn leave(&self) {
+        self.stop.send_replace(Some(Stop::WhenEmpty));
+    }
+
+    /// Every worker has come to its end.
+    pub fn has_ended(&self) -> bool {
+        self.threads.iter().all(JoinHandle::is_finished)
     }
 
     /// Whether every worker still serves.
@@ -172,7 +206,7 @@ impl Gateway {
 
     /// Takes no more flows, lets the live ones go on for up to `drain`, then resets what is left.
     pub fn stop(self, drain: Duration) {
-        self.stop.send_replace(Some(Instant::now() + drain));
+        self.stop.send_replace(Some(Stop::At(Instant::now() + drain)));
         for thread in self.threads {
             // A worker that failed has said so when it failed.
             let _ = thread.join();
@@ -191,7 +225,8 @@ struct Seat {
     telemetry: Telemetry,
     census: Arc<Census>,
     begins: mpsc::Sender<()>,
-    stopped: watch::Receiver<Option<Instant>>,
+    stopped: watch::Receiver<Option<Stop>>,
+    rechecks: worker::Rechecks,
 }
 
 impl Seat {
@@ -209,6 +244,7 @@ impl Seat {
             self.telemetry.clone(),
             refuser(ender.clone(), self.telemetry.clone()),
         )?;
+        let (leave, leaving) = watch::channel(false);
         let kernel = if self.settings.kernel_names { Some(RefCell::new(NftSocket::open()?)) } else { None };
         let dns = Rc::new(crate::dns::Service {
             kernel,
@@ -218,6 +254,7 @@ impl Seat {
             cache: self.answers,
             telemetry: self.telemetry.clone(),
             ender: ender.clone(),
+            leaving: leaving.clone(),
         });
         let worker = Rc::new(Worker::new(
             self.settings.worker.clone(),
@@ -227,42 +264,68 @@ impl Seat {
             self.census.clone(),
             self.bindings,
             ender,
+            self.rechecks.clone(),
+            leaving,
         ));
         // None of these ends but by a defect or a socket that failed, and then the worker is of no use.
-        let mut tasks = JoinSet::new();
+        let (mut accepting, mut datagrams) = (JoinSet::new(), JoinSet::new());
         let mut relaying = tokio::task::spawn_local(relay.clone().run());
+        tokio::task::spawn_local(relay.clone().tell(self.census.inquiries.hear()));
+        tokio::task::spawn_local(recheck(relay.clone(), self.rechecks));
         for socket in self.sockets.tcp {
-            tasks.spawn_local(proxy::tcp::serve(worker.clone(), socket));
+            accepting.spawn_local(proxy::tcp::serve(worker.clone(), socket));
         }
         for (socket, way) in self.sockets.udp {
-            tasks.spawn_local(proxy::udp::serve(worker.clone(), socket, self.settings.udp.clone(), way));
+            datagrams.spawn_local(proxy::udp::serve(worker.clone(), socket, self.settings.udp.clone(), way));
         }
-        self.dns.serve(&dns, &mut tasks)?;
+        self.dns.serve(&dns, &mut datagrams, &mut accepting)?;
+        // Each opens first what it works with.
+        tokio::task::yield_now().await;
         // Whoever waits for this may have given up.
         let _ = self.begins.send(());
         drop(self.begins);
-        let until = tokio::select! {
+        let stop = tokio::select! {
             // Nobody left to say stop is a stop too.
-            until = self.stopped.wait_for(Option::is_some) => until.ok().and_then(|until| *until),
-            Some(ended) = tasks.join_next() => {
-                return ended.unwrap_or_else(|error| Err(error.into())).and(Err(failed()));
-            }
-            _ = &mut relaying => return Err(failed()),
+            stop = self.stopped.wait_for(Option::is_some) => stop.ok().and_then(|stop| *stop),
+            Some(ended) = accepting.join_next() => return failed(ended),
+            Some(ended) = datagrams.join_next() => return failed(ended),
+            _ = &mut relaying => return failed(Ok(Ok(()))),
         };
-        tasks.abort_all();
-        drain(&self.census, until.unwrap_or_else(Instant::now)).await;
+        accepting.abort_all();
+        if let Some(Stop::WhenEmpty) = stop {
+            leave.send_replace(true);
+            // What was asked and what was held has its time.
+            tokio::time::sleep(self.settings.dns.patience + LAST_WORDS).await;
+        }
+        datagrams.abort_all();
+        drain(&self.census, &self.stopped).await;
         relay.end_all(ClosedBy::Shutdown);
         Ok(())
     }
 }
 
-fn failed() -> io::Error {
-    io::Error::other("a part of it has failed")
+fn failed(ended: Result<io::Result<()>, JoinError>) -> io::Result<()> {
+    ended.unwrap_or_else(|error| Err(error.into())).and(Err(io::Error::other("a part of it has failed")))
 }
 
-async fn drain(census: &Census, until: Instant) {
-    while census.live() > 0 && Instant::now() < until {
-        tokio::time::sleep(DRAIN_LOOK.min(until - Instant::now())).await;
+async fn recheck(relay: Rc<Relay>, mut rechecks: worker::Rechecks) {
+    loop {
+        let policy = worker::next_policy(&mut rechecks).await;
+        relay.recheck(&policy);
+    }
+}
+
+async fn drain(census: &Census, stop: &watch::Receiver<Option<Stop>>) {
+    while census.live() > 0 {
+        let left = match *stop.borrow() {
+            Some(Stop::WhenEmpty) => DRAIN_LOOK,
+            Some(Stop::At(until)) => until.saturating_duration_since(Instant::now()),
+            None => Duration::ZERO,
+        };
+        if left.is_zero() {
+            return;
+        }
+        tokio::time::sleep(DRAIN_LOOK.min(left)).await;
     }
 }
 
@@ -272,5 +335,7 @@ fn lacks_family(error: &io::Error) -> bool {
 
 /// Flows that may wait to be accepted; the kernel caps it at `net.core.somaxconn`.
 const BACKLOG: i32 = 16_384;
+/// Beside the patience of a question: longer than a flow is held for its name, as a rule.
+const LAST_WORDS: Duration = Duration::from_secs(2);
 /// How often draining looks whether all flows have ended.
 const DRAIN_LOOK: Duration = Duration::from_millis(50);

@@ -31,6 +31,16 @@ pub struct Facts<'a> {
 
 /// The verdict of a Network in one direction. A direction that the Network does not judge passes.
 pub fn judge(network: &Network, direction: Direction, facts: &Facts<'_>) -> Verdict {
+    let verdict = judge_again(network, direction, facts);
+    let policy = network.rule(direction).map(|rule| &rule.policy).filter(|_| network.inspection.is_some());
+    if verdict.pass && policy.zip(facts.discovery).is_some_and(|(policy, discovery)| refuses(policy, discovery)) {
+        return Verdict { pass: false, reason: Reason::Fingerprint, list: None, ..verdict };
+    }
+    verdict
+}
+
+/// The same for a flow that lives, of which the fingerprint is not known any more: it is left out.
+pub fn judge_again(network: &Network, direction: Direction, facts: &Facts<'_>) -> Verdict {
     let Some(rule) = network.rule(direction) else { return unjudged() };
     let ip = rule.policy.judge_ip(facts.remote, facts.now);
     let (Some(inspection), Some(discovery)) = (&network.inspection, facts.discovery) else { return by_ip(ip) };
@@ -42,9 +52,6 @@ pub fn judge(network: &Network, direction: Direction, facts: &Facts<'_>) -> Verd
     let verdict = Verdict { inspection: Some(inspection.kind), ..verdict };
     if verdict.pass && discovery.ech && inspection.ech == Ech::Block {
         return Verdict { pass: false, reason: Reason::Ech, list: None, ..verdict };
-    }
-    if verdict.pass && refuses(&rule.policy, discovery) {
-        return Verdict { pass: false, reason: Reason::Fingerprint, list: None, ..verdict };
     }
     verdict
 }
@@ -185,6 +192,8 @@ mod tests {
                 list("bad", ListVerdict::Block, ".blocked.example"),
             ],
             thresholds: Default::default(),
+            asns: None,
+            countries: None,
             fingerprints,
         })
     }

@@ -5,10 +5,11 @@ use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
 
+use super::live::Live;
 use crate::name::DomainName;
 use crate::peek::{Discovery, Outcome, Unreadable, Via};
 use crate::policy::bindings::Bindings;
-use crate::policy::judge::{Binding, Facts, alerts, judge, refuse_service};
+use crate::policy::judge::{Binding, Facts, alerts, judge, judge_again, refuse_service};
 use crate::policy::network::{Bind, Inspection, Mode, Network};
 use crate::policy::snapshot::Snapshot;
 use crate::policy::{ClientAddr, Direction, DomainVerdict, DropAction, IpVerdict, OrigDst, Reason, Transport, Verdict};
@@ -56,6 +57,16 @@ pub struct Closing {
     judge: Option<Judge>,
     via: Option<Via>,
     domain: Option<DomainName>,
+    /// What was found where there is no domain; `None`: nobody inspected.
+    nameless: Option<Nameless>,
+    ech: bool,
+}
+
+/// Why a flow that was inspected has no domain.
+#[derive(Clone, Copy, Debug)]
+enum Nameless {
+    NoName,
+    Unreadable(Unreadable),
 }
 
 impl Flow {
@@ -67,14 +78,14 @@ impl Flow {
         snapshot: Arc<Snapshot>,
         bindings: Arc<Bindings>,
     ) -> Self {
-        let protocol = protocol_number(transport);
-        let judge = |direction, end| {
-            let network = snapshot.network_of(end, protocol, Some(orig_dst.port()))?;
-            network.rule(direction)?;
-            Some(Judge { network: network.clone(), direction })
-        };
-        let judges = [judge(Direction::Outbound, client.ip()), judge(Direction::Inbound, orig_dst.ip())];
+        let judges = judges_of(&snapshot, transport, client, orig_dst);
         Self { id, transport, client, orig_dst, opened: Instant::now(), snapshot, bindings, judges }
+    }
+
+    /// From here on another policy judges, as if the flow had begun with it.
+    pub fn adopt(&mut self, snapshot: &Arc<Snapshot>) {
+        self.judges = judges_of(snapshot, self.transport, self.client, self.orig_dst);
+        self.snapshot = snapshot.clone();
     }
 
     /// The settings by which the flow's name is looked for; `None` if nobody inspects its port.
@@ -105,6 +116,9 @@ impl Flow {
     pub fn judge(&self, discovery: Option<&Discovery>, telemetry: &Telemetry) -> Judgement {
         let now = SystemTime::now();
         let mut closing = self.closing();
+        if let Some(discovery) = discovery {
+            telemetry.peeked(discovery);
+        }
         for judge in self.judges() {
             let discovery = self.as_seen_by(judge, discovery);
             let discovery = discovery.as_deref();
@@ -177,11 +191,7 @@ impl Flow {
     }
 
     fn inspection_of<'a>(&self, judge: &'a Judge) -> Option<&'a Inspection> {
-        let port = self.orig_dst.port();
-        judge.network.inspection.as_ref().filter(|inspection| match self.transport {
-            Transport::Tcp => inspection.inspects_tcp(port),
-            Transport::Udp => inspection.inspects_udp(port),
-        })
+        judge.inspects(self.transport, self.orig_dst.port())
     }
 
     fn verdict(&self, by: &Judge, discovery: Option<&Discovery>, now: SystemTime) -> Verdict {
@@ -195,10 +205,7 @@ impl Flow {
     }
 
     fn remote(&self, by: &Judge) -> IpAddr {
-        match by.direction {
-            Direction::Outbound => self.orig_dst.ip(),
-            Direction::Inbound => self.client.ip(),
-        }
+        remote_of(by.direction, self.client, self.orig_dst)
     }
 
     fn judged(&self, by: &Judge, kind: Kind, verdict: &Verdict, now: SystemTime) -> Record {
@@ -240,6 +247,8 @@ impl Flow {
             judge: None,
             via: None,
             domain: None,
+            nameless: None,
+            ech: false,
         })
     }
 
@@ -276,6 +285,77 @@ impl Closing {
         self.judge = Some(by.clone());
         self.via = discovery.and_then(|discovery| discovery.via);
         self.domain = discovery.and_then(name_of).cloned();
+        self.ech = discovery.is_some_and(|discovery| discovery.ech);
+        self.nameless = discovery.and_then(|discovery| match &discovery.outcome {
+            Outcome::Name(_) => None,
+            Outcome::NoName => Some(Nameless::NoName),
+            Outcome::Unreadable(why) => Some(Nameless::Unreadable(*why)),
+        });
+    }
+
+    /// Judges the flow again, under a policy that came after the one that let it in: how it ends now, or `None` if it may
+    /// go on, under this policy from now on. A name is taken as proven, for it was when the flow began.
+    pub fn judge_again(&mut self, snapshot: &Arc<Snapshot>) -> Option<DropAction> {
+        if self.snapshot.generation >= snapshot.generation {
+            return None;
+        }
+        let found = self.found();
+        let judges = judges_of(snapshot, self.transport, self.client, self.orig_dst);
+        for judge in judges.iter().flatten() {
+            let seen = found.as_ref().filter(|found| self.is_seen_by(judge, found));
+            let facts = Facts {
+                remote: remote_of(judge.direction, self.client, self.orig_dst),
+                discovery: seen,
+                binding: Binding::Match,
+                now: SystemTime::now(),
+            };
+            let (transport, port) = (Some(self.transport), Some(self.orig_dst.port()));
+            let refused = refuse_service(&judge.network, judge.direction, transport, port, &facts);
+            let verdict = refused.unwrap_or_else(|| judge_again(&judge.network, judge.direction, &facts));
+            if let Some(action) = judge.ending(&verdict) {
+                return Some(action);
+            }
+        }
+        self.judge = judges.into_iter().flatten().next_back();
+        self.snapshot = snapshot.clone();
+        None
+    }
+
+    fn found(&self) -> Option<Discovery> {
+        let outcome = match (&self.domain, self.nameless) {
+            (Some(name), _) => Outcome::Name(name.clone()),
+            (None, Some(Nameless::NoName)) => Outcome::NoName,
+            (None, Some(Nameless::Unreadable(why))) => Outcome::Unreadable(why),
+            (None, None) => return None,
+        };
+        Some(Discovery { outcome, via: self.via, fingerprint: None, ech: self.ech })
+    }
+
+    fn is_seen_by(&self, by: &Judge, found: &Discovery) -> bool {
+        match found.via {
+            Some(Via::Dns) => {
+                let uses = by.network.inspection.as_ref().is_some_and(|inspection| inspection.use_bindings);
+                uses && by.direction == Direction::Outbound
+            }
+            _ => by.inspects(self.transport, self.orig_dst.port()).is_some(),
+        }
+    }
+
+    /// The flow, while it lives.
+    pub fn live(&self, bytes_out: u64, bytes_in: u64) -> Live {
+        Live {
+            id: self.id,
+            transport: self.transport,
+            client: self.client.0,
+            remote: self.orig_dst.0,
+            network: self.judge.as_ref().map(|judge| judge.network.name.clone()),
+            direction: self.judge.as_ref().map(|judge| judge.direction),
+            via: self.via,
+            domain: self.domain.clone(),
+            opened: self.opened,
+            bytes_out,
+            bytes_in,
+        }
     }
 
     /// The `end` record, now that the flow has ended.
@@ -299,12 +379,36 @@ impl Closing {
 }
 
 impl Judge {
+    fn inspects(&self, transport: Transport, port: u16) -> Option<&Inspection> {
+        self.network.inspection.as_ref().filter(|inspection| match transport {
+            Transport::Tcp => inspection.inspects_tcp(port),
+            Transport::Udp => inspection.inspects_udp(port),
+        })
+    }
+
     /// How a flow with this verdict ends; `None` if it passes, or if its Network only watches.
     fn ending(&self, verdict: &Verdict) -> Option<DropAction> {
         if verdict.pass || self.network.mode == Mode::Monitor {
             return None;
         }
         self.network.rule(self.direction).map(|rule| rule.drop)
+    }
+}
+
+/// The source's Network judges outbound, the destination's inbound.
+fn judges_of(snapshot: &Snapshot, transport: Transport, client: ClientAddr, orig_dst: OrigDst) -> [Option<Judge>; 2] {
+    let judge = |direction, end| {
+        let network = snapshot.network_of(end, protocol_number(transport), Some(orig_dst.port()))?;
+        network.rule(direction)?;
+        Some(Judge { network: network.clone(), direction })
+    };
+    [judge(Direction::Outbound, client.ip()), judge(Direction::Inbound, orig_dst.ip())]
+}
+
+fn remote_of(direction: Direction, client: ClientAddr, orig_dst: OrigDst) -> IpAddr {
+    match direction {
+        Direction::Outbound => orig_dst.ip(),
+        Direction::Inbound => client.ip(),
     }
 }
 

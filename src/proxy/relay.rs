@@ -5,12 +5,14 @@
 
 mod flow;
 pub mod half;
+mod live;
 mod table;
 pub mod watched;
 
 use std::io;
 use std::os::fd::OwnedFd;
 use std::rc::Rc;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use tokio::io::unix::AsyncFd;
@@ -22,6 +24,7 @@ use self::watched::Watched;
 use super::flow::Closing;
 use super::worker::Place;
 use crate::policy::DropAction;
+use crate::policy::snapshot::Snapshot;
 use crate::sys::epoll::Epoll;
 use crate::sys::readable::{Raw, readable};
 use crate::sys::tcp;
@@ -86,6 +89,8 @@ pub struct Relay {
     telemetry: Telemetry,
     refuse: Refuse,
     started: Instant,
+    /// The last policy that live flows were judged again by.
+    policy: std::cell::RefCell<Option<Arc<Snapshot>>>,
 }
 
 impl std::fmt::Debug for Relay {
@@ -103,6 +108,7 @@ impl Relay {
             telemetry,
             refuse,
             started: Instant::now(),
+            policy: std::cell::RefCell::default(),
         }))
     }
 
@@ -129,7 +135,30 @@ impl Relay {
             .watch(&flow.server, key(slot, Side::Server))
             .and_then(|()| epoll.watch(&flow.client, key(slot, Side::Client)));
         if watched.is_err() {
-            self.end(&mut table, slot, ClosedBy::Unreachable);
+            return self.end(&mut table, slot, ClosedBy::Unreachable);
+        }
+        // It may have been let in by a policy that another has replaced since.
+        if let Some(policy) = self.policy.borrow().as_ref() {
+            self.judge_again(&mut table, slot, policy);
+        }
+    }
+
+    /// Ends the flows that a policy forbids; the others are under it from now on, in all that they still ask for.
+    pub fn recheck(&self, policy: &Arc<Snapshot>) {
+        let mut table = self.table.borrow_mut();
+        for slot in 0..table.flows.len() {
+            self.judge_again(&mut table, slot, policy);
+        }
+        self.policy.replace(Some(policy.clone()));
+    }
+
+    fn judge_again(&self, table: &mut Table, slot: usize, policy: &Arc<Snapshot>) {
+        let Some(flow) = table.flows.get_mut(slot).and_then(Option::as_mut) else { return };
+        if let Some(action) = flow.closing.judge_again(policy) {
+            return self.refuse(table, slot, action);
+        }
+        if let Some(watched) = &mut flow.watched {
+            watched.flow.adopt(policy);
         }
     }
 
@@ -308,12 +337,10 @@ const SWEEP: Duration = Duration::from_secs(1);
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::policy::snapshot::Snapshot;
     use crate::policy::{ClientAddr, OrigDst, Transport};
     use crate::telemetry::Queue;
     use std::io::{Read, Write};
     use std::net::{Shutdown, TcpListener, TcpStream};
-    use std::sync::Arc;
 
     /// Relays `flow`s between two programs, each on a thread of its own, and returns the records of their ends.
     fn relay(settings: Settings, flows: Vec<(&[u8], Program, Program)>) -> Vec<serde_json::Value> {
@@ -338,7 +365,7 @@ mod tests {
                     held: held.into(),
                     watched: None,
                     closing: closing(),
-                    place: census.enter(usize::MAX).unwrap(),
+                    place: census.enter([127, 0, 0, 1].into(), usize::MAX, usize::MAX).unwrap(),
                 });
             }
             while !relay.is_empty() {

@@ -45,7 +45,8 @@ pub async fn serve(worker: Rc<Worker>, listener: OwnedFd) -> io::Result<()> {
 
 fn take_in(worker: &Rc<Worker>, own: SocketAddr, socket: OwnedFd, peer: SocketAddr) {
     worker.telemetry.count(|c| &c.flows);
-    let Some(place) = worker.census.enter(worker.settings.flows) else {
+    let (limit, limit_of_one) = (worker.settings.flows, worker.settings.flows_of_one);
+    let Some(place) = worker.census.enter(peer.ip(), limit, limit_of_one) else {
         worker.telemetry.count(|c| &c.refused_by_limit);
         return tcp::reset(socket);
     };

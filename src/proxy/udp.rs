@@ -30,7 +30,7 @@ use self::association::Association;
 use self::hands::Hands;
 use self::table::Table;
 use super::flow::Flow;
-use super::worker::Worker;
+use super::worker::{Worker, next_policy};
 use crate::firewall::FlowKey;
 use crate::policy::{ClientAddr, OrigDst, Transport};
 use crate::sys::readable::readable;
@@ -58,6 +58,9 @@ pub struct Settings {
     pub forwarded: Duration,
     /// How long a blocked flow is blocked without being looked at again. Default 10 s.
     pub blocked: Duration,
+    /// The same of a flow that passed and that a later policy has ended: longer than a QUIC connection goes on asking.
+    /// Default 5 min.
+    pub ended: Duration,
 }
 
 impl Default for Settings {
@@ -72,6 +75,7 @@ impl Default for Settings {
             memory: Duration::from_secs(60),
             forwarded: Duration::from_secs(30),
             blocked: Duration::from_secs(10),
+            ended: Duration::from_secs(300),
         }
     }
 }
@@ -101,11 +105,14 @@ pub async fn serve(worker: Rc<Worker>, listener: UdpSocket, settings: Settings, 
     let mut service = Service { worker, own, table: Table::new(settings), hands };
     let listener = readable(OwnedFd::from(listener))?;
     let mut inbox = Inbox::new(udp::MAX_BATCH, MAX_DATAGRAM);
+    let mut hearing = service.worker.census.inquiries.hear();
+    let mut rechecks = service.worker.rechecks.clone();
+    let mut leaving = service.worker.leaving.clone();
     loop {
         let wake = [service.table.next_wake(), service.hands.next_wake()].into_iter().flatten().min();
         let wake = tokio::time::Instant::from_std(wake.unwrap_or_else(|| Instant::now() + IDLE));
         tokio::select! {
-            ready = listener.readable() => {
+            ready = listener.readable(), if !*service.worker.leaving.borrow() => {
                 let mut ready = ready?;
                 if service.receive(&listener.get_ref().0, &mut inbox) {
                     ready.clear_ready();
@@ -115,6 +122,14 @@ pub async fn serve(worker: Rc<Worker>, listener: UdpSocket, settings: Settings, 
                 answered?;
                 service.hands.carry_answers();
             }
+            inquiry = hearing.next() => {
+                let flows = service.hands.live(inquiry.most);
+                inquiry.answer(flows);
+            }
+            policy = next_policy(&mut rechecks) => {
+                service.table.recheck(&policy, Instant::now(), &mut service.hands);
+            }
+            _ = leaving.wait_for(|leaving| *leaving), if !*service.worker.leaving.borrow() => {}
             () = tokio::time::sleep_until(wake) => {}
         }
         let now = Instant::now();

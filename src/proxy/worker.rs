@@ -1,12 +1,17 @@
 //! What the flows of one worker thread share.
 
 use std::cell::RefCell;
+use std::collections::HashMap;
+use std::collections::hash_map::Entry;
+use std::net::IpAddr;
 use std::rc::Rc;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use arc_swap::ArcSwap;
+use tokio::sync::watch;
 
+use super::live::Inquiries;
 use super::proof::{self, Proofs};
 use super::relay::Relay;
 use crate::peek::tcp::Limits;
@@ -20,6 +25,8 @@ pub struct Settings {
     /// Flows at once in all workers; a new one past it is reset. Default 100,000, and never more than the
     /// descriptors allow.
     pub flows: usize,
+    /// Of those, flows of one client address. Default 25,000.
+    pub flows_of_one: usize,
     /// How much of a flow is held while its name is looked for, and what is told of it.
     pub peek: Limits,
     pub dial_from: DialFrom,
@@ -46,11 +53,16 @@ pub struct Worker {
     pub bindings: Arc<Bindings>,
     pub proofs: Proofs,
     pub ender: Rc<RefCell<Ender>>,
+    /// The last policy that live flows are to be judged again by.
+    pub rechecks: Rechecks,
+    /// Another process takes what comes from now on; this one serves what it has.
+    pub leaving: watch::Receiver<bool>,
     /// Where octets stand between the socket and the flow that holds them.
     pub scratch: RefCell<Box<[u8]>>,
 }
 
 impl Worker {
+    #[expect(clippy::too_many_arguments, reason = "each is a part of the worker, and there is one caller")]
     pub fn new(
         settings: Settings,
         snapshot: Arc<ArcSwap<Snapshot>>,
@@ -59,32 +71,74 @@ impl Worker {
         census: Arc<Census>,
         bindings: Arc<Bindings>,
         ender: Rc<RefCell<Ender>>,
+        rechecks: Rechecks,
+        leaving: watch::Receiver<bool>,
     ) -> Self {
         let proofs = Proofs::new(settings.proof.clone());
         let scratch = RefCell::new(vec![0; settings.peek.held].into());
-        Self { settings, snapshot, telemetry, relay, census, bindings, proofs, ender, scratch }
+        Self { settings, snapshot, telemetry, relay, census, bindings, proofs, ender, rechecks, leaving, scratch }
+    }
+}
+
+pub type Rechecks = watch::Receiver<Option<Arc<Snapshot>>>;
+
+/// Waits for the next policy that live flows are to be judged again by.
+pub async fn next_policy(rechecks: &mut Rechecks) -> Arc<Snapshot> {
+    loop {
+        if rechecks.changed().await.is_err() {
+            // Nobody is left to tell of one.
+            return std::future::pending().await;
+        }
+        if let Some(policy) = &*rechecks.borrow_and_update() {
+            return policy.clone();
+        }
     }
 }
 
 /// Counts the flows of all workers.
 #[derive(Debug, Default)]
 pub struct Census {
-    live: Arc<AtomicUsize>,
+    live: AtomicUsize,
     last_id: AtomicU64,
+    /// Asks all workers for their flows.
+    pub inquiries: Inquiries,
+    /// By client.
+    of: [Mutex<HashMap<IpAddr, usize>>; SHARDS],
 }
 
 /// A flow's place among the limited number; free again when dropped.
 #[derive(Debug)]
-pub struct Place(Arc<AtomicUsize>);
+pub struct Place {
+    census: Arc<Census>,
+    client: IpAddr,
+}
 
 impl Census {
-    /// A place for one more flow, unless `limit` are taken.
-    pub fn enter(&self, limit: usize) -> Option<Place> {
+    /// A place for one more flow of a client, unless `limit` are taken, or `limit_of_one` by this client.
+    pub fn enter(self: &Arc<Self>, client: IpAddr, limit: usize, limit_of_one: usize) -> Option<Place> {
         if self.live.fetch_add(1, Ordering::Relaxed) >= limit {
             self.live.fetch_sub(1, Ordering::Relaxed);
             return None;
         }
-        Some(Place(self.live.clone()))
+        let client = client.to_canonical();
+        // From here on the place gives back what was taken.
+        let place = Place { census: self.clone(), client };
+        let mut of = self.shard(client);
+        let count = of.entry(client).or_default();
+        *count += 1;
+        let is_free = *count <= limit_of_one;
+        drop(of);
+        is_free.then_some(place)
+    }
+
+    fn shard(&self, client: IpAddr) -> MutexGuard<'_, HashMap<IpAddr, usize>> {
+        let last = match client {
+            IpAddr::V4(client) => client.octets()[3],
+            IpAddr::V6(client) => client.octets()[15],
+        };
+        let [first, ..] = &self.of;
+        // A count that a panic left behind is still the count.
+        self.of.get(usize::from(last) % SHARDS).unwrap_or(first).lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     pub fn live(&self) -> usize {
@@ -98,6 +152,36 @@ impl Census {
 
 impl Drop for Place {
     fn drop(&mut self) {
-        self.0.fetch_sub(1, Ordering::Relaxed);
+        self.census.live.fetch_sub(1, Ordering::Relaxed);
+        if let Entry::Occupied(mut count) = self.census.shard(self.client).entry(self.client) {
+            *count.get_mut() -= 1;
+            if *count.get() == 0 {
+                count.remove();
+            }
+        }
+    }
+}
+
+const SHARDS: usize = 16;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn neither_one_client_nor_all_together_have_more_places_than_there_are() {
+        let census = Arc::new(Census::default());
+        let clients = ["10.1.0.2", "fd00:1::2", "10.1.0.18"].map(|client| client.parse::<IpAddr>().unwrap());
+        let enter = |client: usize| census.enter(clients[client], 3, 2);
+        let mapped = "::ffff:10.1.0.2".parse().unwrap();
+        let (first, second) = (enter(0).unwrap(), census.enter(mapped, 3, 2).unwrap());
+        assert!(enter(0).is_none() && enter(0).is_none(), "a refusal takes nothing");
+        let third = enter(1).unwrap();
+        assert!(enter(2).is_none());
+        drop(first);
+        assert!(enter(0).is_some());
+        drop((second, third));
+        assert_eq!(census.live(), 0);
+        assert!(census.of.iter().all(|of| of.lock().unwrap().is_empty()));
     }
 }

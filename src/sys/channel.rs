@@ -6,10 +6,12 @@
 use std::io::{self, IoSlice, IoSliceMut};
 use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::time::Duration;
 
 use rustix::net::{
     AddressFamily, RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAncillaryBuffer, SendAncillaryMessage,
-    SendFlags, SocketFlags, SocketType, recvmsg, sendmsg, socketpair,
+    SendFlags, SocketAddrUnix, SocketFlags, SocketType, accept_with, bind, connect, listen, recvmsg, sendmsg,
+    socket_with, socketpair, sockopt,
 };
 
 /// One end. Calls wait.
@@ -27,6 +29,25 @@ impl Channel {
     pub fn pair() -> io::Result<(Self, Self)> {
         let (one, other) = socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::CLOEXEC, None)?;
         Ok((Self(one), Self(other)))
+    }
+
+    /// Somebody who listens by this name in the network namespace, if anybody does.
+    pub fn connect(name: &[u8]) -> io::Result<Self> {
+        let socket = socket_with(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::CLOEXEC, None)?;
+        connect(&socket, &SocketAddrUnix::new_abstract_name(name)?)?;
+        Ok(Self(socket))
+    }
+
+    /// Whose process is at the other end, and its number.
+    pub fn peer(&self) -> io::Result<(u32, u32)> {
+        let peer = sockopt::socket_peercred(&self.0)?;
+        Ok((peer.uid.as_raw(), peer.pid.as_raw_pid().unsigned_abs()))
+    }
+
+    /// How long a call may wait for the other end.
+    pub fn set_patience(&self, patience: Duration) -> io::Result<()> {
+        sockopt::set_socket_timeout(&self.0, sockopt::Timeout::Recv, Some(patience))?;
+        Ok(sockopt::set_socket_timeout(&self.0, sockopt::Timeout::Send, Some(patience))?)
     }
 
     /// Sends at least one octet and at most [`MAX_DESCRIPTORS`] descriptors.
@@ -61,6 +82,26 @@ impl Channel {
             }
         }
         Ok((count > 0).then_some(Message { octets, descriptors }))
+    }
+}
+
+/// Waits for others by a name that belongs to the network namespace and lies in no folder.
+#[derive(Debug)]
+pub struct Door(pub OwnedFd);
+
+impl Door {
+    /// An error if somebody has the name.
+    pub fn open(name: &[u8]) -> io::Result<Self> {
+        let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
+        let socket = socket_with(AddressFamily::UNIX, SocketType::SEQPACKET, flags, None)?;
+        bind(&socket, &SocketAddrUnix::new_abstract_name(name)?)?;
+        listen(&socket, 1)?;
+        Ok(Self(socket))
+    }
+
+    /// Does not wait.
+    pub fn enter(door: &impl AsFd) -> io::Result<Channel> {
+        Ok(Channel(accept_with(door, SocketFlags::CLOEXEC)?))
     }
 }
 

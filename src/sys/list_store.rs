@@ -18,6 +18,7 @@ use std::sync::Arc;
 use sha2::{Digest, Sha256};
 
 use super::mapped::Mapped;
+use super::privileges::files::CACHE;
 use crate::list::compile::{Builder, Compiled, compile};
 use crate::list::file::{self, Octets, Stamp};
 use crate::list::prefixes::Exceptions;
@@ -63,18 +64,23 @@ impl Store {
         Self { folder: Some(folder), least }
     }
 
-    /// The folder that the service manager gives (`CACHE_DIRECTORY`), else `/var/cache/tidegate` for root and
-    /// `tidegate` in the cache folder of anybody else.
+    /// The folder that the service manager gives (`CACHE_DIRECTORY`), else `/var/cache/tidegate` for root and for whom
+    /// root has given it to, and `tidegate` in the cache folder of anybody else.
     pub fn from_environment() -> Self {
         let given = |name| std::env::var_os(name).map(PathBuf::from).filter(|folder| folder.is_absolute());
-        let own = || match nix::unistd::Uid::effective().is_root() {
-            true => Some(PathBuf::from("/var/cache/tidegate")),
+        let own = || match is_roots_cache_ours() {
+            true => Some(PathBuf::from(CACHE)),
             false => {
                 let caches = given("XDG_CACHE_HOME").or_else(|| Some(given("HOME")?.join(".cache")))?;
                 Some(caches.join("tidegate"))
             }
         };
         Self { folder: given("CACHE_DIRECTORY").or_else(own), least: LEAST_KEPT }
+    }
+
+    /// Where it is, if it is anywhere.
+    pub fn folder(&self) -> Option<&Path> {
+        self.folder.as_deref()
     }
 
     /// Opens the compiled form of `source`, or reads it. `wrap` sees the octets of the text as they are read: for
@@ -131,6 +137,11 @@ impl Opened {
         let entries = self.domains.len() + self.prefixes.len() as u64;
         Good { entries, ends_with_newline: self.ends_with_newline }
     }
+}
+
+fn is_roots_cache_ours() -> bool {
+    let own = nix::unistd::Uid::effective();
+    own.is_root() || fs::metadata(CACHE).is_ok_and(|folder| folder.is_dir() && folder.uid() == own.as_raw())
 }
 
 /// Which state a file is in now: another one as soon as it is replaced or written to.

@@ -3,6 +3,7 @@
 //! Never stalls the kernel: copies that find no room are lost, and the numbers that the kernel gives them tell how many.
 
 use std::io;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, IntoRawFd, OwnedFd};
 use std::time::Duration;
 
 use netlink_sys::protocols::NETLINK_NETFILTER;
@@ -11,6 +12,7 @@ use nix::sys::socket::{setsockopt, sockopt};
 use nix::sys::time::TimeVal;
 
 use super::attributes::Attributes;
+use super::netfilter::{self, ERROR, messages};
 
 /// Hears what is logged to one group, in the network namespace in which it was opened.
 pub struct PacketLog {
@@ -34,6 +36,16 @@ impl std::fmt::Debug for PacketLog {
     }
 }
 
+impl AsFd for PacketLog {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        // SAFETY: the socket keeps its descriptor open for as long as it is borrowed.
+        #[allow(unsafe_code)]
+        unsafe {
+            BorrowedFd::borrow_raw(self.socket.as_raw_fd())
+        }
+    }
+}
+
 impl PacketLog {
     /// Needs CAP_NET_ADMIN over the network namespace; one process at a time may have a group. `patience`: how long
     /// [`Self::read`] waits.
@@ -51,6 +63,14 @@ impl PacketLog {
         let mut log = Self { socket, expected: None, buffer: Vec::with_capacity(MESSAGE) };
         log.configure(group)?;
         Ok(log)
+    }
+
+    /// One that [`Self::open`] of another process made, and that now is to be read here.
+    pub fn from_socket(socket: OwnedFd) -> Self {
+        // SAFETY: the descriptor is owned, and goes over to the socket that will close it.
+        #[allow(unsafe_code)]
+        let socket = unsafe { Socket::from_raw_fd(socket.into_raw_fd()) };
+        Self { socket, expected: None, buffer: Vec::with_capacity(MESSAGE) }
     }
 
     /// Hands over what has come, or returns after `patience` without. Returns the number of copies that were lost
@@ -131,38 +151,14 @@ fn left_out(expected: &mut Option<u32>, number: &[u8]) -> u32 {
 }
 
 fn request(group: u16, number: u32, attributes: &[(u16, Vec<u8>)]) -> Vec<u8> {
-    const REQUEST_AND_ACK: u16 = 0x5;
     let mut body = vec![0, 0];
     body.extend(group.to_be_bytes());
     for (kind, value) in attributes {
-        let length = u16::try_from(value.len() + 4).unwrap_or(u16::MAX);
-        body.extend(length.to_ne_bytes());
-        body.extend(kind.to_ne_bytes());
-        body.extend(value);
-        body.resize(body.len().next_multiple_of(4), 0);
+        netfilter::put(&mut body, *kind, value);
     }
-    let mut message = u32::try_from(body.len() + HEADER).unwrap_or(u32::MAX).to_ne_bytes().to_vec();
-    message.extend(CONFIGURE.to_ne_bytes());
-    message.extend(REQUEST_AND_ACK.to_ne_bytes());
-    message.extend(number.to_ne_bytes());
-    message.extend([0; 4]);
-    message.extend(body);
-    message
+    netfilter::request(CONFIGURE, netfilter::ACK, number, &body)
 }
 
-/// Kind and body of each netlink message.
-fn messages(mut datagram: &[u8]) -> impl Iterator<Item = (u16, &[u8])> {
-    std::iter::from_fn(move || {
-        let [l0, l1, l2, l3, k0, k1] = *datagram.first_chunk::<6>()?;
-        let length = usize::try_from(u32::from_ne_bytes([l0, l1, l2, l3])).ok()?;
-        let body = datagram.get(HEADER..length)?;
-        datagram = datagram.get(length.next_multiple_of(4)..).unwrap_or_default();
-        Some((u16::from_ne_bytes([k0, k1]), body))
-    })
-}
-
-const HEADER: usize = 16;
-const ERROR: u16 = 2;
 /// NFNL_SUBSYS_ULOG
 const SUBSYSTEM: u16 = 4 << 8;
 const PACKET: u16 = SUBSYSTEM;

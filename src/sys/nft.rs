@@ -8,6 +8,7 @@
 mod answer;
 mod count;
 mod encode;
+mod entries;
 mod expression;
 mod list;
 mod message;
@@ -27,6 +28,7 @@ use crate::firewall::{FlowKey, FlowSet, Ruleset, TABLE, name_element, name_set};
 use crate::policy::network::Network;
 use answer::Answers;
 pub use count::Counted;
+pub use entries::Sample;
 use message::{GET_TABLE, Message};
 pub use watch::Fingerprint;
 
@@ -118,6 +120,16 @@ impl NftSocket {
     /// sets; it is an error if something else stands.
     pub fn update(&mut self, standing: &Ruleset, next: &Ruleset) -> Result<(), NftError> {
         self.transact(encode::update(standing, next, SystemTime::now()))
+    }
+
+    /// Turns whatever stands of another tidegate into this ruleset in one step, and keeps what lies in the dynamic sets
+    /// that both have. Without any it is put in place.
+    pub fn adopt(&mut self, next: &Ruleset) -> Result<(), NftError> {
+        if !self.is_installed()? {
+            return self.replace(next);
+        }
+        let standing = self.standing()?;
+        self.transact(encode::adopt(&standing, next, SystemTime::now()))
     }
 
     /// Takes our table away; nothing happens if there is none.

@@ -1,13 +1,17 @@
-//! A filter of system calls for what namespaces do not hold back (seccomp(2)).
+//! Filters of system calls (seccomp(2)): here for a command behind tidegate, for what namespaces do not hold back; in
+//! [`service`] for tidegate itself.
 //!
 //! | refused | since |
 //! |---|---|
 //! | sockets of families other than UNIX, INET, INET6 and NETLINK | AF_VSOCK and others know no network namespace: a guest would speak to its hypervisor |
 //! | io_uring | it makes sockets past this filter |
+//! | request_key | the kernel has the host answer it: keys of the type `dns_resolver` ask the host's resolver |
 //! | TIOCSTI and TIOCLINUX | they type into the terminal, for the shell to read when the command has ended |
 //! | calls of the x32 ABI, and `socketcall` of 32-bit x86 | the same calls by another number |
 //!
 //! Fails closed: where the filter cannot be put in force, the program is not started.
+
+pub mod service;
 
 use std::io;
 
@@ -16,8 +20,11 @@ use libc::{c_ulong, sock_filter, sock_fprog};
 /// Puts the filter in force for this thread and all that it starts, for good. Sets no_new_privs first, without which an
 /// ordinary user may not.
 pub fn confine() -> io::Result<()> {
+    enforce(program())
+}
+
+fn enforce(mut filter: Vec<sock_filter>) -> io::Result<()> {
     rustix::thread::set_no_new_privs(true)?;
-    let mut filter = program();
     let length = u16::try_from(filter.len()).map_err(|_| io::ErrorKind::InvalidInput)?;
     let program = sock_fprog { len: length, filter: filter.as_mut_ptr() };
     // SAFETY: the kernel reads `len` instructions at `filter`, which lives through the call.
@@ -33,6 +40,7 @@ struct Abi {
     socket: u32,
     ioctl: u32,
     io_uring_setup: u32,
+    request_key: u32,
     /// Every number from here on belongs to another ABI.
     beyond: Option<u32>,
     /// A call that takes the family from memory, where no filter sees it.
@@ -41,14 +49,46 @@ struct Abi {
 
 #[cfg(target_arch = "x86_64")]
 const ABIS: &[Abi] = &[
-    Abi { audit: 0xc000_003e, socket: 41, ioctl: 16, io_uring_setup: 425, beyond: Some(0x4000_0000), socketcall: None },
-    Abi { audit: 0x4000_0003, socket: 359, ioctl: 54, io_uring_setup: 425, beyond: None, socketcall: Some(102) },
+    Abi {
+        audit: 0xc000_003e,
+        socket: 41,
+        ioctl: 16,
+        io_uring_setup: 425,
+        request_key: 249,
+        beyond: Some(0x4000_0000),
+        socketcall: None,
+    },
+    Abi {
+        audit: 0x4000_0003,
+        socket: 359,
+        ioctl: 54,
+        io_uring_setup: 425,
+        request_key: 287,
+        beyond: None,
+        socketcall: Some(102),
+    },
 ];
 
 #[cfg(target_arch = "aarch64")]
 const ABIS: &[Abi] = &[
-    Abi { audit: 0xc000_00b7, socket: 198, ioctl: 29, io_uring_setup: 425, beyond: None, socketcall: None },
-    Abi { audit: 0x4000_0028, socket: 281, ioctl: 54, io_uring_setup: 425, beyond: None, socketcall: Some(102) },
+    Abi {
+        audit: 0xc000_00b7,
+        socket: 198,
+        ioctl: 29,
+        io_uring_setup: 425,
+        request_key: 218,
+        beyond: None,
+        socketcall: None,
+    },
+    Abi {
+        audit: 0x4000_0028,
+        socket: 281,
+        ioctl: 54,
+        io_uring_setup: 425,
+        request_key: 310,
+        beyond: None,
+        socketcall: Some(102),
+    },
 ];
 
 #[cfg(not(any(target_arch = "x86_64", target_arch = "aarch64")))]
@@ -73,7 +113,9 @@ impl Abi {
         if let Some(beyond) = self.beyond {
             body.extend([unless_at_least(beyond, 1), answer(refusal(libc::ENOSYS))]);
         }
-        body.extend([unless_equal(self.io_uring_setup, 1), answer(refusal(libc::ENOSYS))]);
+        for absent in [self.io_uring_setup, self.request_key] {
+            body.extend([unless_equal(absent, 1), answer(refusal(libc::ENOSYS))]);
+        }
         if let Some(socketcall) = self.socketcall {
             body.extend([unless_equal(socketcall, 1), answer(refusal(libc::ENOSYS))]);
         }
@@ -179,6 +221,7 @@ mod tests {
                 (abi.ioctl, [0, 0x541c], refused(libc::EPERM)),
                 (abi.ioctl, [0, 0x5413], ALLOW),
                 (abi.io_uring_setup, [8, 0], refused(libc::ENOSYS)),
+                (abi.request_key, [8, 0], refused(libc::ENOSYS)),
                 (abi.socket + 1, [40, 0x5412], ALLOW),
             ];
             for (number, arguments, expected) in cases {

@@ -7,7 +7,8 @@ use std::io::Write;
 use std::net::{IpAddr, SocketAddr};
 use std::time::{Duration, SystemTime};
 
-use super::record::{Dns, Kind, Record};
+use super::event::Event;
+use super::record::{Dns, Record};
 
 /// Writes records one after another, and keeps the text of the second that it last wrote.
 #[derive(Debug, Default)]
@@ -19,10 +20,7 @@ pub struct Lines {
 impl Lines {
     /// Appends a record as one line.
     pub fn write(&mut self, record: &Record, into: &mut Vec<u8>) {
-        into.extend_from_slice(b"{\"time\":\"");
-        self.write_time(record.time, into);
-        into.push(b'"');
-        let mut object = Object(into);
+        let mut object = self.begin(record.time, into);
         object.fields(record);
         if let Some(dns) = &record.dns {
             object.dns_fields(dns);
@@ -30,8 +28,21 @@ impl Lines {
         into.extend_from_slice(b"}\n");
     }
 
+    /// The same for an event.
+    pub fn write_event(&mut self, event: &Event, into: &mut Vec<u8>) {
+        self.begin(event.time, into).event_fields(event);
+        into.extend_from_slice(b"}\n");
+    }
+
+    fn begin<'a>(&mut self, time: SystemTime, into: &'a mut Vec<u8>) -> Object<'a> {
+        into.extend_from_slice(b"{\"time\":\"");
+        self.write_time(time, into);
+        into.push(b'"');
+        Object(into)
+    }
+
     /// As RFC 3339 has it, to the millisecond.
-    fn write_time(&mut self, time: SystemTime, into: &mut Vec<u8>) {
+    pub fn write_time(&mut self, time: SystemTime, into: &mut Vec<u8>) {
         let since = time.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
         if self.text.is_empty() || since.as_secs() != self.second {
             self.second = since.as_secs();
@@ -53,7 +64,7 @@ struct Object<'a>(&'a mut Vec<u8>);
 
 impl Object<'_> {
     fn fields(&mut self, record: &Record) {
-        self.text("kind", kind(record.kind));
+        self.text("kind", record.kind.as_str());
         self.text("enforcer", &record.enforcer);
         self.some_text("network", record.network.as_deref());
         self.some_text("policy", record.policy.as_deref());
@@ -107,6 +118,17 @@ impl Object<'_> {
         }
     }
 
+    fn event_fields(&mut self, event: &Event) {
+        self.text("kind", "event");
+        self.text("enforcer", &event.enforcer);
+        self.text("reason", event.reason.as_str());
+        self.some_text("detail", event.detail.as_deref());
+        self.some_text("list", event.list.as_deref());
+        self.some_text("sink", event.sink.as_deref());
+        self.number("count", event.count);
+        self.number("generation", event.generation);
+    }
+
     fn key(&mut self, key: &'static str) {
         self.0.extend_from_slice(b",\"");
         self.0.extend_from_slice(key.as_bytes());
@@ -134,15 +156,6 @@ impl Object<'_> {
     fn address(&mut self, key: &'static str, address: IpAddr) {
         self.key(key);
         write_address(address, self.0);
-    }
-}
-
-fn kind(kind: Kind) -> &'static str {
-    match kind {
-        Kind::Ip => "ip",
-        Kind::Domain => "domain",
-        Kind::Dns => "dns",
-        Kind::End => "end",
     }
 }
 
@@ -213,6 +226,7 @@ mod tests {
 
     use super::*;
     use crate::name::DomainName;
+    use crate::telemetry::Kind;
 
     fn line(record: &Record) -> String {
         let mut text = Vec::new();

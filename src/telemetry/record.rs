@@ -74,6 +74,18 @@ pub enum Kind {
     End,
 }
 
+impl Kind {
+    /// The word for `kind`.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Ip => "ip",
+            Self::Domain => "domain",
+            Self::Dns => "dns",
+            Self::End => "end",
+        }
+    }
+}
+
 impl Record {
     /// A record of a flow with the fields that every record has.
     pub fn new(

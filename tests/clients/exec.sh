@@ -1,7 +1,9 @@
 #!/usr/bin/env bash
 # The second suite, tidegate exec: programs that people use, enclosed, against servers of a pretend host.
 #
-#   tests/clients/exec.sh [path of tidegate]     needs: curl, git, python3, iproute2; root or user namespaces
+#   tests/clients/exec.sh [path of tidegate]     needs: curl, git, openssl, python3 with venv, iproute2; root or
+#   user namespaces. With root and openssh-server git over ssh too; apt, cargo, node, npm and chromium where
+#   they are, and HTTP/3 with PYTHON, a python3 with aioquic.
 #
 # The host is a namespace with a resolver at 127.0.0.53 and two servers: allowed.example (198.51.100.1, 2001:db8:a::1)
 # and other.example (198.51.100.2, 2001:db8:a::2). As root everything runs once more as an ordinary user.
@@ -9,7 +11,7 @@ set -u
 [ $# = 0 ] || set -- "$(readlink -f "$1")"
 cd "$(dirname "$0")"
 if [ -z "${TIDEGATE_INSIDE:-}" ]; then
-  for program in curl git python3 ip unshare; do
+  for program in curl git openssl python3 ip unshare; do
     PATH=$PATH:/usr/sbin:/sbin command -v $program >/dev/null || { echo "missing: $program"; exit 1; }
   done
   user=(); [ "$(id -u)" = 0 ] || user=(--user --map-root-user)
@@ -48,10 +50,53 @@ host_up() {
     cd "$work/clone" && git -c user.name=x -c user.email=x@x commit -q --allow-empty -m one &&
     git push -q origin HEAD && cd "$work/www/repo.git" && git update-server-info) 2>/dev/null
   chmod -R a+rX "$work/www"
-  python3 host.py "$work/www" "$work/heard" &
+  openssl req -x509 -newkey ec -pkeyopt ec_paramgen_curve:prime256v1 -nodes -days 2 -subj /CN=allowed.example \
+    -addext subjectAltName=DNS:allowed.example -keyout "$work/key.pem" -out "$work/cert.pem" 2>/dev/null
+  chmod 644 "$work/cert.pem"
+  export RUSTUP_HOME=${RUSTUP_HOME:-$HOME/.rustup}
+  export GIT_SSL_CAINFO=$work/cert.pem REQUESTS_CA_BUNDLE=$work/cert.pem PIP_CERT=$work/cert.pem
+  python3 packages.py "$work/www"
+  "$python" -m venv "$work/venv"
+  python3 host.py "$work/www" "$work/heard" "$work/cert.pem" "$work/key.pem" &
   host=$!
-  local i; for i in $(seq 100); do [ -e "$work/heard" ] && return; sleep 0.1; done
+  ssh_up
+  local i
+  if "${PYTHON:-no}" -c 'import aioquic' 2>/dev/null; then
+    "$PYTHON" http3.py serve "$work/cert.pem" "$work/key.pem" "$work/http3" \
+      198.51.100.{1,2} 2001:db8:a::{1,2} >/dev/null 2>&1 &
+    http3=$!
+    for i in $(seq 100); do grep -qs serves "$work/http3" && break; sleep 0.1; done
+  fi
+  for i in $(seq 100); do [ -e "$work/heard" ] && return; sleep 0.1; done
   echo "the host does not start"; exit 1
+}
+
+# Who logs in is root, with the key that the programs of the suite have. A file that ssh_config includes stands for those
+# of distributions: ssh refuses files whose owner it does not know.
+ssh_up() {
+  ssh=
+  if [ "$IS_ROOT" != 0 ] || ! command -v sshd >/dev/null; then
+    echo "not tried, for want of root or sshd: git over ssh"
+    return
+  fi
+  mkdir -p /run/sshd
+  mount -t tmpfs none /etc/ssh/ssh_config.d && echo 'Host *' >/etc/ssh/ssh_config.d/20-some.conf
+  ssh-keygen -q -t ed25519 -N '' -f "$work/host" && ssh-keygen -q -t ed25519 -N '' -f "$work/id"
+  printf '%s\n' "HostKey $work/host" "AuthorizedKeysFile $work/id.pub" 'ListenAddress 198.51.100.1' \
+    'ListenAddress 2001:db8:a::1' 'PermitRootLogin yes' 'StrictModes no' 'UsePAM no' 'PidFile none' >"$work/sshd_config"
+  "$(command -v sshd)" -D -f "$work/sshd_config" 2>"$work/sshd" &
+  ssh=$!
+}
+
+# What is installed where, and by whom it may be run, differs: a program that is missing is named, and not counted.
+try() { # program, what, expected, command...
+  local program=$1 what=$2 expected=$3
+  shift 3
+  if "${user[@]}" "$program" --version >/dev/null 2>&1; then
+    check "$who, $what" "$expected" "$("$@")"
+  else
+    echo "not tried as $who, for want of $program: $what"
+  fi
 }
 
 suite() { # how to become the user
@@ -74,6 +119,14 @@ suite() { # how to become the user
   check "$who, curl with an allowed name to another's address: reset" 56 $?
   check "$who, nothing of it was heard" "" "$(grep 198.51.100.2 "$work/heard")"
 
+  closed git clone -q https://allowed.example/repo.git "$home/secure"
+  check "$who, git clone over https" "0 one" "$? $(git -c safe.directory='*' -C "$home/secure" log --format=%s)"
+  if [ -n "$ssh" ]; then
+    cp "$work/id" "$home/id" && chown "$who" "$home/id"
+    closed git -c core.sshCommand="ssh -i $home/id -o StrictHostKeyChecking=no -o UserKnownHostsFile=/dev/null -o LogLevel=ERROR" \
+      clone -q "ssh://root@allowed.example$work/www/repo.git" "$home/ssh"
+    check "$who, git clone over ssh" "0 one" "$? $(git -c safe.directory='*' -C "$home/ssh" log --format=%s)"
+  fi
   closed git clone -q http://allowed.example/repo.git "$home/repo"
   check "$who, git clone" "0 one" "$? $(git -c safe.directory='*' -C "$home/repo" log --format=%s)"
   closed git clone -q http://other.example/repo.git "$home/none"
@@ -81,21 +134,118 @@ suite() { # how to become the user
   check "$who, python" served "$(closed "$python" -c \
     'import urllib.request; print(urllib.request.urlopen("http://allowed.example/").read().decode().strip())')"
 
+  try "$work/venv/bin/pip" "pip install" "from a package" pip_install
+  try cargo "cargo fetch" "one v1.0.0" cargo_fetch
+  try npm "npm install" "1.0.0" npm_install
+  try node "node" served closed node -e 'fetch("http://allowed.example/").then(r => r.text()).then(t => console.log(t.trim()))'
+  # Root of a user namespace has no user _apt to become.
+  [ "$IS_ROOT" != 0 ] || try apt-get "apt update, and what it then knows" one apt_update
+  [ "$who" = root ] || try chromium "a browser, in its own sandbox" served browse
+
+  if [ -n "${http3:-}" ] && [ "$who" = root ]; then
+    try "$PYTHON" "HTTP/3 of an allowed name" "pass pass" quic allowed.example 198.51.100.1 2001:db8:a::1
+    try "$PYTHON" "HTTP/3 of another name" "block block" quic other.example 198.51.100.1 2001:db8:a::1
+    try "$PYTHON" "HTTP/3 of an allowed name at another's address" "block block" \
+      quic allowed.example 198.51.100.2 2001:db8:a::2
+  fi
+  # Root may write any list.
+  check "$who, a list that changes is taken, unless the command might have written it" \
+    "$([ "$who" = root ] || echo served)" "$(list_changes)"
+
   exec_as -- curl -sS -o /dev/null http://other.example/
   check "$who, the table" "tcp/80" "$(awk '$1 == "other.example" { print $2 }' "$work/errors")"
   : >"$work/heard"
 
   exec_as --quiet -- sh -c '(setsid sleep 600 >/dev/null 2>&1 &); kill -USR1 $$'
   check "$who, a signal is the status" 138 $?
+  check "$who, a signal to its group stays inside" "" \
+    "$("${user[@]}" setsid sh -c 'trap "echo signalled" USR1; "$@"' sh "$tidegate" exec --quiet -- sh -c 'kill -USR1 0' 2>/dev/null)"
+  for attempt in 'umount -l /etc/resolv.conf' 'umount -l /proc' 'umount -l /run/user' 'mount --bind / /mnt' 'mount -t sysfs none /mnt'; do
+    exec_as --quiet -- unshare -Urm $attempt
+    check "$who, in a user namespace of its own, $attempt" no "$([ $? = 0 ] || echo no)"
+  done
   check "$who, no daemon is left" "" "$(pgrep -f 'sleep 600')"
   check "$who, nothing of tidegate is left" "" "$(pgrep -f "$tidegate exec")"
 
   check "$who, job control in a terminal" "" "$("${user[@]}" "$python" terminal.py "$tidegate" 2>&1)"
 }
 
+quic() { # name, addresses
+  local name=$1 address said=()
+  shift
+  for address; do said+=("$(closed "$PYTHON" http3.py get "$name" "$address" 1000 | cut -d' ' -f2)"); done
+  echo "${said[*]}"
+}
+
+list_changes() {
+  mkdir -p "$work/policy" && rm -f "$home/begun"
+  cat >"$work/policy/tidegate.toml" <<'CONF'
+name = "e"
+[[list]]
+name = "names"
+verdict = "allow"
+file = "names"
+[[policy]]
+name = "out"
+default = "block"
+lists = ["names"]
+[[network]]
+name = "command"
+ips = [{ ip = "10.0.0.0", maskbits = 8 }]
+outbound = { policy = "out", drop = "tcp-reset" }
+[network.inspection]
+type = "explicit"
+[network.dns]
+unlisted = "block"
+CONF
+  echo allowed.example >"$work/policy/names"
+  exec_as --quiet --config "$work/policy/tidegate.toml" -- sh -c "touch $home/begun
+    for i in \$(seq 30); do curl -4 -s -m 9 http://other.example/ && exit; sleep 0.2; done" &
+  local i; for i in $(seq 100); do [ -e "$home/begun" ] && break; sleep 0.1; done
+  echo other.example >>"$work/policy/names"
+  wait $!
+}
+
+pip_install() {
+  closed "$work/venv/bin/pip" install -q --disable-pip-version-check --no-cache-dir --index-url https://allowed.example/simple/ \
+    --target "$home/pip" one && cat "$home/pip/one.py"
+}
+
+cargo_fetch() {
+  mkdir -p "$home/crate/src" && touch "$home/crate/src/lib.rs" && chmod -R a+rwX "$home/crate"
+  printf '%s\n' '[package]' 'name = "none"' '[dependencies]' 'one = { version = "1", registry = "own" }' >"$home/crate/Cargo.toml"
+  CARGO_HOME=$home/cargo CARGO_REGISTRIES_OWN_INDEX=sparse+http://allowed.example/index/ \
+    closed cargo fetch -q --manifest-path "$home/crate/Cargo.toml"
+  CARGO_HOME=$home/cargo CARGO_REGISTRIES_OWN_INDEX=sparse+http://allowed.example/index/ \
+    "${user[@]}" cargo tree -q --offline --manifest-path "$home/crate/Cargo.toml" 2>&1 | grep -o 'one v1.0.0'
+}
+
+npm_install() {
+  closed npm install --silent --no-audit --no-fund --no-update-notifier --cache "$home/npm-cache" --prefix "$home/npm" \
+    --registry http://allowed.example/npm/ one >/dev/null
+  sed -n 's/.*"version": *"\([^"]*\)".*/\1/p' "$home/npm/node_modules/one/package.json"
+}
+
+# Root's apt fetches as the user _apt.
+apt_update() {
+  mkdir -p "$home/apt/lists/partial" "$home/apt/cache/archives/partial" && chmod -R a+rwX "$home/apt"
+  [ "$who" != root ] || chown -R _apt "$home/apt"
+  echo 'deb [trusted=yes] http://allowed.example/apt ./' >"$home/apt/sources.list"
+  local options=(-o Dir::State="$home/apt" -o Dir::State::lists="$home/apt/lists" -o Dir::Cache="$home/apt/cache"
+    -o Dir::Etc::sourcelist="$home/apt/sources.list" -o Dir::Etc::sourceparts=/dev/null -o APT::Sandbox::User=_apt)
+  closed apt-get -q "${options[@]}" update >/dev/null
+  "${user[@]}" apt-cache "${options[@]}" pkgnames one
+}
+
+browse() {
+  closed chromium --headless --disable-gpu --user-data-dir="$home/chromium" --dump-dom http://allowed.example/ |
+    grep -o served
+}
+
 host_up
 suite env
-[ "$IS_ROOT" != 0 ] || suite setpriv --reuid 65534 --regid 65534 --clear-groups
-kill $host
+[ "$IS_ROOT" != 0 ] || suite setpriv --reuid daemon --regid daemon --clear-groups
+[ -z "${http3:-}" ] || check "hellos of another name that the server had" 0 "$(grep -c 'hello other' "$work/http3")"
+kill $host $ssh ${http3:-}
 echo "$passed passed, $failed failed"
 [ $failed = 0 ]

@@ -1,10 +1,12 @@
-"""The servers of exec.sh: a resolver at 127.0.0.53, and the files of a folder over HTTP on ports 80 and 9000.
+"""The servers of exec.sh: a resolver at 127.0.0.53, and the files of a folder over HTTP on ports 80 and 9000, and over
+TLS on 443.
 
-    host.py FOLDER HEARD    each request's own address goes to HEARD, which exists once all is ready
+    host.py FOLDER HEARD CERTIFICATE KEY    each request's own address goes to HEARD, which exists once all is ready
 """
 import functools
 import http.server
 import socket
+import ssl
 import struct
 import sys
 import threading
@@ -51,7 +53,11 @@ def resolve():
         resolver.sendto(answer(query), client)
 
 
-for port in (80, 9000):
+context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+context.load_cert_chain(*sys.argv[3:])
+for port in (80, 443, 9000):
     server = Server(("::", port), functools.partial(Files, directory=sys.argv[1]))
+    if port == 443:
+        server.socket = context.wrap_socket(server.socket, server_side=True, do_handshake_on_connect=False)
     threading.Thread(target=server.serve_forever, daemon=True).start()
 resolve()

@@ -1,4 +1,5 @@
-"""Sits at the terminal of exec.sh's shell: Ctrl-C ends the program and not the shell, Ctrl-Z stops it, fg goes on.
+"""Sits at the terminal of exec.sh's shell: Ctrl-C ends the program and not the shell, Ctrl-Z stops it, fg goes on. Then at
+that of a shell outside: a program enclosed that suspends itself, or its group, is a stopped job there.
 
     terminal.py TIDEGATE    exits 0 if all is as at any terminal, and with the words that were awaited if not
 """
@@ -8,12 +9,22 @@ import select
 import sys
 import time
 
-pid, terminal = pty.fork()
-if pid == 0:
-    os.environ["PS1"] = "prompt> "
-    os.execv(sys.argv[1], [sys.argv[1], "exec", "--quiet", "--", "bash", "--norc", "--noprofile", "-i"])
+SHELL = ["bash", "--norc", "--noprofile", "-i"]
 
-seen = ""
+
+def sit_at(command):
+    global pid, terminal, seen
+    pid, terminal = pty.fork()
+    if pid == 0:
+        os.environ["PS1"] = "prompt> "
+        os.execvp(command[0], command)
+    seen = ""
+
+
+def left_with(expected):
+    status = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+    if status != expected:
+        sys.exit(f"the shell ended with {status}")
 
 
 def await_words(words):
@@ -46,6 +57,7 @@ def start_cat():
     await_words("ping\r\nping")
 
 
+sit_at([sys.argv[1], "exec", "--quiet", "--", *SHELL])
 start_cat()
 send("\x03")
 await_words("prompt> ")
@@ -64,5 +76,19 @@ await_words("prompt> ")
 send("echo second=$?\n")
 await_words("second=130")
 send("stty size; exit 5\n")
-status = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
-sys.exit(0 if status == 5 else f"the shell ended with {status}")
+left_with(5)
+
+sit_at(SHELL)
+for suspend in ("kill -STOP $$", "kill -TSTP 0"):
+    await_words("prompt> ")
+    send(f"{sys.argv[1]} exec --quiet -- sh -c '{suspend}; echo went o\"\"n; exit 7'\n")
+    await_words("Stopped")
+    await_words("prompt> ")
+    send("fg\n")
+    await_words("went on")
+    await_words("prompt> ")
+    send("echo sta''tus=$?\n")
+    await_words("status=7")
+await_words("prompt> ")
+send("exit 5\n")
+left_with(5)

@@ -14,19 +14,21 @@ use proptest::prelude::*;
 use proptest::test_runner::{Config, TestRunner};
 use socket2::{Domain, Protocol as Number, Socket, Type};
 use tidegate::firewall::{By, Capture, LOG_GROUP, Listener, LogTag, render};
+use tidegate::list::geoip::{Code, Country, Database, Kind};
 use tidegate::list::{DomainSet, List, ListVerdict};
 use tidegate::mode::demo::lab::{Lab, Site, client_address, server_address};
 use tidegate::policy::judge::{Binding, Facts, judge};
 use tidegate::policy::network::{Dns, Mode, Network, Port, ProtectedIp, Protocol, Rule};
-use tidegate::policy::rules::Policy;
+use tidegate::policy::rules::{GeoRule, Policy};
 use tidegate::policy::snapshot::Snapshot;
-use tidegate::policy::{Direction, DropAction, IpVerdict};
+use tidegate::policy::{Direction, DropAction, IpVerdict, Reason};
 use tidegate::sys::capture;
 use tidegate::sys::nflog::PacketLog;
 use tidegate::sys::rtnl::Family;
 use tidegate::wire::ip::Headers;
 
 use crate::inside::in_lab;
+use crate::mmdb::{Mmdb, Record};
 
 #[test]
 fn kernel_and_judgement_agree_on_random_policies_and_packets() {
@@ -37,6 +39,8 @@ fn kernel_and_judgement_agree_on_random_policies_and_packets() {
         let outcome = TestRunner::new(config).run(&asked, |(plan, packets)| world.check(&plan, &packets));
         outcome.unwrap_or_else(|failure| panic!("{failure}"));
         let (passed, blocked, recorded) = world.seen.into_inner();
+        let by_code = world.by_code.get();
+        assert!(by_code > 60, "{by_code} by country or ASN");
         // Policies that pass all or block all would prove nothing.
         assert!(
             passed > 300 && blocked > 300 && recorded > 600,
@@ -74,6 +78,10 @@ impl Place {
 
 type WrittenList = (u8, Vec<(Place, u8, u8)>);
 type WrittenRule = Option<(usize, u8)>;
+/// Whether it allows, and the codes it names.
+type WrittenGeo = Option<(bool, u8)>;
+/// Whether it allows by default, the lists it has, its threshold; ASNs, countries.
+type WrittenPolicy = (bool, u8, u8, WrittenGeo, WrittenGeo);
 /// Whether it monitors; its prefixes with their Ports; outbound; inbound.
 type WrittenNetwork = (bool, Vec<(Place, u8, usize)>, WrittenRule, WrittenRule);
 
@@ -81,8 +89,9 @@ type WrittenNetwork = (bool, Vec<(Place, u8, usize)>, WrittenRule, WrittenRule);
 #[derive(Clone, Debug)]
 struct Plan {
     lists: Vec<WrittenList>,
-    /// Whether it allows by default, the lists it has, and its threshold.
-    policies: Vec<(bool, u8, u8)>,
+    /// Whether IPv4 is found in other prefixes too, and the code of each prefix: an ASN, and as often a country.
+    databases: (bool, Vec<(Place, u8, u8)>),
+    policies: Vec<WrittenPolicy>,
     networks: Vec<WrittenNetwork>,
 }
 
@@ -99,15 +108,17 @@ fn places(kinds: std::ops::Range<u8>) -> impl Strategy<Value = Place> {
 
 fn plans() -> impl Strategy<Value = Plan> {
     let list = (0u8..4, prop::collection::vec((places(0..3), 2u8..8, 0u8..4), 0..8));
+    let geo = || prop::option::weighted(0.9, (any::<bool>(), 0u8..16));
     let rule = || prop::option::weighted(0.8, (0usize..8, 0u8..3));
     let network =
         (prop::bool::weighted(0.2), prop::collection::vec((places(0..3), 0u8..8, 0usize..6), 1..4), rule(), rule());
     (
         prop::collection::vec(list, 1..5),
-        prop::collection::vec((any::<bool>(), any::<u8>(), 1u8..100), 1..4),
+        (any::<bool>(), prop::collection::vec((places(0..3), 1u8..8, 0u8..8), 4..16)),
+        prop::collection::vec((any::<bool>(), any::<u8>(), 1u8..100, geo(), geo()), 1..4),
         prop::collection::vec(network, 1..5),
     )
-        .prop_map(|(lists, policies, networks)| Plan { lists, policies, networks })
+        .prop_map(|(lists, databases, policies, networks)| Plan { lists, databases, policies, networks })
 }
 
 fn packets() -> impl Strategy<Value = Sent> {
@@ -118,7 +129,8 @@ fn packets() -> impl Strategy<Value = Sent> {
 impl Plan {
     fn snapshot(&self) -> Snapshot {
         let lists: Vec<_> = self.lists.iter().enumerate().map(|(number, list)| self.list(number, list)).collect();
-        let policy = |(number, (allows, of, least)): (usize, &(bool, u8, u8))| {
+        let (asns, countries) = (self.database(Kind::Asn), self.database(Kind::Country));
+        let policy = |(number, (allows, of, least, asn, country)): (usize, &WrittenPolicy)| {
             let lists =
                 lists.iter().enumerate().filter(|(place, _)| of >> place & 1 == 1).map(|(_, list)| list.clone());
             Arc::new(Policy {
@@ -126,6 +138,8 @@ impl Plan {
                 default: if *allows { IpVerdict::Allow } else { IpVerdict::Block },
                 lists: lists.collect(),
                 thresholds: [("malware".into(), *least)].into_iter().collect(),
+                asns: geo_rule(asns.as_ref(), asn),
+                countries: geo_rule(countries.as_ref(), country),
                 fingerprints: Vec::new(),
             })
         };
@@ -158,6 +172,19 @@ impl Plan {
         Snapshot::new("edge-1".into(), 7, networks.collect())
     }
 
+    /// `None`: no prefix has a code of this kind.
+    fn database(&self, kind: Kind) -> Option<Arc<Database>> {
+        let (aliases, prefixes) = &self.databases;
+        let record = |code: u8| match usize::from(code) {
+            code @ 0..4 => Record::Asn(CODES[code].parse().unwrap()),
+            code => Record::Country(CODES[code].into()),
+        };
+        let of_kind = prefixes.iter().filter(|(.., code)| (*code < 4) == (kind == Kind::Asn));
+        let networks = of_kind.map(|(place, length, code)| (place.prefix(*length), record(*code)));
+        let octets = Mmdb { aliases: *aliases, ..Mmdb::new("Test", networks) }.octets();
+        Database::read(&octets, kind).ok().map(Arc::new)
+    }
+
     fn list(&self, number: usize, (verdict, entries): &WrittenList) -> Arc<List> {
         let verdict = match verdict {
             0 => ListVerdict::Allow,
@@ -172,6 +199,20 @@ impl Plan {
         let prefixes = entries.iter().map(|(place, length, which)| (place.prefix(*length), ends(*which))).collect();
         Arc::new(List { name: format!("list {number}").into(), verdict, domains: DomainSet::default(), prefixes })
     }
+}
+
+/// The codes below 4 are ASNs, the others countries.
+const CODES: [&str; 8] = ["64500", "64501", "64502", "4200000000", "KP", "DE", "US", "XK"];
+
+fn geo_rule(database: Option<&Arc<Database>>, written: &WrittenGeo) -> Option<GeoRule> {
+    let (database, (allows, of)) = (database?, (*written)?);
+    let named = CODES.iter().skip(if database.kind() == Kind::Asn { 0 } else { 4 }).take(4);
+    let codes = named.enumerate().filter(|(place, _)| of >> place & 1 == 1).map(|(_, code)| match database.kind() {
+        Kind::Asn => Code::Asn(code.parse().unwrap()),
+        Kind::Country => Code::Country(Country::of(code).unwrap()),
+    });
+    let verdict = if allows { IpVerdict::Allow } else { IpVerdict::Block };
+    Some(GeoRule::new(verdict, codes.collect(), database.clone()))
 }
 
 fn ports() -> [Arc<Port>; 3] {
@@ -192,6 +233,8 @@ struct World<'a> {
     log: std::cell::RefCell<PacketLog>,
     /// Packets that passed, packets that did not, judgements that were recorded.
     seen: std::cell::Cell<(usize, usize, usize)>,
+    /// Judgements by country or ASN.
+    by_code: std::cell::Cell<usize>,
     sentinel: std::cell::Cell<u16>,
     portless: std::cell::RefCell<HashSet<(IpAddr, IpAddr, u8)>>,
 }
@@ -211,6 +254,7 @@ impl<'a> World<'a> {
             taps,
             log: log.into(),
             seen: Default::default(),
+            by_code: Default::default(),
             sentinel: 40_000.into(),
             portless: Default::default(),
         }
@@ -232,6 +276,11 @@ impl<'a> World<'a> {
                 expected.insert(*headers);
             }
             for tag in judged {
+                let network = &snapshot.networks()[tag.network];
+                let lists = network.rule(tag.direction).unwrap().policy.lists.len();
+                if matches!(tag.by, By::List(place) if place >= lists) {
+                    self.by_code.set(self.by_code.get() + 1);
+                }
                 *tags.entry(format!("{headers:?} {tag}")).or_insert(0) += 1;
             }
         }
@@ -344,8 +393,13 @@ fn judged(snapshot: &Snapshot, packet: &Headers) -> (bool, Vec<LogTag>) {
         let Some(rule) = network.rule(direction) else { continue };
         let facts = Facts { remote, discovery: None, binding: Binding::Unknown, now: SystemTime::now() };
         let verdict = judge(network, direction, &facts);
-        let place = |name| rule.policy.lists.iter().position(|list| list.name == name).unwrap();
-        let by = verdict.list.map_or(By::Default, |name| By::List(place(name)));
+        let lists = &rule.policy.lists;
+        let by = match verdict.reason {
+            Reason::Default => By::Default,
+            Reason::Asn => By::List(lists.len()),
+            Reason::Country => By::List(lists.len() + 1),
+            _ => By::List(lists.iter().position(|list| Some(&list.name) == verdict.list.as_ref()).unwrap()),
+        };
         let index = snapshot.networks().iter().position(|own| Arc::ptr_eq(own, network)).unwrap();
         tags.push(LogTag { generation: snapshot.generation, network: index, direction, by });
         if !verdict.pass && network.mode == Mode::Enforce {

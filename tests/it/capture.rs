@@ -162,8 +162,8 @@ fn thousands_of_protected_prefixes_install_in_one_transaction() {
 #[test]
 fn a_host_that_does_not_forward_is_told_so() {
     in_lab(|lab| {
-        assert_eq!(lab.gateway.run(capture::warnings).unwrap(), [] as [String; 0]);
-        let warnings = lab.client.run(capture::warnings).unwrap();
+        assert_eq!(lab.gateway.run(|| capture::warnings(1)).unwrap(), [] as [String; 0]);
+        let warnings = lab.client.run(|| capture::warnings(1)).unwrap();
         for key in ["net.ipv4.ip_forward is 0", "net.ipv6.conf.all.forwarding is 0"] {
             assert!(warnings.iter().any(|warning| warning.starts_with(key)), "{warnings:?}");
         }
@@ -194,7 +194,7 @@ fn src_valid_mark_drops_what_is_captured() {
         assert!(connects());
         lab.gateway.run(|| std::fs::write("/proc/sys/net/ipv4/conf/all/src_valid_mark", "1")).unwrap().unwrap();
         assert!(!connects());
-        assert!(lab.gateway.run(capture::warnings).unwrap()[0].contains("src_valid_mark"));
+        assert!(lab.gateway.run(|| capture::warnings(1)).unwrap()[0].contains("src_valid_mark"));
     });
 }
 

@@ -163,10 +163,10 @@ fn a_start_does_not_wait_for_a_slow_server_if_there_is_a_copy() {
         let text = fetched(&web, "1s");
         start(lab, &text, &cache).unwrap_or_else(|e| panic!("{e}")).stop();
         web.answer(Answer::raw("").stalls());
+        let asked = web.requests().len();
         let gateway = start(lab, &text, &cache).unwrap_or_else(|e| panic!("{e}"));
         assert_blocked(lab, "n7.example");
         // Nor does the end wait, though the server never answers.
-        let asked = web.requests().len();
         let deadline = Instant::now() + DEADLINE;
         while web.requests().len() == asked && Instant::now() < deadline {
             std::thread::sleep(Duration::from_millis(20));

@@ -2,6 +2,7 @@
 
 use std::io::Write;
 use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream};
+use std::path::PathBuf;
 use std::process::Command;
 use std::sync::mpsc::{self, Receiver};
 use std::time::Duration;
@@ -87,6 +88,8 @@ impl Gateway {
         std::fs::write(&file, configuration).unwrap();
         let mut command = Command::new(env!("CARGO_BIN_EXE_tidegate"));
         command.arg("run").arg("--config").arg(&file);
+        // Its socket goes where no other test looks.
+        command.env("RUNTIME_DIRECTORY", folder.path());
         adjust(&mut command);
         Ok(Self { enforcer: Enforcer::start_command(command, &lab.gateway)?, folder })
     }
@@ -112,9 +115,18 @@ impl Gateway {
         })
     }
 
+    pub(crate) fn folder(&self) -> &std::path::Path {
+        self.folder.path()
+    }
+
     /// Writes another configuration, which a reload will find.
     pub(crate) fn rewrite(&self, configuration: &str) {
         std::fs::write(self.folder.path().join("tidegate.toml"), configuration).unwrap();
+    }
+
+    /// A path in the folder of its configuration.
+    pub(crate) fn path(&self, name: &str) -> PathBuf {
+        self.folder.path().join(name)
     }
 
     /// Asks for a reload (SIGHUP) and waits until the configuration is in force.

@@ -31,7 +31,8 @@ pub(crate) fn in_namespaces(body: impl FnOnce()) {
     // The test harness names a test's thread after the test.
     let name = std::thread::current().name().unwrap().to_owned();
     let mut command = Command::new("/proc/self/exe");
-    command.args(["--exact", &name, "--nocapture", "--test-threads=1"]).env(INSIDE, "1");
+    // Also those that run only when asked for: this one was.
+    command.args(["--exact", &name, "--include-ignored", "--nocapture", "--test-threads=1"]).env(INSIDE, "1");
     command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped()).process_group(0);
     netns::in_user_namespace(&mut command);
     match command.spawn() {
@@ -50,14 +51,15 @@ fn judge(name: &str, mut child: Child) {
         said.push_str(&reader.join().unwrap());
         let _ = finished.send((child.wait(), said));
     });
-    let ended = outcome.recv_timeout(DEADLINE);
+    let ended = outcome.recv_timeout(deadline());
     // Whatever the test left running goes with it.
     let _ = nix::sys::signal::killpg(group, nix::sys::signal::Signal::SIGKILL);
     match ended {
         Ok((status, said)) => assert_passed(name, status.unwrap(), &said),
         Err(_) => {
+            let deadline = deadline();
             let said = outcome.recv_timeout(DEADLINE).map(|(_, said)| said).unwrap_or_default();
-            panic!("{name} did not end within {DEADLINE:?}; it said:\n{said}");
+            panic!("{name} did not end within {deadline:?}; it said:\n{said}");
         }
     }
 }
@@ -85,6 +87,11 @@ fn read_all(from: &mut impl Read) -> String {
     String::from_utf8_lossy(&bytes).into_owned()
 }
 
+fn deadline() -> Duration {
+    let given = std::env::var("TIDEGATE_TEST_DEADLINE").ok().and_then(|seconds| seconds.parse().ok());
+    given.map_or(DEADLINE, Duration::from_secs)
+}
+
 const INSIDE: &str = "TIDEGATE_TEST_INSIDE";
-/// Far beyond what any test needs: it ends a test that hangs, and decides nothing else.
+/// Far beyond what any test needs, if `TIDEGATE_TEST_DEADLINE` does not give more seconds: it ends a test that hangs, and decides nothing else.
 const DEADLINE: Duration = Duration::from_secs(120);

@@ -277,6 +277,41 @@ fn rules_and_routes_that_somebody_removes_are_put_back() {
         let ended = gateway.stop();
         let counted = ended.messages.iter().any(|line| line.contains("rules_restored=2"));
         assert!(counted, "{:#?}", ended.messages);
+        let recorded = ended.records().into_iter().filter(|record| record["reason"] == "RULES_RESTORED").count();
+        assert_eq!(recorded, 2, "{:#?}", ended.lines);
+    });
+}
+
+/// The other entries of the same set stay: nothing but the entry itself tells of it.
+#[test]
+fn an_entry_of_a_list_that_somebody_removes_is_put_back() {
+    in_lab(|lab| {
+        let mine = |family| format!("\"{}\"", Site::B.prefix(family));
+        // More than are looked at in every round.
+        let others = (0..100).map(|i| format!("\"192.{i}.2.0/24\", \"2001:db8:7:{i:x}0::/64\", ")).collect::<String>();
+        let all = format!("entries = [{others}");
+        let whole = both_directions("enforce", "tcp-reset").replace("entries = [\"1", &format!("{all}\"1"));
+        let whole = whole.replace("entries = [\"2", &format!("{all}\"2"));
+        let gateway = Gateway::start(lab, &whole);
+        for family in Family::BOTH {
+            let blocked = at(Site::B, family, 1, 8443);
+            let refused = || {
+                let tried = lab.client.run(|| TcpStream::connect_timeout(&blocked, A_MOMENT)).unwrap();
+                tried.is_err_and(|error| error.kind() == ErrorKind::ConnectionRefused)
+            };
+            assert!(refused());
+            let before = gateway.enforcer.messages().len();
+            let capture = Capture::tcp(Listener { v4: None, v6: None });
+            let [standing, without] = [whole.clone(), whole.replace(&mine(family), "\"192.0.2.7\"")]
+                .map(|text| crate::capture::ruleset(&text, &capture));
+            lab.gateway.run(|| NftSocket::open().unwrap().update(&standing, &without)).unwrap().unwrap();
+            let said = gateway.enforcer.message_after(before, |line| line.contains("put back"), DEADLINE);
+            assert!(said.is_some(), "{:#?}", gateway.enforcer.messages());
+            assert!(refused());
+        }
+        let ended = gateway.stop();
+        let counted = ended.messages.iter().any(|line| line.contains("rules_restored=2"));
+        assert!(counted, "{:#?}", ended.messages);
     });
 }
 

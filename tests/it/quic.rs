@@ -440,6 +440,8 @@ fn gateway(lab: &Lab, action: &str, more: &str) -> Enforcer {
         r#"
         name = "lab"
         [gateway]
+        [telemetry]
+        socket = "off"
         [[list]]
         name = "bad"
         verdict = "block"

@@ -60,7 +60,7 @@ pub(super) fn configuration(allowed: &[Entry], blocked: &[Entry], resolvers: &[S
     let closed = !allowed.is_empty();
     let unreadable = if closed || !blocked.is_empty() { "block" } else { "ip-verdict" };
     let upstream = format!("upstream = {}\n", array(resolvers.iter().map(ToString::to_string)));
-    written(&lists, closed, unreadable, &upstream)
+    written(&lists, closed, unreadable, "tcp-reset", &upstream)
 }
 
 /// What a command did, as a policy that lets it do just that again.
@@ -83,10 +83,10 @@ pub(super) fn learned(tally: &Tally, command: &str) -> String {
         }
     }
     let lists = [("allowed", "allow", entries.into_iter().collect())];
-    text + "\n" + &written(&lists, true, "block", "")
+    text + "\n" + &written(&lists, true, "block", "icmp-unreachable", "")
 }
 
-fn written(lists: &[(&str, &str, Vec<String>)], closed: bool, unreadable: &str, dns: &str) -> String {
+fn written(lists: &[(&str, &str, Vec<String>)], closed: bool, unreadable: &str, drop: &str, dns: &str) -> String {
     let mut text = "name = \"exec\"\n".to_owned();
     let lists: Vec<_> = lists.iter().filter(|(_, _, entries)| !entries.is_empty()).collect();
     for (name, verdict, entries) in &lists {
@@ -110,7 +110,7 @@ lists = {names}
 name = "command"
 directions = "outbound"
 ips = [{{ ip = "0.0.0.0", maskbits = 0 }}, {{ ip = "::", maskbits = 0 }}]
-outbound = {{ policy = "command", drop = "tcp-reset" }}
+outbound = {{ policy = "command", drop = "{drop}" }}
 
 [network.inspection]
 type = "{kind}"

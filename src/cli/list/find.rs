@@ -10,11 +10,12 @@ use clap::Args;
 
 use super::verdict;
 use crate::cli::ConfigArg;
-use crate::config::{ListSource, Loaded};
+use crate::config::{GeoSource, ListSource, Loaded};
 use crate::list::entry::{Entry, Reach, Sense, What};
+use crate::list::geoip::Code;
 use crate::list::{List, reader};
 use crate::name::DomainName;
-use crate::policy::rules::Policy;
+use crate::policy::rules::{GeoRule, Policy};
 use crate::sys::progress;
 
 #[derive(Debug, Args)]
@@ -58,8 +59,16 @@ fn account(wanted: &Wanted, loaded: &Loaded, now: SystemTime) -> String {
     if holders.is_empty() {
         _ = writeln!(out, "no list holds it");
     }
+    let codes = wanted.codes(loaded);
+    for (code, source) in &codes {
+        let kind = source.database.kind().word();
+        let code = code.map_or_else(|| format!("no {kind}"), |code| code.to_string());
+        _ = writeln!(out, "{code}, by {}", source.path.display());
+    }
     for policy in &loaded.policies {
-        if policy.lists.iter().any(|own| holders.iter().any(|list| list.name == own.name)) {
+        let held = policy.lists.iter().any(|own| holders.iter().any(|list| list.name == own.name));
+        let named = |rule: &GeoRule| codes.iter().any(|(code, _)| code.is_some_and(|own| rule.codes.contains(&own)));
+        if held || policy.geo_rules().any(named) {
             _ = writeln!(out, "policy {}: {}", policy.name, wanted.verdict(policy, now));
         }
     }
@@ -99,6 +108,12 @@ impl Wanted {
             Self::Name(name) => list.holds_name(name, now),
             Self::Address(address) => list.holds_address(*address, now),
         }
+    }
+
+    /// What each database tells of an address.
+    fn codes<'a>(&self, loaded: &'a Loaded) -> Vec<(Option<Code>, &'a GeoSource)> {
+        let Self::Address(address) = self else { return Vec::new() };
+        loaded.geoip.iter().map(|source| (source.database.code_of(*address), source)).collect()
     }
 
     fn verdict(&self, policy: &Policy, now: SystemTime) -> String {
@@ -148,6 +163,30 @@ const MAX_LINES: usize = 20;
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn the_country_of_an_address_is_told_with_the_policies_that_name_it() {
+        use crate::list::geoip::mmdb::{Mmdb, Record};
+        let folder = tempfile::tempdir().unwrap();
+        let network = ("198.51.100.0/24".parse().unwrap(), Record::Country("KP".into()));
+        std::fs::write(folder.path().join("c.mmdb"), Mmdb::new("Test", [network]).octets()).unwrap();
+        let policy = |name: &str, countries: &str| {
+            format!("[[policy]]\nname = \"{name}\"\ndefault = \"block\"\ncountries = {{ {countries} }}\n")
+        };
+        let (own, other) = (policy("own", "allow = [\"KP\"]"), policy("other", "block = [\"DE\"]"));
+        let path = folder.path().join("tidegate.toml");
+        std::fs::write(&path, format!("name = \"e\"\ngeoip = {{ country = \"c.mmdb\" }}\n{own}{other}")).unwrap();
+        let loaded = crate::config::load(&path).unwrap();
+        let shown = |text: &str| {
+            let account = account(&wanted(text).unwrap(), &loaded, SystemTime::UNIX_EPOCH);
+            account.replace(&format!("{}/", folder.path().display()), "")
+        };
+        let own = "no list holds it\ncountry:KP, by c.mmdb\npolicy own: allow (COUNTRY) by country:KP\n";
+        assert_eq!(shown("198.51.100.7"), own);
+        assert_eq!(shown("::ffff:198.51.100.7"), own);
+        assert_eq!(shown("2001:db8::1"), "no list holds it\nno country, by c.mmdb\n");
+        assert_eq!(shown("kp.example"), "no list holds it\n");
+    }
 
     #[test]
     fn what_holds_a_name_or_an_address_is_told_by_file_and_line_with_the_policies_it_touches() {

@@ -125,6 +125,10 @@ pub(super) fn configuration() -> String {
     let mut text = format!(
         r#"name = "demo"
 
+[telemetry]
+metrics = "off"
+socket = "off"
+
 [[list]]
 name = "blocked-addresses"
 verdict = "block"

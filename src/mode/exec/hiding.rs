@@ -3,7 +3,8 @@
 //!
 //! When the command starts every path socket is covered that is bound in the host's network namespace, wherever it
 //! stands, and every one that is found below /run, in the temporary folder and the home, and in their folders. Below
-//! /run/user nothing is left, since sockets come and go there. A socket that is made elsewhere later is seen.
+//! /run/user nothing is left, since sockets come and go there. A socket that is made elsewhere later is seen. The device
+//! by which a program acts as the guest of vsock is covered as well, and tidegate's own compiled lists.
 //!
 //! Fails closed: a socket that cannot be covered, though it can be reached, ends the start.
 
@@ -16,8 +17,10 @@ use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::{FileTypeExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 
-use nix::mount::{MntFlags, MsFlags, mount, umount2};
+use nix::mount::{MsFlags, mount};
 use rustix::fs::{Mode, OFlags};
+
+use crate::sys::list_store::Store;
 
 /// What is seen and what is not, gathered outside, before the command's namespaces exist.
 #[derive(Debug)]
@@ -26,6 +29,8 @@ pub(super) struct Hiding {
     /// Let through although they stand below a folder that is emptied.
     kept: Vec<(PathBuf, OwnedFd)>,
     runtime_folders: Vec<OsString>,
+    /// Where compiled lists are: those in force are mapped from there.
+    lists: Option<PathBuf>,
 }
 
 impl Hiding {
@@ -38,6 +43,7 @@ impl Hiding {
         for folder in [Some(std::env::temp_dir()), std::env::home_dir()].into_iter().flatten() {
             find_sockets(&folder, 1, &mut sockets);
         }
+        sockets.extend(Some(PathBuf::from(VHOST_VSOCK)).filter(|device| device.exists()));
         sockets.retain(|path| !path.starts_with(RUN_USER) && !allowed.contains(path));
         let below = allowed.iter().filter(|path| path.starts_with(RUN_USER));
         let open =
@@ -45,13 +51,17 @@ impl Hiding {
         let kept = below.map(open).collect::<io::Result<_>>()?;
         let runtime_folders = fs::read_dir(RUN_USER)
             .map_or_else(|_| Vec::new(), |all| all.flatten().map(|one| one.file_name()).collect());
-        Ok(Self { sockets: sockets.into_iter().collect(), kept, runtime_folders })
+        let lists = Store::from_environment().folder().map(Path::to_owned);
+        Ok(Self { sockets: sockets.into_iter().collect(), kept, runtime_folders, lists })
     }
 
     /// Covers them in the mount namespace of this process, which must be its own.
     pub(super) fn cover(&self) -> io::Result<()> {
         for path in &self.sockets {
             bind(Path::new("/dev/null"), path).or_else(|error| if is_reachable(path) { Err(error) } else { Ok(()) })?;
+        }
+        if let Some(lists) = self.lists.as_ref().filter(|folder| folder.is_dir()) {
+            mount_tmpfs(lists)?;
         }
         if Path::new(RUN_USER).is_dir() {
             mount_tmpfs(Path::new(RUN_USER))?;
@@ -81,32 +91,6 @@ pub(super) fn part_from_host() -> io::Result<()> {
 pub(super) fn hide_processes() -> io::Result<()> {
     let flags = MsFlags::MS_NOSUID | MsFlags::MS_NODEV | MsFlags::MS_NOEXEC;
     Ok(mount(Some("proc"), "/proc", Some("proc"), flags, NONE)?)
-}
-
-/// Puts a text in the place of a file. A file that is not there is no error: nobody reads it either.
-pub(super) fn replace_file(path: &Path, text: &str) -> io::Result<()> {
-    let Ok(path) = fs::canonicalize(path) else { return Ok(()) };
-    // Somewhere to write where nobody looks, gone again before the command starts; what was bound from it stays.
-    let place = Path::new("/tmp");
-    mount_tmpfs(place)?;
-    let written = place.join("tidegate");
-    let done = fs::write(&written, text)
-        .and_then(|()| fs::set_permissions(&written, fs::Permissions::from_mode(0o644)))
-        .and_then(|()| {
-            let file = rustix::fs::open(&written, OFlags::PATH | OFlags::CLOEXEC, Mode::empty())?;
-            bind_below(&path, place, &file, &written)
-        });
-    umount2(place, MntFlags::MNT_DETACH)?;
-    done
-}
-
-/// Where `path` itself stands below `place`, it is covered now: it cannot be replaced.
-fn bind_below(path: &Path, place: &Path, file: &OwnedFd, written: &Path) -> io::Result<()> {
-    if path.starts_with(place) {
-        let file = file.as_raw_fd();
-        return Err(io::Error::other(format!("{} stands in {} (descriptor {file})", path.display(), place.display())));
-    }
-    bind(written, path)
 }
 
 /// The environment that the command gets: no word of sockets that it cannot reach.
@@ -155,16 +139,16 @@ fn is_socket(path: &Path) -> bool {
 }
 
 fn is_reachable(path: &Path) -> bool {
-    is_socket(path) && nix::unistd::access(path, nix::unistd::AccessFlags::W_OK).is_ok()
+    nix::unistd::access(path, nix::unistd::AccessFlags::W_OK).is_ok()
 }
 
-fn bind(from: &Path, to: &Path) -> io::Result<()> {
+pub(super) fn bind(from: &Path, to: &Path) -> io::Result<()> {
     mount(Some(from), to, NONE, MsFlags::MS_BIND, NONE).map_err(|error| {
         io::Error::new(io::Error::from(error).kind(), format!("cannot cover {}: {error}", to.display()))
     })
 }
 
-fn mount_tmpfs(place: &Path) -> io::Result<()> {
+pub(super) fn mount_tmpfs(place: &Path) -> io::Result<()> {
     let flags = MsFlags::MS_NOSUID | MsFlags::MS_NODEV;
     Ok(mount(Some("tidegate"), place, Some("tmpfs"), flags, Some("mode=0755,size=16m"))?)
 }
@@ -172,6 +156,7 @@ fn mount_tmpfs(place: &Path) -> io::Result<()> {
 const NONE: Option<&str> = None;
 const RUN: &str = "/run";
 const RUN_USER: &str = "/run/user";
+const VHOST_VSOCK: &str = "/dev/vhost-vsock";
 /// Folders below /run, one in another, that are looked through.
 const RUN_DEPTH: u32 = 4;
 

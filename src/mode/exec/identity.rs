@@ -45,7 +45,7 @@ impl Identity {
     }
 }
 
-fn may_map_all() -> bool {
+pub(super) fn may_map_all() -> bool {
     [Capability::CAP_SETUID, Capability::CAP_SETGID]
         .iter()
         .all(|capability| caps::has_cap(None, CapSet::Effective, *capability).unwrap_or(false))

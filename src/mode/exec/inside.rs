@@ -14,7 +14,6 @@ use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, TcpListener};
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::ffi::OsStringExt;
-use std::path::Path;
 
 use ipnet::IpNet;
 use nix::errno::Errno;
@@ -27,17 +26,18 @@ use rustix::event::{PollFd, PollFlags, poll};
 
 use super::hiding::{self, Hiding};
 use super::identity::Identity;
+use super::replacing::{self, Replacement};
 use super::{passing, world};
 use crate::sys::channel::{Channel, Message};
 use crate::sys::fork::{become_program, close_from_on_exec, fork, restore_signals};
-use crate::sys::seccomp;
+use crate::sys::{landlock, seccomp};
 
 /// All that is decided outside.
 #[derive(Debug)]
 pub(super) struct Plan {
     pub(super) arguments: Vec<CString>,
     pub(super) environment: Vec<CString>,
-    pub(super) resolv_conf: String,
+    pub(super) replacements: Vec<Replacement>,
     pub(super) hiding: Hiding,
     pub(super) ipv6: Vec<IpNet>,
     pub(super) host_ports: Vec<u16>,
@@ -63,6 +63,9 @@ pub(super) const FAILED: u8 = b'!';
 pub(super) const NOTE: u8 = b'?';
 pub(super) const STATUS: u8 = b'=';
 pub(super) const SIGNAL: u8 = b's';
+/// "The command has been stopped"; "is it still?" back; and "it is".
+pub(super) const STOPPED: u8 = b'z';
+pub(super) const STILL: u8 = b'Z';
 
 /// The builder's work.
 pub(super) fn build(plan: &Plan, lines: &Lines) -> u8 {
@@ -117,14 +120,14 @@ fn try_init(plan: &Plan, lines: &Lines) -> io::Result<()> {
         lines.control.send(&[&[NOTE], note.as_bytes()].concat(), &[])?;
     }
     plan.hiding.cover()?;
-    hiding::replace_file(Path::new("/etc/resolv.conf"), &plan.resolv_conf)?;
+    replacing::replace(&plan.replacements)?;
     let mut children = SigSet::empty();
     children.add(Signal::SIGCHLD);
     children.thread_block()?;
     let ended = SignalFd::with_flags(&children, SfdFlags::SFD_CLOEXEC | SfdFlags::SFD_NONBLOCK)?;
     expect_go(&lines.control)?;
     let command = start(plan)?;
-    Watch { lines, ended, command, outside: true }.run()
+    Watch { lines, ended, command, outside: true, stopped: false, asked: false }.run()
 }
 
 /// Starts the command; an error if it cannot become the program.
@@ -156,6 +159,8 @@ fn become_command(plan: &Plan, line: &Channel) -> io::Error {
         line.send(ENTERED, &[])?;
         expect_go(line)?;
         close_from_on_exec(3)?;
+        rustix::thread::set_no_new_privs(true)?;
+        landlock::scope()?;
         seccomp::confine()?;
         restore_signals(&plan.mask)
     };
@@ -172,6 +177,10 @@ struct Watch<'a> {
     command: Pid,
     /// tidegate lives. When it does not the command goes on, without network.
     outside: bool,
+    /// The command is.
+    stopped: bool,
+    /// tidegate wants to know whether it is, once it is looked at again.
+    asked: bool,
 }
 
 impl Watch<'_> {
@@ -182,6 +191,9 @@ impl Watch<'_> {
                 // Nobody may be there to hear it.
                 let _ = self.lines.control.send(&message, &[]);
                 return Ok(());
+            }
+            if std::mem::take(&mut self.asked) && self.stopped {
+                let _ = self.lines.control.send(&[STILL], &[]);
             }
             let [ended, control, sockets] = self.wait()?;
             if ended {
@@ -207,14 +219,19 @@ impl Watch<'_> {
         Ok([0, 1, 2].map(|place| place < count && polled.get(place).is_some_and(|one| !one.revents().is_empty())))
     }
 
-    /// Takes in whoever has ended, and tells how the command did.
-    fn reap(&self) -> io::Result<Option<i32>> {
+    /// Takes in whoever has ended, and tells how the command did, or that it has been stopped.
+    fn reap(&mut self) -> io::Result<Option<i32>> {
         loop {
-            match waitpid(None, Some(WaitPidFlag::WNOHANG)) {
+            match waitpid(None, Some(WaitPidFlag::WNOHANG | WaitPidFlag::WUNTRACED | WaitPidFlag::WCONTINUED)) {
                 Ok(WaitStatus::Exited(pid, status)) if pid == self.command => return Ok(Some(status)),
                 Ok(WaitStatus::Signaled(pid, signal, _)) if pid == self.command => {
                     return Ok(Some(128 + signal as i32));
                 }
+                Ok(WaitStatus::Stopped(pid, _)) if pid == self.command => {
+                    self.stopped = true;
+                    let _ = self.lines.control.send(&[STOPPED], &[]);
+                }
+                Ok(WaitStatus::Continued(pid)) if pid == self.command => self.stopped = false,
                 Ok(WaitStatus::StillAlive) => return Ok(None),
                 Ok(_) | Err(Errno::EINTR) => {}
                 Err(error) => return Err(error.into()),
@@ -222,18 +239,21 @@ impl Watch<'_> {
         }
     }
 
-    /// A signal for the command.
+    /// A signal for the command, or the question whether it is stopped.
     fn obey(&mut self) -> io::Result<()> {
-        match self.lines.control.receive()? {
-            None => self.outside = false,
-            Some(message) => {
-                if let [SIGNAL, number] = message.octets[..]
-                    && let Ok(signal) = Signal::try_from(i32::from(number))
-                {
+        let Some(message) = self.lines.control.receive()? else {
+            self.outside = false;
+            return Ok(());
+        };
+        match message.octets[..] {
+            [SIGNAL, number] => {
+                if let Ok(signal) = Signal::try_from(i32::from(number)) {
                     // It may have ended by now.
                     let _ = kill(self.command, signal);
                 }
             }
+            [STOPPED] => self.asked = true,
+            _ => {}
         }
         Ok(())
     }

@@ -1,11 +1,12 @@
 //! Signals that tidegate gets and the command should have, and the terminal that both share.
 //!
 //! The command stands in tidegate's process group: what the terminal sends (Ctrl-C, Ctrl-Z, a new size) reaches both, and
-//! only what another process sends to tidegate alone is passed on.
+//! only what another process sends to tidegate alone is passed on. What the command sends to its group stays inside, where
+//! the kernel has Landlock's scopes.
 
 use std::io::{self, IsTerminal};
 
-use nix::sys::signal::{SigSet, SigmaskHow, Signal, sigprocmask};
+use nix::sys::signal::{SigSet, SigmaskHow, Signal, kill, sigprocmask};
 use nix::sys::signalfd::{SfdFlags, SignalFd, siginfo};
 use nix::unistd::{Pid, getpgrp, tcgetpgrp, tcsetpgrp};
 
@@ -19,6 +20,9 @@ const PASSED_ON: [Signal; 8] = [
     Signal::SIGALRM,
     Signal::SIGWINCH,
 ];
+
+/// What lets the command go on.
+pub(super) const CONTINUE: u8 = Signal::SIGCONT as u8;
 
 /// Signals that no longer end this process, but wait to be read.
 #[derive(Debug)]
@@ -47,6 +51,15 @@ impl Signals {
                 return u8::try_from(signal.ssi_signo).ok();
             }
         }
+    }
+}
+
+/// Stops this process as the command has been, for the shell to see: one that suspends itself (an editor, at Ctrl-Z) would
+/// leave its terminal to nobody. Returns when both are to go on.
+pub(super) fn stop_like_the_command() {
+    // Without a terminal there is no job control, and nobody who would let this process go on.
+    if io::stdin().is_terminal() {
+        let _ = kill(Pid::this(), Signal::SIGSTOP);
     }
 }
 

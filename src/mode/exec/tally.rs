@@ -144,9 +144,22 @@ impl Tally {
         if let Some(list) = &record.list {
             line += &format!(", list `{list}`");
         }
+        if let Some(words) = record.reason.and_then(in_words) {
+            line += &format!(" ({words})");
+        }
         if self.said.len() < PARTNERS && self.said.insert(line.clone()) {
             let _ = writeln!(io::stderr(), "tidegate: blocked {line}");
         }
+    }
+}
+
+/// What a reason means to who meets it for the first time.
+fn in_words(reason: &str) -> Option<&'static str> {
+    match reason {
+        "DEFAULT" => Some("nothing allows it"),
+        "BINDING" => Some("DNS did not give this address for the name"),
+        "UNREADABLE" => Some("what it begins with cannot be read"),
+        _ => None,
     }
 }
 
@@ -161,6 +174,9 @@ fn end_of(record: &Record) -> String {
 impl fmt::Display for Tally {
     /// A table for people, the most talkative first.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if self.partners.is_empty() && self.left_out == 0 {
+            return writeln!(f, "The command spoke with nobody.");
+        }
         let mut rows: Vec<[String; 6]> = vec![HEAD.map(str::to_owned)];
         let mut partners: Vec<_> = self.partners.iter().collect();
         partners.sort_by_key(|(_, dealings)| std::cmp::Reverse(dealings.bytes_in + dealings.bytes_out));

@@ -75,16 +75,18 @@ fn open_each(
 }
 
 impl Sockets {
-    /// Serves them within the worker's runtime, as further `tasks`.
-    pub fn serve(self, service: &Rc<Service>, tasks: &mut JoinSet<io::Result<()>>) -> io::Result<()> {
+    /// Serves them within the worker's runtime: UDP as one of `datagrams`, TCP as further ones of `accepting`.
+    pub fn serve(self, service: &Rc<Service>, datagrams: &mut Tasks, accepting: &mut Tasks) -> io::Result<()> {
         let udp = over_udp::Udp::new(service.clone(), self.udp, self.outbox)?;
-        tasks.spawn_local(udp.run());
+        datagrams.spawn_local(udp.run());
         for listener in self.tcp {
-            tasks.spawn_local(over_tcp::serve(service.clone(), listener));
+            accepting.spawn_local(over_tcp::serve(service.clone(), listener));
         }
         Ok(())
     }
 }
+
+type Tasks = JoinSet<io::Result<()>>;
 
 /// Connections that may wait to be accepted.
 const BACKLOG: i32 = 1024;

@@ -27,15 +27,19 @@ use crate::wire::ip::Headers;
 /// The thread that records; it ends when this is dropped.
 #[derive(Debug)]
 pub struct Recorder {
-    thread: Option<JoinHandle<()>>,
+    thread: Option<JoinHandle<PacketLog>>,
     stop: Arc<AtomicBool>,
     bindings: Arc<OnceLock<Arc<Bindings>>>,
 }
 
+/// Listens from now on: what is logged waits until somebody reads it.
+pub fn listen() -> io::Result<PacketLog> {
+    PacketLog::open(LOG_GROUP, PATIENCE)
+}
+
 impl Recorder {
-    /// Begins to listen before it returns, so that no judgement of rules that come later is missed.
-    pub fn start(snapshot: &Arc<ArcSwap<Snapshot>>, telemetry: &Telemetry) -> io::Result<Self> {
-        let log = PacketLog::open(LOG_GROUP, PATIENCE)?;
+    /// Reads what `log` has heard and will hear.
+    pub fn start(log: PacketLog, snapshot: &Arc<ArcSwap<Snapshot>>, telemetry: &Telemetry) -> io::Result<Self> {
         let stop = Arc::new(AtomicBool::new(false));
         let bindings = Arc::new(OnceLock::new());
         let work = Work {
@@ -51,6 +55,16 @@ impl Recorder {
         Ok(Self { thread: Some(thread), stop, bindings })
     }
 
+    /// Records what was judged until now, and gives back what listens. `None`: its thread has panicked.
+    pub fn stop(mut self) -> Option<PacketLog> {
+        self.end()
+    }
+
+    fn end(&mut self) -> Option<PacketLog> {
+        self.stop.store(true, Ordering::Relaxed);
+        self.thread.take()?.join().ok()
+    }
+
     /// Where the names are that DNS gave.
     pub fn knows(&self, bindings: Arc<Bindings>) {
         // A second call would tell of the same.
@@ -60,11 +74,8 @@ impl Recorder {
 
 impl Drop for Recorder {
     fn drop(&mut self) {
-        self.stop.store(true, Ordering::Relaxed);
-        if let Some(thread) = self.thread.take() {
-            // A reader that panicked has recorded what it could.
-            let _ = thread.join();
-        }
+        // A reader that panicked has recorded what it could.
+        let _ = self.end();
     }
 }
 
@@ -80,24 +91,28 @@ struct Work {
 }
 
 impl Work {
-    fn run(mut self) {
+    fn run(mut self) -> PacketLog {
         // It reads what others send. A kernel that lets nobody give up rights leaves those that are there.
         let _ = crate::sys::privilege::keep_only(&[]);
         // What was judged before the end is recorded before the end.
         let mut last = false;
         while !last {
             last = self.stop.load(Ordering::Relaxed);
-            self.take_note();
-            let Self { log, known, telemetry, recent, bindings, .. } = &mut self;
+            let Self { log, current, known, telemetry, recent, bindings, .. } = &mut self;
             let now = Instant::now();
-            let lost = log.read(|logged| match read(&logged, known) {
-                Some(judgement) if recent.is_new((judgement.packet, judgement.tag.direction), now) => {
-                    telemetry.count(|c| &c.judged_by_kernel);
-                    telemetry.record(judgement.record(bindings.get()));
+            take_note(current, known);
+            let lost = log.read(|logged| {
+                // The rules may have become others while this waited.
+                take_note(current, known);
+                match read(&logged, known) {
+                    Some(judgement) if recent.is_new((judgement.packet, judgement.tag.direction), now) => {
+                        telemetry.count(|c| &c.judged_by_kernel);
+                        telemetry.record(judgement.record(bindings.get()));
+                    }
+                    Some(_) => {}
+                    // Of another program's rules, or from before a start.
+                    None => telemetry.count(|c| &c.kernel_records_lost),
                 }
-                Some(_) => {}
-                // Of another program's rules, or from before a start.
-                None => telemetry.count(|c| &c.kernel_records_lost),
             });
             match lost {
                 Ok(0) => {}
@@ -108,15 +123,17 @@ impl Work {
                 }
             }
         }
+        self.log
     }
+}
 
-    fn take_note(&mut self) {
-        let current = self.current.load_full();
-        if self.known.last().is_none_or(|last| !Arc::ptr_eq(last, &current)) {
-            self.known.push(current);
-            let beyond = self.known.len().saturating_sub(KNOWN);
-            self.known.drain(..beyond);
-        }
+/// Rules are put in place only once their snapshot is the current one.
+fn take_note(current: &ArcSwap<Snapshot>, known: &mut Vec<Arc<Snapshot>>) {
+    let current = current.load();
+    if known.last().is_none_or(|last| !Arc::ptr_eq(last, &current)) {
+        known.push(Arc::clone(&current));
+        let beyond = known.len().saturating_sub(KNOWN);
+        known.drain(..beyond);
     }
 }
 
@@ -133,7 +150,11 @@ fn read<'a>(logged: &Logged<'_>, known: &'a [Arc<Snapshot>]) -> Option<Judgement
     let tag: LogTag = logged.tag.parse().ok()?;
     let packet = Headers::parse(logged.packet)?;
     let snapshot = known.iter().rev().find(|snapshot| snapshot.generation == tag.generation)?;
-    let (network, judged) = tag.judged(snapshot)?;
+    let remote = match tag.direction {
+        Direction::Outbound => packet.destination,
+        Direction::Inbound => packet.source,
+    };
+    let (network, judged) = tag.judged(snapshot, remote)?;
     Some(Judgement { tag, packet, snapshot, network, judged })
 }
 

@@ -95,6 +95,15 @@ impl<C> Accounts<C> {
         Some(account)
     }
 
+    pub(super) fn iter(&self) -> impl Iterator<Item = (&FlowKey, &Account<C>)> {
+        self.open.iter()
+    }
+
+    /// What closes each account, with its flow.
+    pub(super) fn closings(&mut self) -> impl Iterator<Item = (&FlowKey, &mut C)> {
+        self.open.iter_mut().map(|(flow, account)| (flow, &mut account.closing))
+    }
+
     pub(super) fn flows(&self) -> Vec<FlowKey> {
         self.open.keys().copied().collect()
     }

@@ -1,5 +1,6 @@
 //! One UDP flow: what is held of it, what was found, and what was decided.
 
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use tokio::task::JoinHandle;
@@ -9,6 +10,7 @@ use crate::firewall::FlowKey;
 use crate::peek::Discovery;
 use crate::peek::udp::{Budget, Reading, Status, Subject, UdpPeek};
 use crate::policy::DropAction;
+use crate::policy::snapshot::Snapshot;
 use crate::proxy::flow::Flow;
 
 #[derive(Debug)]
@@ -105,6 +107,24 @@ impl Association {
         self.release(now, hands);
     }
 
+    /// What is judged from now on is judged by another policy.
+    pub(super) fn adopt(&mut self, policy: &Arc<Snapshot>) {
+        self.flow.adopt(policy);
+    }
+
+    /// It passed, and a later policy has ended it.
+    pub(super) fn end(&mut self, action: DropAction, now: Instant, hands: &mut Hands) {
+        self.end_until(now + hands.settings.ended, action, hands);
+    }
+
+    fn end_until(&mut self, until: Instant, action: DropAction, hands: &mut Hands) {
+        self.state = State::Blocked(until, action);
+        self.deadline = None;
+        self.proving = None;
+        self.let_go(hands);
+        self.peek = UdpPeek::default();
+    }
+
     /// When [`Self::expire`] has something to do.
     pub(super) fn deadline(&self) -> Option<Instant> {
         self.deadline
@@ -163,11 +183,7 @@ impl Association {
 
     fn block(&mut self, action: DropAction, payload: &[u8], now: Instant, hands: &mut Hands) {
         hands.block(&self.key, action, payload);
-        self.state = State::Blocked(now + hands.settings.blocked, action);
-        self.deadline = None;
-        self.proving = None;
-        self.let_go(hands);
-        self.peek = UdpPeek::default();
+        self.end_until(now + hands.settings.blocked, action, hands);
     }
 
     fn pass(&mut self, payload: &[u8], now: Instant, hands: &mut Hands) {

@@ -2,14 +2,19 @@
 
 use std::io;
 use std::rc::Rc;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
+
+use tokio::sync::watch;
 
 use super::accounts::{Accounts, Next};
 use super::relay::Relay;
 use super::{Settings, Way};
 use crate::firewall::{Family, FlowKey, FlowSet};
 use crate::policy::DropAction;
+use crate::policy::snapshot::Snapshot;
 use crate::proxy::flow::Closing;
+use crate::proxy::live::Live;
 use crate::proxy::worker::Worker;
 use crate::sys::nft::NftSocket;
 use crate::sys::udp::Outbox;
@@ -44,6 +49,7 @@ struct Kernel {
     uncounted: Vec<FlowKey>,
     accounts: Accounts<Box<Closing>>,
     telemetry: Telemetry,
+    leaving: watch::Receiver<bool>,
     /// No kernel set took a flow at this time.
     full: Option<Instant>,
 }
@@ -59,6 +65,7 @@ impl Hands {
                 uncounted: Vec::new(),
                 accounts: Accounts::new(settings.counted),
                 telemetry: worker.telemetry.clone(),
+                leaving: worker.leaving.clone(),
                 full: None,
             })),
             Way::Relay(answers) => Onward::Relay(Box::new(Relay::new(answers, worker.telemetry.clone())?)),
@@ -127,6 +134,14 @@ impl Hands {
         }
     }
 
+    /// The flows that the kernel counts, at most so many.
+    pub(super) fn live(&mut self, most: usize) -> Vec<Live> {
+        match &mut self.onward {
+            Onward::Kernel(kernel) => kernel.live(most),
+            Onward::Relay(_) => Vec::new(),
+        }
+    }
+
     /// Waits until servers have answered flows that are relayed.
     pub(super) async fn answered(&mut self) -> io::Result<()> {
         match &mut self.onward {
@@ -144,16 +159,31 @@ impl Hands {
 
     /// Ends a flow: all its packets, for a while.
     pub(super) fn block(&mut self, flow: &FlowKey, action: DropAction, quoted: &[u8]) {
-        let set = match action {
-            DropAction::Discard => FlowSet::Silenced,
-            DropAction::IcmpUnreachable | DropAction::TcpReset => FlowSet::Refused,
-        };
+        let blocked = (blocking_set(action), *flow, Some(self.settings.blocked));
         match &mut self.onward {
-            Onward::Kernel(kernel) => kernel.changes.push((set, *flow, Some(self.settings.blocked))),
+            Onward::Kernel(kernel) => kernel.changes.push(blocked),
             // Its packets go on coming here, and are refused here.
             Onward::Relay(relay) => relay.end(flow),
         }
         self.refuse(flow, action, quoted);
+    }
+
+    /// Ends the flows that a policy forbids, for so long that the client has given them up, and tells which.
+    pub(super) fn recheck(&mut self, policy: &Arc<Snapshot>) -> Vec<(FlowKey, DropAction)> {
+        let Onward::Kernel(kernel) = &mut self.onward else { return Vec::new() };
+        let again = |(flow, closing): (&FlowKey, &mut Box<Closing>)| Some((*flow, closing.judge_again(policy)?));
+        let forbidden: Vec<_> = kernel.accounts.closings().filter_map(again).collect();
+        for (flow, action) in &forbidden {
+            kernel.changes.push((blocking_set(*action), *flow, Some(self.settings.ended)));
+        }
+        kernel.flush();
+        for (flow, _) in &forbidden {
+            if let Err(error) = kernel.nft.remove_flow(FlowSet::Forwarded, flow) {
+                tracing::warn!(client = %flow.client, remote = %flow.remote, %error, "a forbidden UDP flow is not ended");
+            }
+            kernel.conclude(flow, "policy");
+        }
+        forbidden
     }
 
     /// Answers one datagram as its Network says. UDP knows no reset: what stands for it is the ICMP too.
@@ -246,26 +276,52 @@ impl Kernel {
         }
     }
 
+    fn live(&mut self, most: usize) -> Vec<Live> {
+        let Self { accounts, nft, .. } = self;
+        let open = accounts.iter().take(most.min(ASKED_AT_ONCE));
+        let counted = open.map(|(flow, account)| {
+            let [out, back] = counted(nft, flow);
+            account.closing.live(account.sent + out, back)
+        });
+        counted.collect()
+    }
+
     fn conclude(&mut self, flow: &FlowKey, closed_by: &'static str) {
         let Some(account) = self.accounts.close(flow) else { return };
-        let family = if flow.client.is_ipv4() { Family::V4 } else { Family::V6 };
-        let both = [FlowSet::Sent, FlowSet::Answered];
-        let counted = both.map(|set| self.nft.counted(set, flow).ok().flatten().unwrap_or_default());
-        let [out, back] = counted.map(|counted| counted.payload(family));
+        let [out, back] = counted(&mut self.nft, flow);
         // Those that are gone already went with the rules.
-        let _ = self.nft.remove_flows(&both.map(|set| (set, *flow)));
+        let _ = self.nft.remove_flows(&COUNTED.map(|set| (set, *flow)));
         self.telemetry.record(account.closing.record(account.sent + out, back, closed_by));
     }
 }
 
+/// Octets that the kernel has seen, from the client and from the server.
+fn counted(nft: &mut NftSocket, flow: &FlowKey) -> [u64; 2] {
+    let family = if flow.client.is_ipv4() { Family::V4 } else { Family::V6 };
+    COUNTED.map(|set| nft.counted(set, flow).ok().flatten().unwrap_or_default().payload(family))
+}
+
 impl Drop for Kernel {
     fn drop(&mut self) {
+        // What another process takes over, the kernel goes on forwarding: it is only counted no more.
+        let closed_by = if *self.leaving.borrow() { "hand-over" } else { "shutdown" };
         for flow in self.accounts.flows() {
-            self.conclude(&flow, "shutdown");
+            self.conclude(&flow, closed_by);
         }
     }
 }
 
+/// UDP knows no reset: what stands for it is the ICMP too.
+fn blocking_set(action: DropAction) -> FlowSet {
+    match action {
+        DropAction::Discard => FlowSet::Silenced,
+        DropAction::IcmpUnreachable | DropAction::TcpReset => FlowSet::Refused,
+    }
+}
+
+const COUNTED: [FlowSet; 2] = [FlowSet::Sent, FlowSet::Answered];
+/// Flows that the kernel is asked for in one inquiry.
+const ASKED_AT_ONCE: usize = 100;
 /// Flows that the kernel is asked for before datagrams have their turn again.
 const LOOKS_AT_ONCE: usize = 64;
 /// Between two warnings about the same.

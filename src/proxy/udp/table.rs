@@ -3,12 +3,14 @@
 use std::collections::hash_map::Entry;
 use std::collections::{BinaryHeap, HashMap, VecDeque};
 use std::net::IpAddr;
+use std::sync::Arc;
 use std::time::Instant;
 
 use super::Settings;
 use super::association::Association;
 use super::hands::Hands;
 use crate::firewall::FlowKey;
+use crate::policy::snapshot::Snapshot;
 
 #[derive(Debug)]
 pub(super) struct Table {
@@ -86,6 +88,18 @@ impl Table {
         self.note_verdict(key);
         self.drop_stale();
         Ok(())
+    }
+
+    /// Judges by another policy from now on, and forgets the flows that it has ended.
+    pub(super) fn recheck(&mut self, policy: &Arc<Snapshot>, now: Instant, hands: &mut Hands) {
+        for row in self.rows.values_mut() {
+            row.association.adopt(policy);
+        }
+        for (key, action) in hands.recheck(policy) {
+            if let Some(row) = self.rows.get_mut(&key) {
+                row.association.end(action, now, hands);
+            }
+        }
     }
 
     /// When [`Self::expire`] has something to do.

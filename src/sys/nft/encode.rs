@@ -8,7 +8,7 @@ use super::message::{
     APPEND, CREATE, DELETE_CHAIN, DELETE_ELEMENT, DELETE_RULE, DELETE_SET, DELETE_TABLE, GET_ELEMENT, Message,
     NEW_CHAIN, NEW_ELEMENT, NEW_OBJECT, NEW_RULE, NEW_SET, NEW_TABLE,
 };
-use crate::firewall::{Chain, Datum, Element, Field, Hook, Rule, Ruleset, Set, SetKind, UNRECORDED};
+use crate::firewall::{Chain, Datum, Element, FORGED, Field, Hook, Rule, Ruleset, Set, SetKind, UNRECORDED};
 
 /// For so long, in milliseconds, entries that have ended take up memory, and no packet meets them. Looking for them
 /// more often costs more than they do.
@@ -20,7 +20,8 @@ const ELEMENTS_A_MESSAGE: usize = 400;
 /// The messages that put a ruleset in the place of whatever table of its name exists.
 pub(super) fn replace(ruleset: &Ruleset, now: SystemTime) -> Vec<Message> {
     // Deleting what does not exist is an error, making what exists is none.
-    let mut messages = vec![new_table(), delete_table(), new_table(), new_counter()];
+    let mut messages = vec![new_table(), delete_table(), new_table()];
+    messages.extend([UNRECORDED, FORGED].map(new_counter));
     messages.extend(fill(ruleset, &ruleset.sets.iter().collect::<Vec<_>>(), list::changes(&[], &ruleset.lists, now)));
     messages
 }
@@ -46,6 +47,49 @@ pub(super) fn update(standing: &Ruleset, next: &Ruleset, now: SystemTime) -> Vec
     let sets: Vec<_> = next.sets.iter().filter(|set| !kept(set)).collect();
     messages.extend(fill(next, &sets, list::changes(&standing.lists, &next.lists, now)));
     messages
+}
+
+/// The messages that turn whatever stands, of which the kernel tells names alone, into a ruleset: what lies in the dynamic
+/// sets that both have stays.
+pub(super) fn adopt(standing: &Standing, next: &Ruleset, now: SystemTime) -> Vec<Message> {
+    let stands = |set: &Set| set.kind.comes_and_goes() && standing.sets.contains(&(set.name.clone(), Shape::of(set)));
+    let (kept, sets): (Vec<&Set>, Vec<&Set>) = next.sets.iter().partition(|set| stands(set));
+    let mut messages = vec![Message::in_table(DELETE_RULE, 0, 1, "all rules")];
+    let gone = standing.sets.iter().map(|(name, _)| name).filter(|name| kept.iter().all(|set| set.name != **name));
+    messages.extend(gone.map(|name| delete_set_named(name)));
+    messages.extend(standing.chains.iter().map(|name| delete_chain_named(name)));
+    messages.extend([UNRECORDED, FORGED].map(new_counter));
+    messages.extend(fill(next, &sets, list::changes(&[], &next.lists, now)));
+    messages
+}
+
+/// What the kernel tells of a table.
+#[derive(Debug, Default)]
+pub(super) struct Standing {
+    pub(super) sets: Vec<(String, Shape)>,
+    pub(super) chains: Vec<String>,
+}
+
+/// What makes a set fit to go on being used.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Shape {
+    pub(super) flags: u32,
+    pub(super) types: u32,
+    pub(super) width: u32,
+    pub(super) size: u32,
+    /// In milliseconds.
+    pub(super) timeout: u64,
+}
+
+impl Shape {
+    fn of(set: &Set) -> Self {
+        let (size, timeout) = match set.kind {
+            SetKind::Dynamic { timeout, size } => (size, u64::try_from(timeout.as_millis()).unwrap_or(u64::MAX)),
+            SetKind::Counted { size } => (size, 0),
+            _ => (0, 0),
+        };
+        Self { flags: flags_of(set), types: types_of(set), width: width_of(set), size, timeout }
+    }
 }
 
 /// Sets before elements, and chains before whatever may name them.
@@ -78,16 +122,16 @@ fn delete_table() -> Message {
 }
 
 /// Nothing happens if it is there.
-fn new_counter() -> Message {
+fn new_counter(name: &str) -> Message {
     const COUNTER: u32 = 1;
-    let mut message = Message::in_table(NEW_OBJECT, CREATE, 1, format!("counter {UNRECORDED}"));
-    message.text(2, UNRECORDED);
+    let mut message = Message::in_table(NEW_OBJECT, CREATE, 1, format!("counter {name}"));
+    message.text(2, name);
     message.u32(3, COUNTER);
     message.nest(4, |_| {});
     message
 }
 
-fn new_set(set: &Set, id: u32) -> Message {
+fn flags_of(set: &Set) -> u32 {
     const CONSTANT: u32 = 0x2;
     const INTERVAL: u32 = 0x4;
     const TIMEOUT: u32 = 0x10;
@@ -95,25 +139,33 @@ fn new_set(set: &Set, id: u32) -> Message {
     const CONCAT: u32 = 0x80;
 
     let concatenated = if set.key.len() > 1 { CONCAT } else { 0 };
-    let flags = concatenated
+    concatenated
         | match set.kind {
             SetKind::Hash => 0,
             SetKind::Interval => INTERVAL | CONSTANT,
             SetKind::Ending => TIMEOUT,
             SetKind::Dynamic { .. } => TIMEOUT | EVAL,
             SetKind::Counted { .. } => EVAL,
-        };
+        }
+}
+
+fn types_of(set: &Set) -> u32 {
+    set.key.iter().fold(0, |types, field| (types << 6) | type_number(*field))
+}
+
+fn width_of(set: &Set) -> u32 {
+    match set.key[..] {
+        [one] => width(one),
+        ref parts => parts.iter().map(|field| padded(*field)).sum(),
+    }
+}
+
+fn new_set(set: &Set, id: u32) -> Message {
     let mut message = Message::in_table(NEW_SET, CREATE, 1, format!("set {}", set.name));
     message.text(2, &set.name);
-    message.u32(3, flags);
-    message.u32(4, set.key.iter().fold(0, |types, field| (types << 6) | type_number(*field)));
-    message.u32(
-        5,
-        match set.key[..] {
-            [one] => width(one),
-            ref parts => parts.iter().map(|field| padded(*field)).sum(),
-        },
-    );
+    message.u32(3, flags_of(set));
+    message.u32(4, types_of(set));
+    message.u32(5, width_of(set));
     message.nest(9, |description| {
         if let SetKind::Dynamic { size, .. } | SetKind::Counted { size } = set.kind {
             description.u32(1, size);
@@ -165,14 +217,22 @@ fn new_chain(chain: &Chain) -> Message {
 }
 
 fn delete_set(set: &Set) -> Message {
-    let mut message = Message::in_table(DELETE_SET, 0, 1, format!("set {}", set.name));
-    message.text(2, &set.name);
+    delete_set_named(&set.name)
+}
+
+fn delete_set_named(name: &str) -> Message {
+    let mut message = Message::in_table(DELETE_SET, 0, 1, format!("set {name}"));
+    message.text(2, name);
     message
 }
 
 fn delete_chain(chain: &Chain) -> Message {
-    let mut message = Message::in_table(DELETE_CHAIN, 0, 1, format!("chain {}", chain.name));
-    message.text(3, &chain.name);
+    delete_chain_named(&chain.name)
+}
+
+fn delete_chain_named(name: &str) -> Message {
+    let mut message = Message::in_table(DELETE_CHAIN, 0, 1, format!("chain {name}"));
+    message.text(3, name);
     message
 }
 

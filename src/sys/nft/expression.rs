@@ -4,9 +4,9 @@ mod key;
 
 use ipnet::IpNet;
 
-use self::key::{destination_offset, load_key, mask, width};
+use self::key::{destination_offset, load_key, mask, source_offset, width};
 use super::message::Message;
-use crate::firewall::{Connection, Expression, Family, UNRECORDED, Verdict};
+use crate::firewall::{Connection, Expression, Family, Verdict};
 
 // Sixteen registers of four bytes; a key is laid out over as many as it needs.
 const FIRST: u32 = 8;
@@ -44,7 +44,8 @@ pub(super) fn add(list: &mut Message, expression: &Expression) {
             load_meta(list, META_L4PROTO, FIRST);
             compare(list, FIRST, &[*number]);
         }
-        Expression::DestinationIn(prefix) => match_destination(list, prefix),
+        Expression::SourceIn(prefix) => match_address(list, prefix, source_offset),
+        Expression::DestinationIn(prefix) => match_address(list, prefix, destination_offset),
         Expression::DestinationPort(port) => {
             load_payload(list, TRANSPORT_HEADER, 2, 2, FIRST);
             compare(list, FIRST, &port.to_be_bytes());
@@ -116,11 +117,12 @@ pub(super) fn add(list: &mut Message, expression: &Expression) {
             const TCP_RESET: u32 = 1;
             reject.u32(1, TCP_RESET);
         }),
-        Expression::CountUnrecorded => named(list, "objref", |reference| {
+        Expression::CountAs(name) => named(list, "objref", |reference| {
             const COUNTER: u32 = 1;
             reference.u32(1, COUNTER);
-            reference.text(2, UNRECORDED);
+            reference.text(2, name);
         }),
+        Expression::FromItsPath => match_reverse_path(list),
         Expression::Beyond { per_second } => beyond(list, *per_second),
         Expression::Log { group, prefix } => log(list, *group, prefix),
         Expression::Verdict(verdict) => named(list, "immediate", |immediate| {
@@ -157,10 +159,10 @@ fn match_family(list: &mut Message, family: Family) {
     compare(list, FIRST, &[nfproto(family)]);
 }
 
-fn match_destination(list: &mut Message, prefix: &IpNet) {
+fn match_address(list: &mut Message, prefix: &IpNet, offset: fn(Family) -> u32) {
     let family = Family::of(prefix);
     match_family(list, family);
-    load_payload(list, NETWORK_HEADER, destination_offset(family), width(family), FIRST);
+    load_payload(list, NETWORK_HEADER, offset(family), width(family), FIRST);
     mask(list, FIRST, family, prefix.prefix_len());
     match prefix {
         IpNet::V4(prefix) => compare(list, FIRST, &prefix.network().octets()),
@@ -209,6 +211,8 @@ fn match_connection(list: &mut Message, states: &[Connection]) {
     let bits: u32 = states
         .iter()
         .map(|state| match state {
+            Connection::New => 0x8,
+            Connection::Invalid => 0x1,
             Connection::Established => 0x2,
             Connection::Related => 0x4,
         })
@@ -275,6 +279,20 @@ fn match_transparent_socket(list: &mut Message) {
         });
         compare(list, FIRST, &[wanted]);
     }
+}
+
+fn match_reverse_path(list: &mut Message) {
+    const RESULT_INTERFACE: u32 = 1;
+    const BY_SOURCE: u32 = 1;
+    const AND_INTERFACE: u32 = 8;
+    const PRESENT: u32 = 32;
+    named(list, "fib", |fib| {
+        fib.u32(1, FIRST);
+        fib.u32(2, RESULT_INTERFACE);
+        fib.u32(3, BY_SOURCE | AND_INTERFACE | PRESENT);
+    });
+    // As a whole register is compared here, its first octet tells.
+    compare(list, FIRST, &[1]);
 }
 
 fn match_local_destination(list: &mut Message) {

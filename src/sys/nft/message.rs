@@ -19,6 +19,7 @@ pub(super) const DELETE_SET: u16 = 11;
 pub(super) const NEW_ELEMENT: u16 = 12;
 pub(super) const GET_ELEMENT: u16 = 13;
 pub(super) const DELETE_ELEMENT: u16 = 14;
+pub(super) const GET_GENERATION: u16 = 16;
 pub(super) const NEW_OBJECT: u16 = 18;
 pub(super) const GET_OBJECT_RESET: u16 = 21;
 
@@ -145,8 +146,8 @@ impl Message {
     }
 }
 
-/// Adds the bodies of the messages in a datagram that answer the question of this number; true at the end of the answer.
-pub(super) fn answers_of(mut datagram: &[u8], sequence: u32, found: &mut Vec<Vec<u8>>) -> io::Result<bool> {
+/// Shows the bodies of the messages in a datagram that answer the question of this number; true at the end of the answer.
+pub(super) fn answers_of(mut datagram: &[u8], sequence: u32, found: &mut impl FnMut(&[u8])) -> io::Result<bool> {
     const NETLINK_HEADER: usize = 16;
     const ERROR: u16 = 2;
     const DONE: u16 = 3;
@@ -164,7 +165,7 @@ pub(super) fn answers_of(mut datagram: &[u8], sequence: u32, found: &mut Vec<Vec
                 let code = body.first_chunk::<4>().map_or(0, |code| i32::from_ne_bytes(*code));
                 return if code == 0 { Ok(true) } else { Err(io::Error::from_raw_os_error(code.wrapping_neg())) };
             }
-            _ => found.push(body.get(HEADERS - NETLINK_HEADER..).unwrap_or_default().to_vec()),
+            _ => found(body.get(HEADERS - NETLINK_HEADER..).unwrap_or_default()),
         }
     }
     Ok(false)

@@ -1,15 +1,18 @@
 //! Whether what we put into the kernel is still there: handles and counts, which nobody can change and leave alike.
 //!
 //! The kernel gives every table, chain, rule and set a handle that it never gives again. What is not looked at: the
-//! elements of dynamic sets, which come and go, and those of lists, which may be millions.
+//! elements of dynamic sets, which come and go. Those of lists, which may be millions, are looked at in [`entries`].
+//!
+//! [`entries`]: super::entries
 
 use std::hash::{DefaultHasher, Hash, Hasher};
 
+use super::encode::{Shape, Standing};
 use super::message::{
     DUMP, GET_CHAIN, GET_ELEMENT, GET_OBJECT_RESET, GET_RULE, GET_SET, GET_TABLE, Message, answers_of,
 };
 use super::{NftError, NftSocket};
-use crate::firewall::{Ruleset, TABLE, UNRECORDED};
+use crate::firewall::{Ruleset, TABLE};
 use crate::sys::attributes::Attributes;
 
 /// What stood at some time. Equal to another one if nothing was changed in between.
@@ -61,13 +64,38 @@ impl NftSocket {
         Ok(Fingerprint(hash.finish()))
     }
 
-    /// The packets that were judged and not recorded since this was asked last.
-    pub fn take_unrecorded(&mut self) -> Result<u64, NftError> {
+    /// The sets and chains of our table, whoever made it.
+    pub(super) fn standing(&mut self) -> Result<Standing, NftError> {
+        let mut standing = Standing::default();
+        for (get, what) in [(GET_SET, "sets"), (GET_CHAIN, "chains")] {
+            for body in self.query(Message::in_table(get, DUMP, 1, what))? {
+                let value = |wanted: u16| Attributes(&body).find(|(kind, _)| *kind == wanted).map(|(_, value)| value);
+                if value(1).is_none_or(|table| text(table) != TABLE.as_bytes()) {
+                    continue;
+                }
+                let name = |kind| value(kind).and_then(|name| String::from_utf8(text(name).to_vec()).ok());
+                let number = |kind| value(kind).and_then(word).unwrap_or_default();
+                if get == GET_CHAIN {
+                    standing.chains.extend(name(3));
+                } else if let Some(name) = name(2) {
+                    let size = value(9).and_then(|about| Attributes(about).find(|(kind, _)| *kind == 1));
+                    let timeout = value(11).and_then(|timeout| timeout.try_into().ok()).map_or(0, u64::from_be_bytes);
+                    let size = size.and_then(|(_, size)| word(size)).unwrap_or_default();
+                    let shape = Shape { flags: number(3), types: number(4), width: number(5), size, timeout };
+                    standing.sets.push((name, shape));
+                }
+            }
+        }
+        Ok(standing)
+    }
+
+    /// The packets that a counter of the table has counted since this was asked last.
+    pub fn take_count(&mut self, counter: &str) -> Result<u64, NftError> {
         const COUNTER: u32 = 1;
         const DATA: u16 = 4;
         const PACKETS: u16 = 2;
-        let mut ask = Message::in_table(GET_OBJECT_RESET, 0, 1, format!("counter {UNRECORDED}"));
-        ask.text(2, UNRECORDED);
+        let mut ask = Message::in_table(GET_OBJECT_RESET, 0, 1, format!("counter {counter}"));
+        ask.text(2, counter);
         ask.u32(3, COUNTER);
         let answers = self.query(ask)?;
         let data = answers.iter().flat_map(|body| Attributes(body)).filter(|(kind, _)| *kind == DATA);
@@ -77,13 +105,19 @@ impl NftSocket {
 
     /// The bodies of the answers to one question, behind their netfilter headers.
     pub(super) fn query(&mut self, message: Message) -> Result<Vec<Vec<u8>>, NftError> {
+        let mut found = Vec::new();
+        self.query_each(message, |body| found.push(body.to_vec()))?;
+        Ok(found)
+    }
+
+    /// The same, one by one.
+    pub(super) fn query_each(&mut self, message: Message, mut found: impl FnMut(&[u8])) -> Result<(), NftError> {
         let object = message.object.clone();
         let failed = |source| NftError { object: object.clone(), source, detail: None };
         self.sequence = self.sequence.wrapping_add(1);
         let mut bytes = Vec::new();
         message.write(self.sequence, &mut bytes);
         self.socket.send(&bytes, 0).map_err(failed)?;
-        let mut found = Vec::new();
         let mut buffer = Vec::with_capacity(64 * 1024);
         loop {
             buffer.clear();
@@ -91,14 +125,18 @@ impl NftSocket {
                 Ok(_) => {}
                 Err(e) if e.kind() == std::io::ErrorKind::Interrupted => continue,
                 // The answer to a question for one object has no end of its own.
-                Err(e) if e.kind() == std::io::ErrorKind::WouldBlock => return Ok(found),
+                Err(e) if e.kind() == std::io::ErrorKind::WouldBlock => return Ok(()),
                 Err(e) => return Err(failed(e)),
             }
             if answers_of(&buffer, self.sequence, &mut found).map_err(failed)? {
-                return Ok(found);
+                return Ok(());
             }
         }
     }
+}
+
+fn word(value: &[u8]) -> Option<u32> {
+    value.try_into().ok().map(u32::from_be_bytes)
 }
 
 fn text(value: &[u8]) -> &[u8] {

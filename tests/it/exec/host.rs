@@ -4,6 +4,7 @@ use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream, UdpSocket};
 use std::os::linux::net::SocketAddrExt;
 use std::os::unix::net::UnixListener;
+use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStdout, Command, Stdio};
 use std::sync::Arc;
@@ -25,7 +26,7 @@ use crate::gateway::{DEADLINE, at};
 pub(crate) const ALLOWED: &str = "198.51.100.1";
 pub(crate) const ALLOWED_V6: &str = "2001:db8:a::1";
 pub(crate) const OTHER: &str = "198.51.100.2";
-const OTHER_V6: &str = "2001:db8:a::2";
+pub(crate) const OTHER_V6: &str = "2001:db8:a::2";
 const PORTS: [u16; 2] = [80, 7000];
 
 pub(crate) struct Host<'a> {
@@ -111,6 +112,8 @@ impl<'a> Host<'a> {
     }
 
     fn on_host(&self, mut command: Command) -> Command {
+        // A group of its own: a signal to the group is not the tests'.
+        command.process_group(0);
         command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
         self.lab.gateway.enter(&mut command).unwrap();
         command

@@ -4,7 +4,7 @@ use std::io::{self, Read, Write};
 use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream, ToSocketAddrs, UdpSocket};
 use std::os::linux::net::SocketAddrExt;
 use std::os::unix::net::UnixStream;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use hickory_proto::rr::RecordType;
 use nix::sys::signal::{Signal, raise};
@@ -38,16 +38,6 @@ fn take(words: &[&str]) -> Option<String> {
             None
         }
         ["say", what] => said(what),
-        ["until", awaited, attempted @ ..] => {
-            let deadline = Instant::now() + 2 * PATIENCE;
-            loop {
-                let result = attempt(attempted);
-                if result == *awaited || Instant::now() > deadline {
-                    return said(result);
-                }
-                std::thread::sleep(Duration::from_millis(50));
-            }
-        }
         ["wait"] => loop {
             std::thread::park();
         },
@@ -93,6 +83,9 @@ fn attempt(words: &[&str]) -> &'static str {
         ["udp4", host, port] => datagram(address(host, port, Some(false))),
         ["udp6", host, port] => datagram(address(host, port, Some(true))),
         ["http", host, port, name] => request(address(host, port, None), name),
+        ["tcp_from", own, host, port] => connect_from(own, address(host, port, None)),
+        ["udp_from", own, host, port] => datagram_from(own, address(host, port, None)),
+        ["signal_group"] => refused(signal_group()),
         ["nft"] => refused(tidegate::sys::nft::NftSocket::open().and_then(|mut nft| nft.remove())),
         ["route"] => refused(
             tidegate::sys::rtnl::Rtnl::open()
@@ -168,11 +161,28 @@ fn said_to(mut stream: TcpStream, octets: &[u8]) -> &'static str {
     }
 }
 
+/// From an address of its own choice: all of IPv4 is local here.
+fn connect_from(own: &str, to: io::Result<SocketAddr>) -> &'static str {
+    let (Ok(to), Ok(own)) = (to, own.parse::<IpAddr>()) else { return "no such name" };
+    let socket = Socket::new(Domain::for_address(to), Type::STREAM, None).unwrap();
+    let connected =
+        socket.bind(&SocketAddr::new(own, 0).into()).and_then(|()| socket.connect_timeout(&to.into(), BRIEF));
+    connected.map_or_else(because, |()| ask(socket.into()))
+}
+
+fn datagram_from(own: &str, to: io::Result<SocketAddr>) -> &'static str {
+    let (Ok(to), Ok(own)) = (to, own.parse::<IpAddr>()) else { return "no such name" };
+    UdpSocket::bind((own, 0)).map_or_else(because, |socket| answered_to(&socket, to, BRIEF))
+}
+
 fn datagram(to: io::Result<SocketAddr>) -> &'static str {
     let Ok(to) = to else { return "no such name" };
     let any = if to.is_ipv4() { "0.0.0.0:0" } else { "[::]:0" };
-    let socket = UdpSocket::bind(any).unwrap();
-    socket.set_read_timeout(Some(PATIENCE)).unwrap();
+    answered_to(&UdpSocket::bind(any).unwrap(), to, PATIENCE)
+}
+
+fn answered_to(socket: &UdpSocket, to: SocketAddr, patience: Duration) -> &'static str {
+    socket.set_read_timeout(Some(patience)).unwrap();
     let mut answer = [0; 5];
     let heard = socket.connect(to).and_then(|()| socket.send(b"hello")).and_then(|_| socket.recv(&mut answer));
     match heard {
@@ -247,6 +257,11 @@ fn privileges() -> Result<(), ()> {
     if has("NoNewPrivs: 1") && has("Seccomp: 2") { Err(()) } else { Ok(()) }
 }
 
+/// A signal to the process group, which tidegate and its caller are in as well.
+fn signal_group() -> io::Result<()> {
+    Ok(nix::sys::signal::kill(nix::unistd::Pid::from_raw(0), Signal::SIGURG)?)
+}
+
 /// Every address is local here: the kernel must not answer in the name of others.
 fn ping() -> io::Result<()> {
     let socket = Socket::new(Domain::IPV4, Type::DGRAM, Some(Protocol::ICMPV4))?;
@@ -266,5 +281,7 @@ fn until_orphaned() {
     }
 }
 
+/// An answer to an address that is not the command's would come to nobody: only what the server heard tells.
+const BRIEF: Duration = Duration::from_millis(300);
 /// Far beyond what anything here needs: it turns a hang into a failure, and decides nothing else.
 const PATIENCE: Duration = Duration::from_secs(10);

@@ -50,7 +50,7 @@ pub(super) fn width(family: Family) -> u32 {
     u32::from(family.bits() / 8)
 }
 
-fn source_offset(family: Family) -> u32 {
+pub(super) fn source_offset(family: Family) -> u32 {
     match family {
         Family::V4 => 12,
         Family::V6 => 8,

@@ -1,0 +1,95 @@
+//! The files that a configuration is written in, and whether they are still as they were.
+
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
+
+use super::document::files_in;
+
+/// The configuration, what it includes, and where more of that may appear.
+#[derive(Clone, Debug, Default)]
+pub struct Documents {
+    files: Vec<PathBuf>,
+    /// As `include` names them, seen from the working folder.
+    patterns: Vec<PathBuf>,
+    /// When they were read.
+    seen: Sight,
+}
+
+/// What is seen of the files at one time. Another one means that something was written, replaced, added or removed.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Sight(Vec<(PathBuf, Option<State>)>);
+
+/// Device, inode, length, and the time of the last change in nanoseconds.
+type State = (u64, u64, u64, i64, i64);
+
+impl Documents {
+    pub(super) fn new(files: Vec<PathBuf>, patterns: Vec<PathBuf>) -> Self {
+        let unseen = Self { files, patterns, seen: Sight::default() };
+        Self { seen: unseen.look(), ..unseen }
+    }
+
+    /// What was seen of them when they were read.
+    pub fn as_read(&self) -> &Sight {
+        &self.seen
+    }
+
+    /// Every folder in which one of them lies, or may come to lie.
+    pub fn folders(&self) -> impl Iterator<Item = &Path> {
+        self.files.iter().chain(&self.patterns).filter_map(|path| path.parent())
+    }
+
+    /// A file that cannot be seen is another one than before, too.
+    pub fn look(&self) -> Sight {
+        let mut files = self.files.clone();
+        for pattern in &self.patterns {
+            let (Some(folder), Some(name)) = (pattern.parent(), pattern.file_name().and_then(|name| name.to_str()))
+            else {
+                continue;
+            };
+            files.extend(files_in(folder, name).unwrap_or_default());
+        }
+        files.sort();
+        files.dedup();
+        Sight(files.into_iter().map(|file| (file.clone(), state_of(&file))).collect())
+    }
+}
+
+fn state_of(file: &Path) -> Option<State> {
+    let about = std::fs::metadata(file).ok()?;
+    Some((about.dev(), about.ino(), about.len(), about.ctime(), about.ctime_nsec()))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+
+    use super::*;
+
+    #[test]
+    fn what_is_written_replaced_added_or_removed_is_seen() {
+        let folder = tempfile::tempdir().unwrap();
+        let at = |name: &str| folder.path().join(name);
+        fs::write(at("tidegate.toml"), "a").unwrap();
+        fs::create_dir(at("more.d")).unwrap();
+        let documents = Documents::new(vec![at("tidegate.toml")], vec![at("more.d").join("*.toml")]);
+        let mut last = documents.look();
+        let mut differs = |changed: bool, what: &str| {
+            let now = documents.look();
+            assert_eq!(now != last, changed, "{what}");
+            last = now;
+        };
+        differs(false, "nothing");
+        fs::write(at("tidegate.toml"), "other").unwrap();
+        differs(true, "written");
+        fs::write(at("new"), "other").unwrap();
+        differs(false, "another file beside it");
+        fs::rename(at("new"), at("tidegate.toml")).unwrap();
+        differs(true, "replaced");
+        fs::write(at("more.d").join("notes"), "").unwrap();
+        differs(false, "what no pattern matches");
+        fs::write(at("more.d").join("one.toml"), "").unwrap();
+        differs(true, "added");
+        fs::remove_file(at("more.d").join("one.toml")).unwrap();
+        differs(true, "removed");
+    }
+}

@@ -1,0 +1,163 @@
+//! Hosts that write other sources into their packets than their own: no rule is walked past in a server's name.
+//!
+//! ```text
+//! client 10.1.0.0/24, fd00:1::/64 (protected, and a liar) -- gateway (tidegate run) -- server (site A allowed, B blocked)
+//! ```
+
+use std::net::{IpAddr, SocketAddr, UdpSocket};
+
+use hickory_proto::rr::RecordType;
+use ipnet::IpNet;
+use socket2::{Domain, Protocol, Socket, Type};
+use tidegate::mode::demo::lab::{Lab, Site, client_address, client_network, gateway_address};
+use tidegate::mode::demo::tap::Tap;
+use tidegate::sys::rtnl::{Family, Rtnl};
+
+use crate::dns::resolver::{Resolver, answered, question};
+use crate::gateway::{DEADLINE, Gateway, at, is_from};
+use crate::inside::in_lab;
+
+/// Of the client's network, and of nobody until somebody takes it.
+const ACCOMPLICE: u8 = 120;
+
+/// Judged outbound alone, as most are.
+fn configuration(more: &str) -> String {
+    let prefixes = Family::BOTH.map(|family| format!("\"{}\"", Site::B.prefix(family))).join(", ");
+    let ips = Family::BOTH.map(|family| {
+        let network = client_network(family);
+        format!("{{ ip = \"{}\", maskbits = {} }}", network.network(), network.prefix_len())
+    });
+    format!(
+        r#"
+name = "edge-1"
+[gateway]
+{more}
+[[list]]
+name = "site-b"
+verdict = "block"
+entries = [{prefixes}]
+[[policy]]
+name = "out"
+default = "allow"
+lists = ["site-b"]
+[[network]]
+name = "clients"
+directions = "outbound"
+ips = [{}]
+outbound = {{ policy = "out", drop = "discard" }}
+"#,
+        ips.join(", "),
+    )
+}
+
+/// A socket that sends in the name of `source`.
+fn forger(source: SocketAddr, kind: Type, protocol: Protocol) -> Socket {
+    let socket = Socket::new(Domain::for_address(source), kind, Some(protocol)).unwrap();
+    match source {
+        SocketAddr::V4(_) => socket.set_ip_transparent_v4(true).unwrap(),
+        SocketAddr::V6(_) => socket.set_freebind_v6(true).unwrap(),
+    }
+    socket.set_nonblocking(true).unwrap();
+    socket.bind(&source.into()).unwrap();
+    socket
+}
+
+/// From the client's side, through the gateway, to an address that nobody has yet.
+fn forge(lab: &Lab, source: SocketAddr, to: SocketAddr) {
+    lab.client
+        .run(|| {
+            forger(source, Type::DGRAM, Protocol::UDP).send_to(b"from far away", &to.into()).unwrap();
+            // Nothing comes of it but the packet that asks for a connection.
+            let _ = forger(source, Type::STREAM, Protocol::TCP).connect(&to.into());
+        })
+        .unwrap();
+}
+
+fn lead_through_the_gateway(lab: &Lab, address: IpAddr) {
+    let family = if address.is_ipv4() { Family::V4 } else { Family::V6 };
+    let lead = || Rtnl::open()?.add_route(IpNet::from(address), Some(gateway_address(family)), Some("eth0"), false);
+    lab.client.run(lead).unwrap().unwrap();
+}
+
+fn take(lab: &Lab, address: IpAddr) {
+    lab.client.run(|| Rtnl::open()?.add_address("lo", IpNet::from(address))).unwrap().unwrap();
+}
+
+/// What reaches a blocked server once a flow from it to the client was made up, over UDP and TCP.
+fn datagrams_past_the_rules(lab: &Lab, gateway: &Gateway, family: Family, port: u16) -> usize {
+    let tap = Tap::at_server(lab).unwrap();
+    let accomplice = SocketAddr::new(client_address(family, ACCOMPLICE), port);
+    let server = at(Site::B, family, 9, port);
+    forge(lab, server, accomplice);
+    take(lab, accomplice.ip());
+    let (udp, tcp) = lab
+        .client
+        .run(|| {
+            let udp = UdpSocket::bind(accomplice).unwrap();
+            for _ in 0..3 {
+                udp.send_to(b"out", server).unwrap();
+            }
+            let tcp = forger(accomplice, Type::STREAM, Protocol::TCP);
+            let _ = tcp.connect(&server.into());
+            (udp, tcp)
+        })
+        .unwrap();
+    // What is judged at last shows that all before has been seen.
+    let last = lab.client.run(|| UdpSocket::bind(SocketAddr::new(client_address(family, 1), port)).unwrap()).unwrap();
+    last.send_to(b"blocked", server).unwrap();
+    let source = last.local_addr().unwrap();
+    gateway.enforcer.record(|record| is_from(record, source) && record["verdict"] == "block", DEADLINE).unwrap();
+    drop((udp, tcp));
+    tap.count(lab, server).unwrap()
+}
+
+#[test]
+fn a_flow_that_a_client_makes_up_in_a_blocked_servers_name_opens_nothing() {
+    in_lab(|lab| {
+        for family in Family::BOTH {
+            lead_through_the_gateway(lab, client_address(family, ACCOMPLICE));
+        }
+        // What the rule is for: without it the same gets through.
+        for (more, ports) in [("", 5000), ("reverse_path = false", 5001)] {
+            let gateway = Gateway::start(lab, &configuration(more));
+            for family in Family::BOTH {
+                let passed = datagrams_past_the_rules(lab, &gateway, family, ports);
+                assert_eq!(passed > 0, !more.is_empty(), "{family:?} {more:?}: {passed} packets");
+                let address = client_address(family, ACCOMPLICE);
+                lab.client.run(|| Rtnl::open()?.delete_address("lo", IpNet::from(address))).unwrap().unwrap();
+            }
+            let counted = gateway.stop().messages.iter().any(|line| line.contains("forged="));
+            assert_eq!(counted, more.is_empty());
+        }
+    });
+}
+
+#[test]
+fn an_answer_in_a_resolvers_name_from_the_clients_side_is_not_taken() {
+    in_lab(|lab| {
+        let gateway = Gateway::start(lab, &configuration(""));
+        for family in Family::BOTH {
+            let asking = client_address(family, ACCOMPLICE);
+            let resolver = Resolver::start(lab, at(Site::A, family, 53, 53), |_| Vec::new());
+            take(lab, asking);
+            let stub = lab.client.run(|| UdpSocket::bind(SocketAddr::new(asking, 0)).unwrap()).unwrap();
+            stub.send_to(&question("never.example.", RecordType::A), resolver.at).unwrap();
+            let (from, query) = loop {
+                if let Some(asked) = resolver.asked().into_iter().next() {
+                    break asked;
+                }
+                std::thread::yield_now();
+            };
+            // The liar knows all that it would have to guess.
+            let answer = answered(&query, 60, "203.0.113.9", "2001:db8:b::9");
+            lab.client.run(|| Rtnl::open()?.delete_address("lo", IpNet::from(asking))).unwrap().unwrap();
+            lead_through_the_gateway(lab, asking);
+            lab.client
+                .run(|| forger(resolver.at, Type::DGRAM, Protocol::UDP).send_to(&answer, &from.into()).unwrap())
+                .unwrap();
+            let source = stub.local_addr().unwrap();
+            let record = gateway.enforcer.record(|record| is_from(record, source), DEADLINE).unwrap();
+            assert_eq!(record["rcode"], "SERVFAIL", "{record:#}");
+        }
+    });
+}

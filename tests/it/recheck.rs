@@ -1,0 +1,235 @@
+//! Live flows under a new policy with `recheck = true`: what it forbids ends, what it allows goes on (SPEC R7).
+//!
+//! ```text
+//! client 10.1.0.2 (protected) -- gateway (tidegate run, reloaded) -- server (site A, site B)
+//! ```
+
+use std::io::{ErrorKind, Read, Write};
+use std::net::{SocketAddr, TcpStream, UdpSocket};
+use std::sync::mpsc::Receiver;
+
+use tidegate::mode::demo::lab::{Lab, Site, client_address, client_network};
+use tidegate::mode::demo::tap::Tap;
+use tidegate::sys::rtnl::Family;
+use tidegate::sys::udp::Outbox;
+
+use crate::gateway::{DEADLINE, Gateway, at, connect, get, listen};
+use crate::inside::in_lab;
+
+/// Nothing is blocked, but for what is in `blocked`; names are read on port 80 and of QUIC.
+fn configuration(drop: &str, blocked: &str) -> String {
+    let ips = Family::BOTH.map(|family| {
+        let network = client_network(family);
+        format!("{{ ip = \"{}\", maskbits = {} }}", network.network(), network.prefix_len())
+    });
+    format!(
+        r#"
+name = "edge-1"
+[gateway]
+recheck = true
+watch = false
+[[list]]
+name = "blocked"
+verdict = "block"
+entries = ["never.example"{blocked}]
+[[policy]]
+name = "out"
+default = "allow"
+lists = ["blocked"]
+[[network]]
+name = "clients"
+directions = "outbound"
+ips = [{}]
+outbound = {{ policy = "out", drop = "{drop}" }}
+[network.inspection]
+type = "prefer-both"
+"#,
+        ips.join(", ")
+    )
+}
+
+fn site_a() -> String {
+    Family::BOTH.map(|family| format!(", \"{}\"", Site::A.prefix(family))).concat()
+}
+
+#[test]
+fn flows_that_are_served_here_end_and_others_live_on_under_the_new_policy() {
+    in_lab(|lab| {
+        let accepted = listen(lab, 80);
+        for drop in ["tcp-reset", "icmp-unreachable", "discard"] {
+            let gateway = Gateway::start(lab, &configuration(drop, ""));
+            let mut kept = Vec::new();
+            for family in Family::BOTH {
+                kept.push(live(lab, &accepted, family, "kept.example"));
+                let (mut client, mut server) = live(lab, &accepted, family, "later.example");
+                gateway.rewrite(&configuration(drop, ", \"later.example\""));
+                gateway.reload();
+                let end = gateway.end_of(client.local_addr().unwrap());
+                assert_eq!((&end["closed_by"], &end["domain"]), (&"policy".into(), &"later.example".into()), "{end}");
+                assert_eq!(server.read(&mut [0; 1]).unwrap_err().kind(), ErrorKind::ConnectionReset);
+                match drop {
+                    "discard" => assert_silent(&mut client),
+                    _ => assert_eq!(client.read(&mut [0; 1]).unwrap_err().kind(), ErrorKind::ConnectionReset),
+                }
+                gateway.rewrite(&configuration(drop, ""));
+                gateway.reload();
+            }
+            for (client, server) in &mut kept {
+                exchange(client, server);
+            }
+            // What they ask for later is judged by the policy in force, not by the one that they began with.
+            gateway.rewrite(&configuration(drop, ", \"later.example\""));
+            gateway.reload();
+            for (mut client, _server) in kept {
+                client.write_all(get("later.example").as_bytes()).unwrap();
+                let end = gateway.end_of(client.local_addr().unwrap());
+                assert_eq!(end["closed_by"], "policy", "{end}");
+            }
+            gateway.stop();
+        }
+    });
+}
+
+#[test]
+fn tcp_that_the_kernel_judged_ends_for_both_sides() {
+    in_lab(|lab| {
+        let accepted = listen(lab, 8443);
+        let at_client = Tap::at_client(lab).unwrap();
+        let at_server = Tap::at_server(lab).unwrap();
+        for drop in ["tcp-reset", "discard"] {
+            let gateway = Gateway::start(lab, &configuration(drop, ""));
+            let flow = |site, family| {
+                let client = connect(lab, at(site, family, 1, 8443));
+                (client, accepted.recv_timeout(DEADLINE).unwrap().0)
+            };
+            let flows = Family::BOTH.map(|family| (flow(Site::A, family), flow(Site::B, family)));
+            gateway.rewrite(&configuration(drop, &site_a()));
+            gateway.reload();
+            for ((mut client, mut server), (mut kept, mut kept_server)) in flows {
+                let (source, destination) = (client.local_addr().unwrap(), client.peer_addr().unwrap());
+                let end = gateway.end_of(source);
+                assert_eq!((&end["closed_by"], &end["action"]), (&"policy".into(), &drop.into()), "{end}");
+                let before = (at_server.count(lab, destination).unwrap(), at_client.count(lab, source).unwrap());
+                // Whoever speaks first.
+                server.write_all(b"more").unwrap();
+                client.write_all(b"more").unwrap();
+                if drop == "tcp-reset" {
+                    for side in [&mut client, &mut server] {
+                        assert_eq!(side.read(&mut [0; 8]).unwrap_err().kind(), ErrorKind::ConnectionReset);
+                    }
+                } else {
+                    let after = (at_server.count(lab, destination).unwrap(), at_client.count(lab, source).unwrap());
+                    assert_eq!(after, before, "nothing passes in either direction");
+                }
+                exchange(&mut kept, &mut kept_server);
+            }
+            gateway.stop();
+        }
+    });
+}
+
+#[test]
+fn udp_that_the_kernel_judged_and_udp_that_was_inspected_end_for_both_sides() {
+    in_lab(|lab| {
+        let hello = flight();
+        for (drop, port) in [("icmp-unreachable", 9999), ("discard", 9999), ("icmp-unreachable", 443), ("discard", 443)]
+        {
+            let at_client = Tap::at_client(lab).unwrap();
+            let at_server = Tap::at_server(lab).unwrap();
+            let gateway = Gateway::start(lab, &configuration(drop, ""));
+            let sink = lab.server.run(|| UdpSocket::bind(("::", port))).unwrap().unwrap();
+            sink.set_read_timeout(Some(DEADLINE)).unwrap();
+            let flow = |site, family| {
+                let client = lab.client.run(|| UdpSocket::bind((client_address(family, 0), 0))).unwrap().unwrap();
+                client.set_read_timeout(Some(DEADLINE)).unwrap();
+                let server = at(site, family, 2, port);
+                client.connect(server).unwrap();
+                client.send(&hello).unwrap();
+                sink.recv(&mut [0; 2000]).unwrap();
+                assert_both_ways(lab, &client, server, &sink);
+                (client, server)
+            };
+            let flows = Family::BOTH.map(|family| (flow(Site::A, family), flow(Site::B, family)));
+            gateway.rewrite(&configuration(drop, &site_a()));
+            gateway.reload();
+            for ((client, server), (kept, kept_server)) in flows {
+                let source = client.local_addr().unwrap();
+                let end = gateway.end_of(source);
+                assert_eq!(end["closed_by"], "policy", "{end}");
+                let before = (at_server.count(lab, server).unwrap(), at_client.count(lab, source).unwrap());
+                // An answer first, then the client: neither arrives.
+                answer(lab, server, source);
+                let _ = client.send(b"@short header");
+                answer(lab, server, source);
+                let after = (at_server.count(lab, server).unwrap(), at_client.count(lab, source).unwrap());
+                assert_eq!(after, before, "{drop} {server}");
+                assert_both_ways(lab, &kept, kept_server, &sink);
+            }
+            gateway.stop();
+        }
+    });
+}
+
+/// A flow to site A that was judged by its name, and both its ends.
+fn live(lab: &Lab, accepted: &Receiver<(TcpStream, SocketAddr)>, family: Family, name: &str) -> (TcpStream, TcpStream) {
+    let mut client = connect(lab, at(Site::A, family, 1, 80));
+    client.write_all(get(name).as_bytes()).unwrap();
+    let (mut server, source) = accepted.recv_timeout(DEADLINE).unwrap();
+    assert_eq!(source.ip(), client.local_addr().unwrap().ip());
+    server.read_exact(&mut vec![0; get(name).len()]).unwrap();
+    let answer = b"HTTP/1.1 200 OK\r\ncontent-length: 0\r\n\r\n";
+    server.write_all(answer).unwrap();
+    client.read_exact(&mut vec![0; answer.len()]).unwrap();
+    (client, server)
+}
+
+/// A request and its answer of a flow that lives.
+fn exchange(client: &mut TcpStream, server: &mut TcpStream) {
+    let request = get("kept.example");
+    client.write_all(request.as_bytes()).unwrap();
+    server.set_read_timeout(Some(DEADLINE)).unwrap();
+    server.read_exact(&mut vec![0; request.len()]).unwrap();
+    let answer = b"HTTP/1.1 200 OK\r\ncontent-length: 0\r\n\r\n";
+    server.write_all(answer).unwrap();
+    client.read_exact(&mut vec![0; answer.len()]).unwrap();
+}
+
+fn assert_silent(client: &mut TcpStream) {
+    client.set_nonblocking(true).unwrap();
+    assert_eq!(client.read(&mut [0; 1]).unwrap_err().kind(), ErrorKind::WouldBlock);
+    assert!(client.take_error().unwrap().is_none());
+}
+
+fn assert_both_ways(lab: &Lab, client: &UdpSocket, server: SocketAddr, sink: &UdpSocket) {
+    client.send(b"@short header").unwrap();
+    let mut buffer = [0; 2000];
+    let (_, from) = sink.recv_from(&mut buffer).unwrap();
+    let source = client.local_addr().unwrap();
+    assert_eq!((from.ip().to_canonical(), from.port()), (source.ip(), source.port()));
+    answer(lab, server, source);
+    client.recv(&mut buffer).unwrap();
+}
+
+/// A datagram from the very address and port that was asked.
+fn answer(lab: &Lab, server: SocketAddr, to: SocketAddr) {
+    let send = || {
+        let mut outbox = Outbox::new(None).unwrap();
+        outbox.push(server, to, b"@answer");
+        outbox.flush();
+        assert_eq!(outbox.dropped, 0);
+    };
+    lab.server.run(send).unwrap();
+}
+
+pub(crate) fn flight() -> Vec<u8> {
+    flight_of("www.google.com")
+}
+
+/// A captured first flight of QUIC with this name, of one datagram.
+pub(crate) fn flight_of(name: &str) -> Vec<u8> {
+    let flights = include_str!("../data/quic-flights.txt");
+    let fits = |line: &&str| line.split(' ').next() == Some(name) && line.split(' ').count() == 4;
+    let hex = flights.lines().find(fits).unwrap().split(' ').nth(3).unwrap();
+    let octet = |pair: &[u8]| u8::from_str_radix(str::from_utf8(pair).unwrap(), 16).unwrap();
+    hex.as_bytes().chunks(2).map(octet).collect()
+}
