@@ -139,6 +139,11 @@ fn serve(
     let bindings = Arc::new(Bindings::new(settings.bindings.clone()));
     let mut taken = match beginning {
         Beginning::Alone => None,
+        // At its door could stand the application.
+        Beginning::TakeOver if sidecar.is_some() => {
+            let why = io::Error::new(io::ErrorKind::Unsupported, "a sidecar hands nothing over: start it anew");
+            return Err(because("take over")(why));
+        }
         Beginning::TakeOver => Taken::ask().map_err(because("take over from the tidegate that runs"))?,
     };
     let open = if sidecar.is_some() { mode::sidecar::open } else { Listeners::open };

@@ -63,9 +63,9 @@ pub const TABLE: &str = "tidegate";
 /// The bit of connection tracking's labels by which a flow is known that was let in: the last of 128.
 pub const JUDGED_LABEL: u8 = 127;
 /// The one of TCP flows that a sidecar opened itself.
-const OWN_LABEL: u8 = 126;
+const OWN_LABEL: u8 = 123;
 /// The one of TCP flows of an application that are brought to its sidecar.
-const DIVERTED_LABEL: u8 = 125;
+const DIVERTED_LABEL: u8 = 122;
 
 /// The bits by which a flow is known that a later policy ended: all of them bear the first, and one of the others if its
 /// packets are answered.

@@ -262,7 +262,7 @@ mod tests {
     #[test]
     fn only_an_opening_makes_a_flow_ours_and_only_tcp_replies_pass_before_the_guard() {
         let rules = rules(Listener::on(5));
-        assert!(text_of(&rules, "own").contains("meta l4proto tcp tcp flags & (syn | ack) == syn ct label set 126\n"));
+        assert!(text_of(&rules, "own").contains("meta l4proto tcp tcp flags & (syn | ack) == syn ct label set 123\n"));
         for chain in ["output", "output_filter"] {
             let text = text_of(&rules, chain);
             let replies: Vec<&str> = text.lines().filter(|line| line.contains("direction reply")).collect();

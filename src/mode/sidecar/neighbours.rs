@@ -56,7 +56,7 @@ mod tests {
         let docker = told("0\t0\t0\t0", "00000000a80425fb").unwrap();
         assert!(docker.contains("CAP_SETUID, CAP_NET_RAW"), "{docker}");
         for cut in ["", "Name:", "Name:\tx\nUid:\t1\nCapPrm:\tz"] {
-            assert_eq!(danger(cut, 1), None);
+            assert_eq!(danger(cut, 7469), None);
         }
     }
 }

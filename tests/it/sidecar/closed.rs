@@ -93,6 +93,15 @@ fn it_runs_as_its_own_user_with_one_capability_or_none() {
 }
 
 #[test]
+fn a_sidecar_takes_nothing_over_from_whoever_is_at_the_door() {
+    in_pod(|lab| {
+        let folder = folder_with(&configuration("tcp-reset", "", ""));
+        let file = folder.path().join("tidegate.toml");
+        assert_eq!(run_beside(lab, &["run", "--take-over", "--config", file.to_str().unwrap()]).code(), Some(1));
+    });
+}
+
+#[test]
 fn probes_tell_whether_it_is_there() {
     in_pod(|lab| {
         assert_eq!(run_beside(lab, &["probe"]).code(), Some(1));
