@@ -342,7 +342,7 @@ impl App {
                 let forged = watch.take_count(FORGED).unwrap_or_default();
                 self.telemetry.add(|c| &c.forged, forged);
                 if forged > 0 {
-                    tracing::warn!(packets = forged, "dropped: their source is not where they came from");
+                    tracing::warn!(packets = forged, "dropped: made-up sources, or fragments within fragments");
                 }
                 return;
             }

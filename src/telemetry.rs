@@ -107,7 +107,8 @@ counters! {
     judged_by_kernel,
     /// Packets that the kernel judged and did not record: there were more than limits.kernel_records allows.
     kernel_unrecorded,
-    /// Packets that came from an interface by which their source is not reached, or began a flow in answer to one.
+    /// Packets that came from an interface by which their source is not reached, that began a flow in answer to one, or that
+    /// were fragments within fragments.
     forged,
     /// Names that the kernel did not take, for a full set as a rule: the address decides instead.
     names_untold,

@@ -109,8 +109,12 @@ fn prerouting_udp() -> Chain {
         let port = Expression::InSet { key: vec![port], set: INSPECTED_UDP.to_owned(), negate: false };
         Rule(vec![Expression::Protocol(UDP), port, next])
     };
-    let rules =
-        vec![inspected(Key::SourcePort, jump(ANSWERED_CHAIN)), inspected(Key::DestinationPort, goto(UDP_CHAIN))];
+    let rules = vec![
+        // Fragments within fragments, of which no rule could read a port. Servers put them together.
+        Rule(vec![Expression::Family(Family::V6), Expression::Fragment, jump(PROTECTED)]),
+        inspected(Key::SourcePort, jump(ANSWERED_CHAIN)),
+        inspected(Key::DestinationPort, goto(UDP_CHAIN)),
+    ];
     Chain::at(Hook::Prerouting, RAW, "prerouting_udp", rules)
 }
 
@@ -132,9 +136,9 @@ fn prerouting(capture: &Capture) -> Chain {
     if capture.reverse_path {
         let unknown = Expression::Connection(&[Connection::New, Connection::Invalid]);
         rules.push(Rule(vec![unknown, jump(ORIGIN)]));
-        // Two that open the same flow towards each other would both be its replies.
-        rules.push(Rule(vec![Expression::Protocol(TCP), Expression::Reply, Expression::TcpOpening, jump(PROTECTED)]));
     }
+    // Two that open the same flow towards each other would both be its replies.
+    rules.push(Rule(vec![Expression::Protocol(TCP), Expression::Reply, Expression::TcpOpening, jump(PROTECTED)]));
     rules.push(Rule(vec![of_interest(INSPECTED, true), accept()]));
     rules.push(reply_passes());
     rules.extend(to_the_gateway(capture));

@@ -175,6 +175,8 @@ pub enum Expression {
     Counter,
     /// `counter name NAME`, one of those of the table.
     CountAs(&'static str),
+    /// `exthdr frag exists`: a fragment still, after the kernel has put together what was in fragments.
+    Fragment,
     /// `fib saddr . iif oif exists`: it comes from the interface by which its source is reached.
     FromItsPath,
     /// `notrack`

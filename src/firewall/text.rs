@@ -116,6 +116,7 @@ impl Display for Expression {
             Self::Tproxy { family: Family::V6, port } => write!(f, "tproxy ip6 to [::1]:{port}"),
             Self::Counter => f.write_str("counter"),
             Self::CountAs(name) => write!(f, "counter name \"{name}\""),
+            Self::Fragment => f.write_str("exthdr frag exists"),
             Self::FromItsPath => f.write_str("fib saddr . iif oif exists"),
             Self::NoTrack => f.write_str("notrack"),
             Self::Reject => f.write_str("reject with icmpx admin-prohibited"),

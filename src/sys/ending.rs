@@ -15,7 +15,7 @@ mod repair;
 use std::io;
 use std::net::SocketAddr;
 use std::os::fd::{AsFd, OwnedFd};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use socket2::SockRef;
 
@@ -31,6 +31,8 @@ use icmp::{IcmpSocket, Refused};
 pub struct Ender {
     nft: NftSocket,
     icmp: IcmpSocket,
+    /// When the kernel had no room last.
+    full: Option<Instant>,
 }
 
 /// How a flow ended.
@@ -46,12 +48,12 @@ pub enum Ended {
 impl Ender {
     /// Needs CAP_NET_ADMIN and CAP_NET_RAW over the namespace.
     pub fn open() -> io::Result<Self> {
-        Ok(Self { nft: NftSocket::open()?, icmp: IcmpSocket::open()? })
+        Ok(Self { nft: NftSocket::open()?, icmp: IcmpSocket::open()?, full: None })
     }
 
     /// One whose sockets were opened elsewhere, by [`Self::into_sockets`] of another process.
     pub fn from_sockets(nft: OwnedFd, icmp: OwnedFd, icmpv6: Option<OwnedFd>) -> Self {
-        Self { nft: NftSocket::from_socket(nft), icmp: IcmpSocket::from_sockets(icmp, icmpv6) }
+        Self { nft: NftSocket::from_socket(nft), icmp: IcmpSocket::from_sockets(icmp, icmpv6), full: None }
     }
 
     /// Its sockets: nf_tables, ICMP, ICMPv6.
@@ -73,6 +75,11 @@ impl Ender {
                 reset(stream);
                 Ended::AsAsked
             }
+            // The client has gone by itself.
+            (_, Err(why)) if why.kind() == io::ErrorKind::NotConnected => {
+                reset(stream);
+                Ended::AsAsked
+            }
             (_, Err(why)) => {
                 reset(stream);
                 Ended::Reset { why }
@@ -88,7 +95,13 @@ impl Ender {
     /// From now on the packets of a TCP flow vanish (those of UDP: [`FlowSet::Silenced`]), until it has been quiet for
     /// `silence` (`None`: five minutes; later packets count five minutes in any case).
     pub fn discard_flow(&mut self, flow: &FlowKey, silence: Option<Duration>) -> io::Result<()> {
-        Ok(self.nft.add_flow(FlowSet::Discarded, flow, silence)?)
+        let now = Instant::now();
+        if self.full.is_some_and(|full| now.duration_since(full) < FULL) {
+            return Err(io::Error::from_raw_os_error(libc::ENFILE));
+        }
+        let done = self.nft.add_flow(FlowSet::Discarded, flow, silence);
+        self.full = done.as_ref().err().filter(|error| error.source.raw_os_error() == Some(libc::ENFILE)).map(|_| now);
+        Ok(done?)
     }
 
     fn send_unreachable(&self, stream: &impl AsFd) -> io::Result<()> {
@@ -104,6 +117,9 @@ impl Ender {
         repair::mute(stream)
     }
 }
+
+/// To be refused by a full set takes the kernel milliseconds, in which nobody else is served: it is not asked again at once.
+const FULL: Duration = Duration::from_secs(1);
 
 fn ends(stream: &impl AsFd) -> io::Result<(SocketAddr, SocketAddr)> {
     let socket = SockRef::from(stream);

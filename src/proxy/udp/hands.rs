@@ -50,8 +50,10 @@ struct Kernel {
     accounts: Accounts<Box<Closing>>,
     telemetry: Telemetry,
     leaving: watch::Receiver<bool>,
-    /// No kernel set took a flow at this time.
+    /// When a full set was warned of last.
     full: Option<Instant>,
+    /// When the kernel has refused a flow last.
+    refused: Option<Instant>,
 }
 
 impl Hands {
@@ -67,6 +69,7 @@ impl Hands {
                 telemetry: worker.telemetry.clone(),
                 leaving: worker.leaving.clone(),
                 full: None,
+                refused: None,
             })),
             Way::Relay(answers) => Onward::Relay(Box::new(Relay::new(answers, worker.telemetry.clone())?)),
         };
@@ -228,7 +231,10 @@ impl Kernel {
         if self.changes.is_empty() {
             return;
         }
-        if self.nft.add_flows(&self.changes).is_err() {
+        // To be refused takes the kernel milliseconds, in which nobody else is served: it is not asked again at once.
+        if self.refused.is_some_and(|refused| refused.elapsed() < REFUSED) {
+            self.telemetry.add(|c| &c.kernel_refused, self.changes.len() as u64);
+        } else if self.nft.add_flows(&self.changes).is_err() {
             self.add_one_by_one();
         }
         self.changes.clear();
@@ -237,10 +243,17 @@ impl Kernel {
     /// One that the kernel refuses, for a full set as a rule, does not keep out the others. What it does not forward or
     /// block is sent on or dropped here.
     fn add_one_by_one(&mut self) {
-        for (set, flow, timeout) in &self.changes {
+        let mut refusals = 0;
+        for (number, (set, flow, timeout)) in self.changes.iter().enumerate() {
+            if refusals >= REFUSALS {
+                let others = self.changes.len().saturating_sub(number);
+                return self.telemetry.add(|c| &c.kernel_refused, others as u64);
+            }
             let Err(error) = self.nft.add_flow(*set, flow, *timeout) else { continue };
             self.telemetry.count(|c| &c.kernel_refused);
             let now = Instant::now();
+            self.refused = Some(now);
+            refusals += 1;
             if self.full.is_none_or(|full| now.duration_since(full) > QUIET) {
                 self.full = Some(now);
                 tracing::warn!(%error, "the kernel does not take over a UDP flow");
@@ -324,5 +337,8 @@ const COUNTED: [FlowSet; 2] = [FlowSet::Sent, FlowSet::Answered];
 const ASKED_AT_ONCE: usize = 100;
 /// Flows that the kernel is asked for before datagrams have their turn again.
 const LOOKS_AT_ONCE: usize = 64;
+/// For so long the kernel is not told of flows after it has refused one, and of so many it may refuse at a time.
+const REFUSED: Duration = Duration::from_millis(250);
+const REFUSALS: usize = 4;
 /// Between two warnings about the same.
 const QUIET: Duration = Duration::from_secs(10);

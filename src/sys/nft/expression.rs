@@ -122,6 +122,7 @@ pub(super) fn add(list: &mut Message, expression: &Expression) {
             reference.u32(1, COUNTER);
             reference.text(2, name);
         }),
+        Expression::Fragment => match_fragment(list),
         Expression::FromItsPath => match_reverse_path(list),
         Expression::Beyond { per_second } => beyond(list, *per_second),
         Expression::Log { group, prefix } => log(list, *group, prefix),
@@ -279,6 +280,21 @@ fn match_transparent_socket(list: &mut Message) {
         });
         compare(list, FIRST, &[wanted]);
     }
+}
+
+fn match_fragment(list: &mut Message) {
+    const FRAGMENT_HEADER: u8 = 44;
+    const PRESENT: u32 = 1;
+    const IPV6: u32 = 0;
+    named(list, "exthdr", |exthdr| {
+        exthdr.u32(1, FIRST);
+        exthdr.bytes(2, &[FRAGMENT_HEADER]);
+        exthdr.u32(3, 0);
+        exthdr.u32(4, 1);
+        exthdr.u32(5, PRESENT);
+        exthdr.u32(6, IPV6);
+    });
+    compare(list, FIRST, &[1]);
 }
 
 fn match_reverse_path(list: &mut Message) {
