@@ -29,7 +29,7 @@ use tokio::task::{JoinError, JoinSet};
 use crate::admin::view::View;
 use crate::admin::{self, Admin, Order};
 use crate::config::{self, Loaded, Mistakes, Part};
-use crate::dns::service::tell;
+use crate::dns::service::{Told, tell};
 use crate::firewall::{Capture, FORGED, Ruleset, UNRECORDED, uses_names};
 use crate::mode;
 use crate::mode::gateway::hand_over::Spare;
@@ -306,11 +306,20 @@ impl App {
             return;
         }
         let Ok(mut kernel) = NftSocket::open() else { return self.telemetry.count(|c| &c.names_untold) };
+        let mut told = Vec::new();
+        let mut tell_all = |told: &mut Vec<Told>| {
+            if tell(&mut kernel, &snapshot, told).is_err() {
+                self.telemetry.add(|c| &c.names_untold, told.len() as u64);
+            }
+            told.clear();
+        };
         self.bindings.each(Instant::now(), |client, remote, name, lasts| {
-            if tell(&mut kernel, &snapshot, (client, remote), name, lasts).is_err() {
-                self.telemetry.count(|c| &c.names_untold);
+            told.push(Told { client, remote, name: Some(name.clone()), lasts });
+            if told.len() >= TOLD_AT_ONCE {
+                tell_all(&mut told);
             }
         });
+        tell_all(&mut told);
     }
 
     fn look_after(&mut self, ruleset: Ruleset) {
@@ -552,6 +561,8 @@ impl std::fmt::Display for Failure {
 
 impl std::error::Error for Failure {}
 
+/// Names of which the kernel is told in one transaction.
+const TOLD_AT_ONCE: usize = 256;
 /// How often rules and routes are looked after.
 const ROUND: Duration = Duration::from_secs(2);
 /// How long sinks may take for what waits at the end.

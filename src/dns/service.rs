@@ -21,9 +21,9 @@ use crate::name::DomainName;
 use crate::policy::bindings::Bindings;
 use crate::policy::judge::judge_bound;
 use crate::policy::snapshot::Snapshot;
-use crate::policy::{DropAction, Reason, Transport};
+use crate::policy::{DropAction, IpVerdict, Reason, Transport};
 use crate::sys::ending::{Ended, Ender};
-use crate::sys::nft::NftSocket;
+use crate::sys::nft::{Named, NftSocket};
 use crate::telemetry::Telemetry;
 use crate::wire::dns::query::{self, Local, Query};
 use crate::wire::dns::{HEADER, Header, Message, rcode};
@@ -187,36 +187,51 @@ impl Service {
         if findings.names.is_empty() {
             return;
         }
+        let client = exchange.client.ip();
+        let mut displaced = Vec::new();
         for (address, ttl) in &findings.addresses {
             let ttl = Duration::from_secs(u64::from(*ttl).min(LONGEST_BINDING));
-            self.bindings.bind(exchange.client.ip(), *address, &findings.names, ttl, now);
-            if let Some((kernel, (name, lasts))) =
-                self.kernel.as_ref().zip(self.bindings.bound(exchange.client.ip(), *address, now))
-            {
-                let pair = (exchange.client.ip(), *address);
-                let told = tell(&mut kernel.borrow_mut(), &self.snapshot.load(), pair, &name, lasts);
-                if told.is_err() {
-                    self.telemetry.count(|c| &c.names_untold);
-                }
-            }
+            displaced.extend(self.bindings.bind(client, *address, &findings.names, ttl, now));
+        }
+        let Some(kernel) = &self.kernel else { return };
+        let bound = findings.addresses.iter().filter_map(|(address, _)| {
+            let (name, lasts) = self.bindings.bound(client, *address, now)?;
+            Some(Told { client, remote: *address, name: Some(name), lasts })
+        });
+        let forgotten =
+            displaced.into_iter().map(|(client, remote)| Told { client, remote, name: None, lasts: Duration::ZERO });
+        let told: Vec<_> = bound.chain(forgotten).collect();
+        if tell(&mut kernel.borrow_mut(), &self.snapshot.load(), &told).is_err() {
+            self.telemetry.add(|c| &c.names_untold, told.len() as u64);
         }
     }
 }
 
-/// Has the kernel judge a client's flows to an address by the name that DNS gave for it, in every Network that wants
-/// this. Where the kernel does not take it, the address decides.
-pub fn tell(
-    kernel: &mut NftSocket,
-    snapshot: &Snapshot,
-    (client, remote): (IpAddr, IpAddr),
-    name: &DomainName,
-    lasts: Duration,
-) -> io::Result<()> {
-    for network in naming_networks(snapshot, client) {
-        let passes = judge_bound(network, remote, name, SystemTime::now()).pass;
-        kernel.set_name(network, (client, remote), Some(passes), lasts)?;
-    }
-    Ok(())
+/// The name that DNS gave a client for an address; `None` if it is forgotten.
+#[derive(Clone, Debug)]
+pub struct Told {
+    pub client: IpAddr,
+    pub remote: IpAddr,
+    pub name: Option<DomainName>,
+    pub lasts: Duration,
+}
+
+/// Has the kernel judge clients' flows to addresses by the names that DNS gave for them, in every Network that wants
+/// this. Where the kernel does not take them, the addresses decide. Nothing is kept in the kernel for a name that changes
+/// nothing of the verdict of its address.
+pub fn tell(kernel: &mut NftSocket, snapshot: &Snapshot, told: &[Told]) -> io::Result<()> {
+    let now = SystemTime::now();
+    let named = told.iter().flat_map(|own| {
+        naming_networks(snapshot, own.client).map(move |network| {
+            let passes = own.name.as_ref().and_then(|name| {
+                let verdict = judge_bound(network, own.remote, name, now);
+                (verdict.pass != (verdict.ip == IpVerdict::Allow)).then_some(verdict.pass)
+            });
+            Named { network, client: own.client, remote: own.remote, passes, lasts: own.lasts }
+        })
+    });
+    let named: Vec<_> = named.collect();
+    if named.is_empty() { Ok(()) } else { Ok(kernel.set_names(&named)?) }
 }
 
 /// Gives an answer the id of its query and its question byte for byte, in the client's own case.

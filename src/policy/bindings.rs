@@ -73,14 +73,22 @@ impl Bindings {
     }
 
     /// DNS told `client` that `remote` is the address of `names`: the name that was asked first, then those that it
-    /// led to.
-    pub fn bind(&self, client: IpAddr, remote: IpAddr, names: &[DomainName], ttl: Duration, now: Instant) {
+    /// led to. Returns the pairs of client and address that had to make room.
+    pub fn bind(
+        &self,
+        client: IpAddr,
+        remote: IpAddr,
+        names: &[DomainName],
+        ttl: Duration,
+        now: Instant,
+    ) -> Vec<(IpAddr, IpAddr)> {
+        let mut displaced = Vec::new();
         let pair = self.pair(client, remote);
         let mut shard = self.shard(&pair);
         shard.sweep(now);
         if !shard.pairs.contains_key(&pair) {
             while shard.pairs.len() >= (self.settings.pairs / SHARDS).max(1) {
-                shard.displace();
+                displaced.extend(shard.displace().map(|pair| (pair.client, pair.remote)));
                 self.displaced.fetch_add(1, Ordering::Relaxed);
             }
             shard.order.push_back(pair);
@@ -94,6 +102,7 @@ impl Bindings {
         }
         let beyond = bound.len().saturating_sub(self.settings.names.max(1));
         bound.drain(..beyond);
+        displaced
     }
 
     /// Whether DNS gave `client` this address for this name. Never [`Binding::Unknown`].
@@ -174,12 +183,14 @@ impl Shard {
         }
     }
 
-    fn displace(&mut self) {
-        match self.order.pop_front() {
-            Some(pair) => _ = self.pairs.remove(&pair),
+    fn displace(&mut self) -> Option<Pair> {
+        let oldest = self.order.pop_front();
+        match &oldest {
+            Some(pair) => _ = self.pairs.remove(pair),
             // Cannot be: every pair is in the order. But a loop must end.
             None => self.pairs.clear(),
         }
+        oldest
     }
 }
 

@@ -69,6 +69,38 @@ pub struct NftSocket {
     socket: Socket,
     sequence: u32,
     send_buffer: usize,
+    /// The kernel cannot remove what may not be there (before Linux 6.3).
+    lacks_destroy: bool,
+}
+
+/// What the kernel is told of the flows of a client to a remote address.
+#[derive(Clone, Copy, Debug)]
+pub struct Named<'a> {
+    pub network: &'a Network,
+    pub client: IpAddr,
+    pub remote: IpAddr,
+    /// `None`: the verdict of the address.
+    pub passes: Option<bool>,
+    pub lasts: Duration,
+}
+
+impl Named<'_> {
+    fn removals(&self, lacks_destroy: bool) -> Vec<Message> {
+        let Some((family, element)) = name_element(self.client, self.remote) else { return Vec::new() };
+        let element = [element];
+        let sets = [true, false].map(|verdict| name_set(self.network, verdict, family));
+        let destroy = |set: &String| vec![encode::destroy_elements(set, &element)];
+        // Deleting what is not there is an error, adding what is there is none.
+        let add_and_delete =
+            |set: &String| vec![encode::new_elements(set, &element, Some(1)), encode::delete_elements(set, &element)];
+        sets.iter().flat_map(|set| if lacks_destroy { add_and_delete(set) } else { destroy(set) }).collect()
+    }
+
+    fn addition(&self) -> Option<Message> {
+        let (family, element) = name_element(self.client, self.remote)?;
+        let lasts = u64::try_from(self.lasts.as_millis()).unwrap_or(u64::MAX).max(1);
+        Some(encode::new_elements(&name_set(self.network, self.passes?, family), &[element], Some(lasts)))
+    }
 }
 
 impl fmt::Debug for NftSocket {
@@ -89,7 +121,7 @@ impl NftSocket {
             Ok(socket)
         };
         match open() {
-            Ok(socket) => Ok(Self { socket, sequence: 0, send_buffer: 0 }),
+            Ok(socket) => Ok(Self { socket, sequence: 0, send_buffer: 0, lacks_destroy: false }),
             Err(source) => Err(NftError { object: "a netlink socket".to_owned(), source, detail: None }),
         }
     }
@@ -99,7 +131,7 @@ impl NftSocket {
         // SAFETY: the descriptor is owned, and goes over to the socket that will close it.
         #[allow(unsafe_code)]
         let socket = unsafe { Socket::from_raw_fd(socket.into_raw_fd()) };
-        Self { socket, sequence: 0, send_buffer: 0 }
+        Self { socket, sequence: 0, send_buffer: 0, lacks_destroy: false }
     }
 
     pub fn into_socket(self) -> OwnedFd {
@@ -185,29 +217,20 @@ impl NftSocket {
         }
     }
 
-    /// From now on the flows of a client to a remote address have the verdict of its name, for so long; `None`: that of
-    /// the address. A full set is an error of errno ENFILE, and a ruleset without names one of ENOENT.
-    pub fn set_name(
-        &mut self,
-        network: &Network,
-        (client, remote): (IpAddr, IpAddr),
-        passes: Option<bool>,
-        lasts: Duration,
-    ) -> Result<(), NftError> {
-        let Some((family, element)) = name_element(client, remote) else { return Ok(()) };
-        let element = [element];
-        let lasts = u64::try_from(lasts.as_millis()).unwrap_or(u64::MAX).max(1);
-        let mut messages = Vec::with_capacity(5);
-        for verdict in [true, false] {
-            let set = name_set(network, verdict, family);
-            // Deleting what is not there is an error; adding what is there changes nothing, not even its time.
-            messages.push(encode::new_elements(&set, &element, Some(lasts)));
-            messages.push(encode::delete_elements(&set, &element));
-            if passes == Some(verdict) {
-                messages.push(encode::new_elements(&set, &element, Some(lasts)));
-            }
+    /// From now on the flows of these clients to these addresses have the verdicts of their names, in one transaction. If the
+    /// kernel has no room (ENFILE), none of them has: that of the address decides. A ruleset without names is an error of
+    /// errno ENOENT.
+    pub fn set_names(&mut self, told: &[Named<'_>]) -> Result<(), NftError> {
+        let removals = told.iter().flat_map(|own| own.removals(self.lacks_destroy));
+        let all = removals.chain(told.iter().filter_map(Named::addition)).collect();
+        let Err(error) = self.transact(all) else { return Ok(()) };
+        if matches!(error.source.raw_os_error(), Some(libc::EINVAL | libc::EOPNOTSUPP)) && !self.lacks_destroy {
+            self.lacks_destroy = true;
+            return self.set_names(told);
         }
-        self.transact(messages)
+        // What was told before is no longer so, whether or not there is room for what is so now.
+        self.transact(told.iter().flat_map(|own| own.removals(self.lacks_destroy)).collect())?;
+        Err(error)
     }
 
     /// All of the messages take effect, or none.

@@ -172,7 +172,10 @@ impl Judgement<'_> {
             list: judged.list.clone(),
         };
         let mut name = None;
-        if matches!(tag.by, By::Name { .. }) {
+        // The kernel keeps no name that changes nothing of the verdict of its address.
+        let may_be_named = tag.direction == Direction::Outbound
+            && network.inspection.as_ref().is_some_and(|inspection| inspection.use_bindings);
+        if matches!(tag.by, By::Name { .. }) || may_be_named {
             name = bindings.and_then(|own| own.name_for(packet.source, packet.destination, Instant::now()));
             verdict.ip = rule.map_or(verdict.ip, |rule| rule.policy.judge_ip(packet.destination, now).verdict);
         }

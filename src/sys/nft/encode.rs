@@ -5,8 +5,8 @@ use std::time::SystemTime;
 use super::expression;
 use super::list;
 use super::message::{
-    APPEND, CREATE, DELETE_CHAIN, DELETE_ELEMENT, DELETE_RULE, DELETE_SET, DELETE_TABLE, GET_ELEMENT, Message,
-    NEW_CHAIN, NEW_ELEMENT, NEW_OBJECT, NEW_RULE, NEW_SET, NEW_TABLE,
+    APPEND, CREATE, DELETE_CHAIN, DELETE_ELEMENT, DELETE_RULE, DELETE_SET, DELETE_TABLE, DESTROY_ELEMENT, GET_ELEMENT,
+    Message, NEW_CHAIN, NEW_ELEMENT, NEW_OBJECT, NEW_RULE, NEW_SET, NEW_TABLE,
 };
 use crate::firewall::{Chain, Datum, Element, FORGED, Field, Hook, Rule, Ruleset, Set, SetKind, UNRECORDED};
 
@@ -260,6 +260,11 @@ pub(super) fn get_element(set: &str, element: &Element) -> Message {
 
 pub(super) fn delete_elements(set: &str, elements: &[Element]) -> Message {
     change_elements(DELETE_ELEMENT, 0, set, elements, None)
+}
+
+/// Those that are there.
+pub(super) fn destroy_elements(set: &str, elements: &[Element]) -> Message {
+    change_elements(DESTROY_ELEMENT, 0, set, elements, None)
 }
 
 fn change_elements(kind: u16, flags: u16, set: &str, elements: &[Element], timeout: Option<u64>) -> Message {

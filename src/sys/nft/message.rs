@@ -19,6 +19,7 @@ pub(super) const DELETE_SET: u16 = 11;
 pub(super) const NEW_ELEMENT: u16 = 12;
 pub(super) const GET_ELEMENT: u16 = 13;
 pub(super) const DELETE_ELEMENT: u16 = 14;
+pub(super) const DESTROY_ELEMENT: u16 = 30;
 pub(super) const GET_GENERATION: u16 = 16;
 pub(super) const NEW_OBJECT: u16 = 18;
 pub(super) const GET_OBJECT_RESET: u16 = 21;
