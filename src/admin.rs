@@ -57,8 +57,9 @@ struct Desk {
 }
 
 impl Admin {
-    /// Returns once both are served, or were found taken. `orders`: to who obeys them.
-    pub fn start(settings: Settings, view: Arc<View>, orders: mpsc::Sender<Order>) -> io::Result<Self> {
+    /// Returns once both are served, or were found taken. `orders`: to who obeys them. The thread first does what `begin`
+    /// does.
+    pub fn start(settings: Settings, view: Arc<View>, orders: mpsc::Sender<Order>, begin: fn()) -> io::Result<Self> {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
         let (stop, mut stopped) = watch::channel(());
         let (tries, tried) = std::sync::mpsc::channel();
@@ -76,6 +77,7 @@ impl Admin {
             drop(metrics);
         };
         let thread = std::thread::Builder::new().name("admin".into()).spawn(move || {
+            begin();
             runtime.block_on(work);
             runtime.shutdown_background();
         })?;

@@ -213,7 +213,8 @@ fn serve(
     let (to, orders) = mpsc::channel(1);
     let looked_at =
         admin::Settings { metrics: app.loaded.telemetry.metrics, socket: app.loaded.telemetry.socket.clone() };
-    let admin = Admin::start(looked_at, view, to).map_err(because("serve metrics and status"))?;
+    let begin = if app.sidecar.is_some() { give_up_rights } else { || () };
+    let admin = Admin::start(looked_at, view, to, begin).map_err(because("serve metrics and status"))?;
     telemetry.event(telemetry.happened(Happened::Started).generation(app.snapshot.load().generation));
     messages::say("ready");
     let _ = sd_notify::notify(&[sd_notify::NotifyState::Ready]);
