@@ -34,9 +34,19 @@ pub struct Telemetry {
 #[derive(Debug, Default)]
 struct Counts {
     counters: Counters,
+    levels: Levels,
     tally: Tally,
     /// Allowed flows without a number of their own.
     unnumbered: AtomicU64,
+}
+
+/// What is held now by all workers, of that which no other place knows.
+#[derive(Debug, Default)]
+pub struct Levels {
+    /// Questions over UDP that wait for a resolver.
+    pub questions: AtomicU64,
+    /// Octets of UDP flows that are held until their names are known.
+    pub held_octets: AtomicU64,
 }
 
 macro_rules! counters {
@@ -172,6 +182,10 @@ impl Telemetry {
         }
         let lot = record.flow.unwrap_or_else(|| self.counts.unnumbered.fetch_add(1, Ordering::Relaxed));
         lot.checked_rem(self.allowed) != Some(0)
+    }
+
+    pub fn levels(&self) -> &Levels {
+        &self.counts.levels
     }
 
     pub fn counters(&self) -> &Counters {

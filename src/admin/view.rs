@@ -2,6 +2,7 @@
 
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Instant, SystemTime};
 
 use arc_swap::ArcSwap;
@@ -28,6 +29,10 @@ pub struct View {
 pub struct Most {
     pub flows: usize,
     pub bindings: usize,
+    /// Questions over UDP that wait for a resolver, in all workers.
+    pub questions: usize,
+    /// Octets of UDP flows that wait for their names, in all workers.
+    pub held_octets: usize,
 }
 
 /// A configuration in force.
@@ -68,9 +73,14 @@ impl View {
         let sinks = self.telemetry.sinks();
         let fullest = sinks.iter().max_by_key(|sink| sink.waiting * 1000 / sink.limit.max(1));
         let used = |what, used: usize, most: usize| Used { what, used: used as u64, most: most as u64 };
+        let levels = self.telemetry.levels();
+        let level =
+            |what, used: &AtomicU64, most: usize| Used { what, used: used.load(Ordering::Relaxed), most: most as u64 };
         let mut limits = vec![
             used("flows", self.census.live(), self.most.flows),
             used("bindings", self.bindings.len(), self.most.bindings),
+            level("dns_questions", &levels.questions, self.most.questions),
+            level("udp_held_bytes", &levels.held_octets, self.most.held_octets),
             Used { what: "descriptors", used: descriptors.descriptors, most: descriptors.most_descriptors },
         ];
         // Each sink has a queue of its own: this is the one that comes closest.

@@ -21,9 +21,17 @@ pub(super) fn view(app: &App, gateway: &Gateway, settings: &Settings, telemetry:
         bindings: gateway.bindings.clone(),
         applied: ArcSwap::from_pointee(applied(&app.loaded, &app.snapshot.load(), app.rules.as_ref())),
         started: Instant::now(),
-        most: Most { flows: settings.worker.flows, bindings: settings.bindings.pairs },
+        most: Most {
+            flows: settings.worker.flows,
+            bindings: settings.bindings.pairs,
+            questions: settings.dns.in_flight * settings.workers,
+            held_octets: settings.udp.held * settings.workers * FAMILIES,
+        },
     }
 }
+
+/// Each worker has a table of UDP flows for each.
+const FAMILIES: usize = 2;
 
 pub(super) fn applied(loaded: &Loaded, snapshot: &Snapshot, rules: Option<&Ruleset>) -> Applied {
     let lists = loaded.lists.iter().map(|list| {

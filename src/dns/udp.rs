@@ -8,6 +8,7 @@ use std::future::poll_fn;
 use std::io;
 use std::net::{IpAddr, SocketAddr, UdpSocket};
 use std::rc::Rc;
+use std::sync::atomic::Ordering;
 use std::task::{Context, Poll};
 use std::time::{Duration, Instant, SystemTime};
 
@@ -248,6 +249,7 @@ impl Desk {
         }
         let waiter = Waiter { exchange, query: query.octets.into() };
         let pending = Pending { waiter, sent: sent.into(), key, tickets: Vec::new(), asked, since: now.at };
+        self.service.telemetry.levels().questions.fetch_add(1, Ordering::Relaxed);
         let token = self.in_flight.add(client, pending, now.at + self.service.settings.attempt);
         self.attempt(epoll, token, 0);
     }
@@ -366,6 +368,7 @@ impl Desk {
 
     fn end(&mut self, token: u32) -> Option<Pending> {
         let pending = self.in_flight.remove(token)?;
+        self.service.telemetry.levels().questions.fetch_sub(1, Ordering::Relaxed);
         for ticket in &pending.tickets {
             self.ports.forget(*ticket);
         }

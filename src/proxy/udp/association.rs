@@ -205,7 +205,7 @@ impl Association {
             let (subject, discovery) = self.peek.overflow();
             return self.judge(subject, &discovery, payload, now, hands);
         }
-        hands.held += payload.len();
+        hands.hold(payload.len());
         self.held.push(Held { depends_on, payload: payload.into() });
         if self.deadline.is_none() && self.peek.is_waiting() {
             self.deadline = Some(now + self.patience());
@@ -223,7 +223,7 @@ impl Association {
                 self.held.push(held);
                 continue;
             }
-            hands.held = hands.held.saturating_sub(held.payload.len());
+            hands.release(held.payload.len());
             match status {
                 Status::Pass => self.pass(&held.payload, now, hands),
                 _ => hands.dropped(),
@@ -237,7 +237,7 @@ impl Association {
     /// Forgets what is held.
     pub(super) fn let_go(&mut self, hands: &mut Hands) {
         for held in std::mem::take(&mut self.held) {
-            hands.held = hands.held.saturating_sub(held.payload.len());
+            hands.release(held.payload.len());
             hands.dropped();
         }
     }

@@ -3,6 +3,7 @@
 use std::io;
 use std::rc::Rc;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use tokio::sync::watch;
@@ -74,6 +75,18 @@ impl Hands {
             Way::Relay(answers) => Onward::Relay(Box::new(Relay::new(answers, worker.telemetry.clone())?)),
         };
         Ok(Self { worker, settings, scratch: Vec::new(), held: 0, onward })
+    }
+
+    /// Takes note of octets that are held.
+    pub(super) fn hold(&mut self, octets: usize) {
+        self.held += octets;
+        self.worker.telemetry.levels().held_octets.fetch_add(octets as u64, Ordering::Relaxed);
+    }
+
+    /// The same of octets that are no longer.
+    pub(super) fn release(&mut self, octets: usize) {
+        self.held = self.held.saturating_sub(octets);
+        self.worker.telemetry.levels().held_octets.fetch_sub(octets as u64, Ordering::Relaxed);
     }
 
     /// Sends a datagram to the server: from the client's own address and port, or from the flow's socket.
