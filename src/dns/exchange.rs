@@ -133,11 +133,18 @@ impl Exchange {
         if self.decision != Decision::Forward {
             return;
         }
-        let Some(action) = network.rule(Direction::Outbound).map(|rule| rule.drop) else { return };
+        let Some(rule) = network.rule(Direction::Outbound) else { return };
+        let action = rule.drop;
         let authorized = network.dns.authorizes(self.resolver.ip());
+        // Any resolver may be asked where none is authorized, but for one whose own address somebody has put on a list.
+        let is_asked = network.dns.authorized_resolvers.is_empty() && network.dns.upstream.is_empty();
+        let ip = rule.policy.judge_ip(self.resolver.ip(), self.at);
+        let is_listed = ip.verdict == IpVerdict::Block && ip.reason != Reason::Default;
         self.network = Some((network, Direction::Outbound));
         if !authorized {
             self.decide(Decision::Refuse { action, reason: Reason::Resolver, list: None });
+        } else if is_asked && is_listed {
+            self.decide(Decision::Refuse { action, reason: ip.reason, list: ip.list });
         }
     }
 

@@ -391,6 +391,25 @@ fn a_resolver_on_the_gateway_is_intercepted_too() {
 }
 
 #[test]
+fn where_any_resolver_may_be_asked_one_whose_address_is_on_a_block_list_is_asked_nothing() {
+    in_lab(|lab| {
+        let resolvers = Family::BOTH.map(|family| at(Site::B, family, 66, 53));
+        let listed = resolvers.map(|resolver| format!("\"{}\"", resolver.ip())).join(", ");
+        let gateway = Gateway::start(lab, &configuration("discard", "").replace("\"203.0.113.66\"", &listed));
+        for at in resolvers {
+            let resolver = Resolver::start(lab, at, honest);
+            let stub = stub(lab, 0, at);
+            stub.send(&question("a.example.", RecordType::A)).unwrap();
+            let source = stub.local_addr().unwrap();
+            let record = gateway.enforcer.record(|record| crate::gateway::is_from(record, source), DEADLINE).unwrap();
+            let said = ["verdict", "reason", "list"].map(|field| record[field].as_str().unwrap());
+            assert_eq!(said, ["block", "BLOCK_LIST", "blocked-names"], "{record:#}");
+            assert_eq!(resolver.asked(), []);
+        }
+    });
+}
+
+#[test]
 fn a_monitored_network_answers_nothing_itself_and_records_what_it_would_have_done() {
     in_lab(|lab| {
         let text = configuration("discard", "").replace("directions =", "mode = \"monitor\"\ndirections =");
