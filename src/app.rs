@@ -39,7 +39,7 @@ use crate::policy::bindings::Bindings;
 use crate::policy::snapshot::Snapshot;
 use crate::sys::capture::{self, Watch};
 use crate::sys::channel::Door;
-use crate::sys::privilege;
+use crate::sys::privileges;
 use crate::sys::readable::readable;
 use crate::telemetry::writers::Writers;
 use crate::telemetry::{Happened, Telemetry, messages};
@@ -120,7 +120,7 @@ pub fn run(loaded: Loaded, path: &Path, beginning: Beginning, ending: Ending) ->
 
 /// Of the thread that calls.
 fn give_up_rights() {
-    if let Err(error) = privilege::keep_only(&[]) {
+    if let Err(error) = privileges::keep_only(&[]) {
         tracing::error!(%error, "a thread keeps its capabilities");
     }
 }

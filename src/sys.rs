@@ -19,7 +19,6 @@ pub mod netns;
 pub mod nflog;
 pub mod nft;
 pub mod pipe;
-pub mod privilege;
 pub mod privileges;
 pub mod process;
 pub mod progress;

@@ -23,7 +23,7 @@ use super::gateway::{self, Listeners};
 use crate::policy::network::Network;
 use crate::policy::snapshot::Snapshot;
 use crate::proxy::worker::DialFrom;
-use crate::sys::privilege;
+use crate::sys::privileges;
 
 /// Who tidegate is beside an application.
 #[derive(Clone, Copy, Debug)]
@@ -40,12 +40,12 @@ impl Settings {
     /// the kernel knows a socket by who opened it.
     pub fn become_user(&self) -> io::Result<()> {
         let needed = [Capability::CAP_NET_ADMIN, Capability::CAP_NET_RAW];
-        privilege::become_user(self.user, self.group, &needed)
+        privileges::become_user(self.user, self.group, &needed)
     }
 
     /// Gives up what only the start needed.
     pub fn settle(&self) -> io::Result<()> {
-        privilege::keep_only(if self.may_change_rules { &[Capability::CAP_NET_ADMIN] } else { &[] })
+        privileges::keep_only(if self.may_change_rules { &[Capability::CAP_NET_ADMIN] } else { &[] })
     }
 
     /// A gateway's settings for flows of this host's own.

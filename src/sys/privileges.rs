@@ -12,6 +12,7 @@
 //!
 //! Fails closed: what cannot be given away ends the start, but for Landlock, which older kernels lack and which is said.
 
+mod capabilities;
 pub mod files;
 mod user;
 
@@ -22,6 +23,7 @@ use std::path::Path;
 use caps::{CapSet, Capability, CapsHashSet};
 
 use super::seccomp::service;
+pub use capabilities::{become_user, keep_only};
 
 /// Becomes `user`, if one is named, and gives up every capability but those of a gateway and every way to gain one.
 /// `needed` is a file that must stay readable to root.

@@ -93,7 +93,7 @@ struct Work {
 impl Work {
     fn run(mut self) -> PacketLog {
         // It reads what others send. A kernel that lets nobody give up rights leaves those that are there.
-        let _ = crate::sys::privilege::keep_only(&[]);
+        let _ = crate::sys::privileges::keep_only(&[]);
         // What was judged before the end is recorded before the end.
         let mut last = false;
         while !last {
