@@ -36,16 +36,25 @@ pub async fn inspect(
     let deadline = Instant::now() + inspection.timeout;
     let mut peek = TcpPeek::new(worker.settings.peek);
     let mut waiting = None;
+    let mut counted = false;
     loop {
         let discovery = match read(worker, client, held) {
-            Ok(count) => match peek.look(held, count == 0) {
-                Step::Found(discovery) => Some(discovery),
-                Step::NeedMore { .. } => None,
-            },
+            Ok(count) => {
+                counted = false;
+                match peek.look(held, count == 0) {
+                    Step::Found(discovery) => Some(discovery),
+                    Step::NeedMore { .. } => None,
+                }
+            }
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
-                let spent = enough_segments(client, inspection, held).then(|| peek.give_up(Budget::Packets)).flatten();
+                // What has been counted may have come since the last read: nobody concludes without having seen it.
+                let spent = counted.then(|| peek.give_up(Budget::Packets)).flatten();
                 match spent {
                     Some(discovery) => Some(discovery),
+                    None if !counted && enough_segments(client, inspection, held) => {
+                        counted = true;
+                        continue;
+                    }
                     None => {
                         // Most hellos are there at once: only a flow that must wait is registered.
                         let waiting = match &mut waiting {
@@ -53,7 +62,15 @@ pub async fn inspect(
                             none => none.insert(readable(client).map_err(|_| Gone)?),
                         };
                         let late = timeout_at(deadline, wait(waiting)).await.is_err();
-                        late.then(|| peek.give_up(Budget::Deadline)).flatten()
+                        // The same of what came with the deadline.
+                        if late
+                            && let Ok(count) = read(worker, client, held)
+                            && let Step::Found(discovery) = peek.look(held, count == 0)
+                        {
+                            Some(discovery)
+                        } else {
+                            late.then(|| peek.give_up(Budget::Deadline)).flatten()
+                        }
                     }
                 }
             }

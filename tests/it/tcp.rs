@@ -40,6 +40,24 @@ fn a_hello_in_one_byte_segments_is_read_to_its_name() {
     });
 }
 
+/// The kernel may count octets that came since the last read: none of these flows is settled without them.
+#[test]
+fn no_request_in_one_byte_segments_is_judged_before_its_name_is_read() {
+    in_lab(|lab| {
+        let inspection = "type = \"prefer-both\"\ntimeout = \"30s\"";
+        let gateway = Gateway::start(lab, &configuration("tcp-reset", inspection));
+        let tap = Tap::at_server(lab).unwrap();
+        let destination = at(Site::A, Family::V4, 1, 80);
+        let octets = get("blocked.example").into_bytes();
+        for _ in 0..150 {
+            let (source, saw) = send_and_read(lab, destination, |stream| one_by_one(stream, &octets));
+            assert_eq!(saw.unwrap_err().kind(), ErrorKind::ConnectionReset);
+            assert_eq!(gateway.verdict_on(source)["domain"], "blocked.example");
+        }
+        assert_eq!(tap.count(lab, destination).unwrap(), 0);
+    });
+}
+
 #[test]
 fn a_hello_split_over_tls_records_is_read_to_its_name() {
     in_lab(|lab| {
