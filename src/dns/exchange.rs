@@ -138,12 +138,12 @@ impl Exchange {
         let authorized = network.dns.authorizes(self.resolver.ip());
         // Any resolver may be asked where none is authorized, but for one whose own address somebody has put on a list.
         let is_asked = network.dns.authorized_resolvers.is_empty() && network.dns.upstream.is_empty();
-        let ip = rule.policy.judge_ip(self.resolver.ip(), self.at);
-        let is_listed = ip.verdict == IpVerdict::Block && ip.reason != Reason::Default;
+        let listed = is_asked.then(|| rule.policy.judge_ip(self.resolver.ip(), self.at));
+        let listed = listed.filter(|ip| ip.verdict == IpVerdict::Block && ip.reason != Reason::Default);
         self.network = Some((network, Direction::Outbound));
         if !authorized {
             self.decide(Decision::Refuse { action, reason: Reason::Resolver, list: None });
-        } else if is_asked && is_listed {
+        } else if let Some(ip) = listed {
             self.decide(Decision::Refuse { action, reason: ip.reason, list: ip.list });
         }
     }
