@@ -7,9 +7,8 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use tokio::sync::{mpsc, oneshot};
-use tokio::task::spawn_blocking;
 
-use super::lists::{Fresh, LOOK, RETRY};
+use super::lists::{Fresh, RETRY, next_look};
 use crate::config::{GeoSource, Part};
 use crate::list::file::Stamp;
 use crate::list::geoip::Database;
@@ -21,12 +20,7 @@ use crate::telemetry::{Happened, Telemetry};
 pub(super) async fn watch(sources: Vec<GeoSource>, telemetry: Telemetry, to: mpsc::Sender<Fresh>) {
     let mut watched: Vec<_> = sources.into_iter().map(Watched::new).collect();
     loop {
-        tokio::time::sleep(LOOK).await;
-        let looked = spawn_blocking(move || {
-            let news: Vec<_> = watched.iter_mut().map(|own| own.look(Instant::now())).collect();
-            (watched, news)
-        });
-        let Ok((back, news)) = looked.await else { return };
+        let Some((back, news)) = next_look(watched, Watched::look).await else { return };
         watched = back;
         for (own, news) in watched.iter_mut().zip(news) {
             match news {

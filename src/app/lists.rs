@@ -158,12 +158,7 @@ fn first_wait(remote: &Remote, now: SystemTime) -> Duration {
 /// Looks at the files of every list, and hands on each list that became another.
 async fn watch(mut watched: Vec<Watched>, telemetry: Telemetry, to: mpsc::Sender<Fresh>) {
     loop {
-        tokio::time::sleep(LOOK).await;
-        let looked = spawn_blocking(move || {
-            let news: Vec<_> = watched.iter_mut().map(|own| own.look(Instant::now())).collect();
-            (watched, news)
-        });
-        let Ok((back, news)) = looked.await else { return };
+        let Some((back, news)) = next_look(watched, Watched::look).await else { return };
         watched = back;
         for (own, news) in watched.iter_mut().zip(news) {
             match news {
@@ -186,6 +181,19 @@ async fn watch(mut watched: Vec<Watched>, telemetry: Telemetry, to: mpsc::Sender
             }
         }
     }
+}
+
+/// Looks at all that is watched once its time has come, where reading may take long. `None`: the program ends.
+pub(super) async fn next_look<W: Send + 'static, N: Send + 'static>(
+    mut watched: Vec<W>,
+    look: fn(&mut W, Instant) -> N,
+) -> Option<(Vec<W>, Vec<N>)> {
+    tokio::time::sleep(LOOK).await;
+    let looked = spawn_blocking(move || {
+        let news = watched.iter_mut().map(|own| look(own, Instant::now())).collect();
+        (watched, news)
+    });
+    looked.await.ok()
 }
 
 /// A list with what was last seen of its files.
@@ -265,7 +273,7 @@ fn random() -> u8 {
 }
 
 /// How often files are looked at. A change counts when it has rested for so long.
-pub(super) const LOOK: Duration = Duration::from_secs(1);
+const LOOK: Duration = Duration::from_secs(1);
 /// After a file that could not be read, or a list that could not be put in force.
 pub(super) const RETRY: Duration = Duration::from_secs(60);
 /// The others wait.
