@@ -17,20 +17,16 @@ use std::time::Instant;
 use hickory_proto::op::{Message, ResponseCode};
 use hickory_proto::rr::rdata::CNAME;
 use hickory_proto::rr::{Name, RData, Record, RecordType};
-use tidegate::mode::demo::lab::{Lab, Site, client_address, client_network, gateway_address};
+use tidegate::mode::demo::lab::{Lab, Site, client_address, gateway_address};
 use tidegate::mode::demo::tap::{Kind, Tap};
 use tidegate::sys::rtnl::Family;
 
-use crate::gateway::{DEADLINE, Gateway, at};
+use crate::gateway::{DEADLINE, Gateway, at, is_from, protected};
 use crate::inside::in_lab;
 use resolver::*;
 
 /// `blocked.example` and all below it are blocked, `allowed.example` is allowed.
 pub(crate) fn configuration(drop: &str, dns: &str) -> String {
-    let protected = |family| {
-        let network = client_network(family);
-        format!("{{ ip = \"{}\", maskbits = {} }}", network.network(), network.prefix_len())
-    };
     format!(
         r#"
 name = "edge-1"
@@ -401,7 +397,7 @@ fn where_any_resolver_may_be_asked_one_whose_address_is_on_a_block_list_is_asked
             let stub = stub(lab, 0, at);
             stub.send(&question("a.example.", RecordType::A)).unwrap();
             let source = stub.local_addr().unwrap();
-            let record = gateway.enforcer.record(|record| crate::gateway::is_from(record, source), DEADLINE).unwrap();
+            let record = gateway.enforcer.record(|record| is_from(record, source), DEADLINE).unwrap();
             let said = ["verdict", "reason", "list"].map(|field| record[field].as_str().unwrap());
             assert_eq!(said, ["block", "BLOCK_LIST", "blocked-names"], "{record:#}");
             assert_eq!(resolver.asked(), []);

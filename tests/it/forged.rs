@@ -9,12 +9,12 @@ use std::net::{IpAddr, Ipv6Addr, SocketAddr, SocketAddrV6, UdpSocket};
 use hickory_proto::rr::RecordType;
 use ipnet::IpNet;
 use socket2::{Domain, Protocol, Socket, Type};
-use tidegate::mode::demo::lab::{Lab, Site, client_address, client_network, gateway_address};
+use tidegate::mode::demo::lab::{Lab, Site, client_address, gateway_address};
 use tidegate::mode::demo::tap::Tap;
 use tidegate::sys::rtnl::{Family, Rtnl};
 
 use crate::dns::resolver::{Resolver, answered, bind, question};
-use crate::gateway::{DEADLINE, Gateway, at, is_from};
+use crate::gateway::{DEADLINE, Gateway, at, is_from, protected};
 use crate::inside::in_lab;
 
 /// Of the client's network, and of nobody until somebody takes it.
@@ -23,10 +23,7 @@ const ACCOMPLICE: u8 = 120;
 /// Judged outbound alone, as most are.
 fn configuration(more: &str) -> String {
     let prefixes = Family::BOTH.map(|family| format!("\"{}\"", Site::B.prefix(family))).join(", ");
-    let ips = Family::BOTH.map(|family| {
-        let network = client_network(family);
-        format!("{{ ip = \"{}\", maskbits = {} }}", network.network(), network.prefix_len())
-    });
+    let ips = Family::BOTH.map(protected);
     format!(
         r#"
 name = "edge-1"

@@ -1,6 +1,6 @@
 //! A tidegate in the lab's gateway, with what tests ask of it.
 
-use std::io::Write;
+use std::io::{Read, Write};
 use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream};
 use std::path::PathBuf;
 use std::process::Command;
@@ -58,7 +58,8 @@ outbound = {{ policy = "out", drop = "{drop}" }}
     )
 }
 
-fn protected(family: Family) -> String {
+/// The client's network, as an element of `ips`.
+pub(crate) fn protected(family: Family) -> String {
     let network = client_network(family);
     format!("{{ ip = \"{}\", maskbits = {} }}", network.network(), network.prefix_len())
 }
@@ -192,6 +193,15 @@ pub(crate) fn listen(lab: &Lab, port: u16) -> Receiver<(TcpStream, SocketAddr)> 
         }
     });
     receive
+}
+
+/// An inspected flow to port 8080 that lives, and both its ends.
+pub(crate) fn live(lab: &Lab, accepted: &Receiver<(TcpStream, SocketAddr)>, family: Family) -> (TcpStream, TcpStream) {
+    let mut client = connect(lab, at(Site::A, family, 1, 8080));
+    client.write_all(get("allowed.example").as_bytes()).unwrap();
+    let (mut server, _) = accepted.recv_timeout(DEADLINE).unwrap();
+    server.read_exact(&mut vec![0; get("allowed.example").len()]).unwrap();
+    (client, server)
 }
 
 pub(crate) fn family_of(address: IpAddr) -> Family {

@@ -13,7 +13,7 @@ use tidegate::mode::demo::lab::{Lab, Site, client_address, server_address};
 use tidegate::sys::channel::Channel;
 use tidegate::sys::rtnl::Family;
 
-use crate::gateway::{DEADLINE, Gateway, at, configuration, connect, get, is_from, listen, request, servers};
+use crate::gateway::{DEADLINE, Gateway, at, configuration, connect, is_from, listen, live, request, servers};
 use crate::inside::in_lab;
 use crate::recheck::flight;
 
@@ -174,19 +174,6 @@ pub(crate) fn resolver(lab: &Lab, family: Family) -> UdpSocket {
         }
     });
     socket
-}
-
-/// An inspected flow that lives, and both its ends.
-fn live(
-    lab: &Lab,
-    accepted: &std::sync::mpsc::Receiver<(TcpStream, SocketAddr)>,
-    family: Family,
-) -> (TcpStream, TcpStream) {
-    let mut client = connect(lab, at(Site::A, family, 1, 8080));
-    client.write_all(get("allowed.example").as_bytes()).unwrap();
-    let (mut server, _) = accepted.recv_timeout(DEADLINE).unwrap();
-    server.read_exact(&mut vec![0; get("allowed.example").len()]).unwrap();
-    (client, server)
 }
 
 fn exchange(client: &mut TcpStream, server: &mut TcpStream) {

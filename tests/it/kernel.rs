@@ -12,22 +12,19 @@ use serde_json::Value;
 use tidegate::firewall::{
     Capture, Chain, Connection, Expression, Hook, Listener, MARK, RULE_PRIORITY, Rule, Ruleset, TABLE,
 };
-use tidegate::mode::demo::lab::{Site, client_address, client_network};
+use tidegate::mode::demo::lab::{Site, client_address};
 use tidegate::mode::demo::tap::{Kind, Tap};
 use tidegate::sys::capture;
 use tidegate::sys::nft::NftSocket;
 use tidegate::sys::rtnl::{self, Family, Rtnl};
 
-use crate::gateway::{DEADLINE, Gateway, at, get, is_from, listen};
+use crate::gateway::{DEADLINE, Gateway, at, get, is_from, listen, protected};
 use crate::inside::in_lab;
 
 /// No inspection. Outbound: site B is blocked by a list. Inbound: site A is allowed by a list, all else blocked.
 fn both_directions(mode: &str, drop: &str) -> String {
     let prefixes = |site: Site| Family::BOTH.map(|family| format!("\"{}\"", site.prefix(family))).join(", ");
-    let ips = Family::BOTH.map(|family| {
-        let network = client_network(family);
-        format!("{{ ip = \"{}\", maskbits = {} }}", network.network(), network.prefix_len())
-    });
+    let ips = Family::BOTH.map(protected);
     format!(
         r#"
 name = "edge-1"

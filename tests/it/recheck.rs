@@ -8,20 +8,17 @@ use std::io::{ErrorKind, Read, Write};
 use std::net::{SocketAddr, TcpStream, UdpSocket};
 use std::sync::mpsc::Receiver;
 
-use tidegate::mode::demo::lab::{Lab, Site, client_address, client_network};
+use tidegate::mode::demo::lab::{Lab, Site, client_address};
 use tidegate::mode::demo::tap::Tap;
 use tidegate::sys::rtnl::Family;
 use tidegate::sys::udp::Outbox;
 
-use crate::gateway::{DEADLINE, Gateway, at, connect, get, listen};
+use crate::gateway::{DEADLINE, Gateway, at, connect, get, listen, protected};
 use crate::inside::in_lab;
 
 /// Nothing is blocked, but for what is in `blocked`; names are read on port 80 and of QUIC.
 fn configuration(drop: &str, blocked: &str) -> String {
-    let ips = Family::BOTH.map(|family| {
-        let network = client_network(family);
-        format!("{{ ip = \"{}\", maskbits = {} }}", network.network(), network.prefix_len())
-    });
+    let ips = Family::BOTH.map(protected);
     format!(
         r#"
 name = "edge-1"

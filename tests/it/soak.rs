@@ -16,7 +16,7 @@ use tidegate::mode::demo::lab::{Lab, Site, client_address};
 use tidegate::mode::demo::tap::Tap;
 use tidegate::sys::rtnl::Family;
 
-use crate::gateway::{DEADLINE, Gateway, at, configuration, connect, get, listen, request, servers};
+use crate::gateway::{DEADLINE, Gateway, at, configuration, get, listen, live, request, servers};
 use crate::hand_over::{question, resolver, sink, take_over};
 use crate::inside::in_lab;
 use crate::recheck::flight_of;
@@ -44,7 +44,7 @@ fn nothing_is_lost_leaks_or_grows() {
                     scope.spawn(move || in_client(lab, || datagrams(lab, family, over, counts))),
                 ]
             });
-            let mut live = Family::BOTH.map(|family| long_flow(lab, &accepted, family));
+            let mut flows = Family::BOTH.map(|family| live(lab, &accepted, family));
             let (mut olds, mut lives, mut reloads): (Vec<Gateway>, Vec<Life>, usize) = Default::default();
             let (began, mut handed) = (Instant::now(), Instant::now());
             while began.elapsed() < length && !hammers.iter().flatten().any(|hammer| hammer.is_finished()) {
@@ -52,15 +52,15 @@ fn nothing_is_lost_leaks_or_grows() {
                 reloads += 1;
                 serving.rewrite(&texts[reloads % 2]);
                 serving.reload();
-                live.iter_mut().for_each(|(client, server)| exchange(client, server));
+                flows.iter_mut().for_each(|(client, server)| exchange(client, server));
                 if handed.elapsed() >= between {
                     lives.push(Life::of(&serving));
                     let next = take_over(lab, &texts[0]);
                     olds.push(std::mem::replace(&mut serving, next));
                     handed = Instant::now();
                     // Those of before live on in the old one, and end only now; others begin.
-                    live.iter_mut().for_each(|(client, server)| exchange(client, server));
-                    live = Family::BOTH.map(|family| long_flow(lab, &accepted, family));
+                    flows.iter_mut().for_each(|(client, server)| exchange(client, server));
+                    flows = Family::BOTH.map(|family| live(lab, &accepted, family));
                     println!("{:>5} s  {}  {:?}", began.elapsed().as_secs(), counts.told(), lives.last().unwrap());
                 }
             }
@@ -69,7 +69,7 @@ fn nothing_is_lost_leaks_or_grows() {
             for to in forbidden() {
                 assert_eq!(tap.count(lab, to).unwrap(), 0, "{to}");
             }
-            drop(live);
+            drop(flows);
             for old in olds {
                 let ended = old.enforcer.message(|line| line.contains("ended:"), DEADLINE);
                 assert!(ended.is_some(), "an old one lives on: {:#?}", old.enforcer.messages());
@@ -217,18 +217,6 @@ fn datagrams(lab: &Lab, family: Family, over: &AtomicBool, counts: &Counts) {
 /// Others have the processor too.
 fn rest() {
     std::thread::sleep(Duration::from_millis(setting("TIDEGATE_SOAK_REST", 20)));
-}
-
-fn long_flow(
-    lab: &Lab,
-    accepted: &std::sync::mpsc::Receiver<(TcpStream, SocketAddr)>,
-    family: Family,
-) -> (TcpStream, TcpStream) {
-    let mut client = connect(lab, at(Site::A, family, 1, 8080));
-    client.write_all(get("allowed.example").as_bytes()).unwrap();
-    let (mut server, _) = accepted.recv_timeout(DEADLINE).unwrap();
-    server.read_exact(&mut vec![0; get("allowed.example").len()]).unwrap();
-    (client, server)
 }
 
 fn exchange(client: &mut TcpStream, server: &mut TcpStream) {
