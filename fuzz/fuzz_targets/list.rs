@@ -20,7 +20,7 @@ impl Read for Slow<'_> {
     }
 }
 
-/// The first octet says how the others are read.
+// The first octet says how the others are read.
 fuzz_target!(|bytes: &[u8]| {
     let Some((how, text)) = bytes.split_first() else { return };
     let format = Format::ALL.into_iter().nth(usize::from(how >> 1));

@@ -209,16 +209,16 @@ impl TcpPeek {
         let Began::Tls(records) = &mut self.began else { return self.step(held) };
         let followed = records.follow(held);
         let is_odd = held.get(1).is_some_and(|major| *major != TLS_MAJOR);
-        if !may_be_tls(held) || is_odd && (followed.is_err() || !may_be_hello(records)) {
+        // Known before anything that follows the length: else what comes at once would be told apart from what comes slowly.
+        let is_too_long = records.length().is_some_and(|length| length > self.limits.held);
+        if !may_be_tls(held) || is_odd && (followed.is_err() && !is_too_long || !may_be_hello(records)) {
             self.began = Began::Other;
             return Step::Found(Discovery::no_name(None));
         }
         match followed {
+            _ if is_too_long => Step::Found(Discovery::unreadable(Via::Tls, Unreadable::TooLong)),
             Err(what) => unreadable(Via::Tls, what.into()),
             Ok(Followed::ApplicationData) => unreadable(Via::Tls, FIRST_RECORD.into()),
-            Ok(_) if records.length().is_some_and(|length| length > self.limits.held) => {
-                Step::Found(Discovery::unreadable(Via::Tls, Unreadable::TooLong))
-            }
             Ok(Followed::Needs(_)) if is_odd || held.len() < 2 => Step::NeedMore { at_least: held.len() + 1 },
             Ok(Followed::Needs(at_least)) => Step::NeedMore { at_least },
             Ok(Followed::Message) => {
@@ -427,6 +427,12 @@ mod tests {
         let mut bytes = records(&hello(b"a.example"), 1000);
         bytes[6] = 1;
         assert_eq!(seen(&bytes), "unreadable");
+        // Whatever follows, and whatever the version of its records, as nobody would have waited for it.
+        for major in [3, 5] {
+            let too_long = [22, major, 1, 0, 4, 1, 2, 0, 0];
+            let and_more = [&too_long[..], &[255, 3, 1, 0, 1, 0]].concat();
+            assert_eq!((seen(&too_long), seen(&and_more)), ("unreadable".into(), "unreadable".into()), "{major}");
+        }
     }
 
     proptest! {
@@ -448,6 +454,24 @@ mod tests {
             let (parts, _) = seen_in_steps(&bytes, [cut, bytes.len()].into_iter());
             // What is settled before all has come is settled for the whole.
             prop_assert_eq!(parts, whole);
+        }
+
+        #[test]
+        fn a_damaged_hello_is_told_alike_whole_and_octet_by_octet(
+            size in 1usize..60,
+            damage in proptest::collection::vec((prop_oneof![0usize..10, 0usize..300], any::<u8>()), 1..5),
+        ) {
+            let mut bytes = records(&hello(b"a.example"), size);
+            for (at, octet) in damage {
+                let at = at % bytes.len();
+                bytes[at] = octet;
+            }
+            let mut peek = TcpPeek::new(Limits::default());
+            let found_slowly = (1..=bytes.len()).find_map(|end| match peek.look(&bytes[..end], false) {
+                Step::Found(discovery) => Some(discovery),
+                Step::NeedMore { .. } => None,
+            });
+            prop_assert_eq!(found_slowly, found(&bytes));
         }
 
         #[test]

@@ -56,8 +56,7 @@ pub fn judge_again(network: &Network, direction: Direction, facts: &Facts<'_>) -
     verdict
 }
 
-/// The verdict on a flow that its Network blocks for its port, whatever its name: DNS to a resolver that is not authorized
-/// (SPEC D1, D5), and UDP on TLS ports where QUIC is blocked.
+/// The verdict on a flow that its Network blocks for its port, whatever its name: see [`refused_service`].
 pub fn refuse_service(
     network: &Network,
     direction: Direction,
@@ -65,18 +64,27 @@ pub fn refuse_service(
     port: Option<u16>,
     facts: &Facts<'_>,
 ) -> Option<Verdict> {
-    let (rule, port) = (network.rule(direction)?, port?);
-    let is_quic =
-        || transport == Some(Transport::Udp) && network.inspection.as_ref().is_some_and(|i| i.blocks_udp(port));
-    let reason = if direction == Direction::Outbound && network.dns.refuses(facts.remote, port) {
-        Reason::Resolver
-    } else if is_quic() {
-        Reason::Quic
-    } else {
-        return None;
-    };
-    let ip = rule.policy.judge_ip(facts.remote, facts.now);
+    let reason = refused_service(network, direction, transport, port, facts.remote)?;
+    let ip = network.rule(direction)?.policy.judge_ip(facts.remote, facts.now);
     Some(Verdict { pass: false, reason, list: None, ..by_ip(ip) })
+}
+
+/// Why a Network blocks a flow for its port, if it does: DNS to a resolver that is not authorized (SPEC D1, D5), or UDP on
+/// TLS ports where QUIC is blocked.
+pub fn refused_service(
+    network: &Network,
+    direction: Direction,
+    transport: Option<Transport>,
+    port: Option<u16>,
+    remote: IpAddr,
+) -> Option<Reason> {
+    let (_, port) = (network.rule(direction)?, port?);
+    let blocks_udp = || network.inspection.as_ref().is_some_and(|inspection| inspection.blocks_udp(port));
+    if direction == Direction::Outbound && network.dns.refuses(remote, port) {
+        Some(Reason::Resolver)
+    } else {
+        (transport == Some(Transport::Udp) && blocks_udp()).then_some(Reason::Quic)
+    }
 }
 
 /// The verdict of a name that DNS gave for an address, on outbound flows that show none themselves (SPEC V12).

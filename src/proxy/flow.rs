@@ -9,7 +9,7 @@ use super::live::Live;
 use crate::name::DomainName;
 use crate::peek::{Discovery, Outcome, Unreadable, Via};
 use crate::policy::bindings::Bindings;
-use crate::policy::judge::{Binding, Facts, alerts, judge, judge_again, refuse_service};
+use crate::policy::judge::{Binding, Facts, alerts, judge, judge_again, refuse_service, refused_service};
 use crate::policy::network::{Bind, Inspection, Mode, Network};
 use crate::policy::snapshot::Snapshot;
 use crate::policy::{ClientAddr, Direction, DomainVerdict, DropAction, IpVerdict, OrigDst, Reason, Transport, Verdict};
@@ -107,9 +107,10 @@ impl Flow {
 
     /// Whether a Network ends the flow whatever its name: then nobody looks for it.
     pub fn is_refused(&self) -> bool {
-        let nothing =
-            |by| Facts { remote: self.remote(by), discovery: None, binding: Binding::Unknown, now: SystemTime::now() };
-        self.judges().any(|by| self.refusal(by, &nothing(by)).is_some_and(|verdict| by.ending(&verdict).is_some()))
+        let (transport, port) = (Some(self.transport), Some(self.orig_dst.port()));
+        let refuses =
+            |by: &Judge| refused_service(&by.network, by.direction, transport, port, self.remote(by)).is_some();
+        self.judges().any(|by| by.network.mode != Mode::Monitor && refuses(by))
     }
 
     /// The verdict of every Network in turn, recorded, up to the first that ends the flow.

@@ -12,7 +12,7 @@ use std::time::{Instant, SystemTime};
 
 use crate::firewall::{TCP, UDP};
 use crate::policy::bindings::Bindings;
-use crate::policy::judge::{Binding, Facts, judge_bound, refuse_service};
+use crate::policy::judge::{judge_bound, refused_service};
 use crate::policy::network::{Mode, Network};
 use crate::policy::snapshot::Snapshot;
 use crate::policy::{Direction, DropAction, IpVerdict, Transport};
@@ -58,9 +58,8 @@ impl<'a> Judges<'a> {
 
     fn blocks(&self, network: &Network, flow: &Headers, direction: Direction) -> bool {
         let remote = remote_of(flow, direction);
-        let facts = Facts { remote, discovery: None, binding: Binding::Unknown, now: self.now };
         let port = flow.ports.map(|ports| ports.1);
-        if refuse_service(network, direction, transport_of(flow), port, &facts).is_some() {
+        if refused_service(network, direction, transport_of(flow), port, remote).is_some() {
             return true;
         }
         let uses_names = network.inspection.as_ref().is_some_and(|inspection| inspection.use_bindings);
