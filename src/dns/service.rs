@@ -188,19 +188,31 @@ impl Service {
             return;
         }
         let client = exchange.client.ip();
-        let mut displaced = Vec::new();
         for (address, ttl) in &findings.addresses {
             let ttl = Duration::from_secs(u64::from(*ttl).min(LONGEST_BINDING));
-            displaced.extend(self.bindings.bind(client, *address, &findings.names, ttl, now));
+            self.bindings.bind(client, *address, &findings.names, ttl, now);
         }
+        let pairs: Vec<_> = findings.addresses.iter().map(|(address, _)| (client, *address)).collect();
+        self.tell_kernel(&pairs, now);
+    }
+
+    /// Counts the pairs of client and address that made room for others, and has the kernel forget them.
+    pub fn forget_displaced(&self, now: Instant) {
+        let displaced = self.bindings.take_displaced();
+        if displaced.count > 0 {
+            self.telemetry.add(|c| &c.bindings_displaced, displaced.count);
+            displaced.pairs.chunks(AT_ONCE).for_each(|pairs| self.tell_kernel(pairs, now));
+        }
+    }
+
+    /// Tells the kernel what is known now of these pairs of client and address.
+    fn tell_kernel(&self, pairs: &[(IpAddr, IpAddr)], now: Instant) {
         let Some(kernel) = &self.kernel else { return };
-        let bound = findings.addresses.iter().filter_map(|(address, _)| {
-            let (name, lasts) = self.bindings.bound(client, *address, now)?;
-            Some(Told { client, remote: *address, name: Some(name), lasts })
+        let told = pairs.iter().map(|(client, remote)| {
+            let (name, lasts) = self.bindings.bound(*client, *remote, now).unzip();
+            Told { client: *client, remote: *remote, name, lasts: lasts.unwrap_or_default() }
         });
-        let forgotten =
-            displaced.into_iter().map(|(client, remote)| Told { client, remote, name: None, lasts: Duration::ZERO });
-        let told: Vec<_> = bound.chain(forgotten).collect();
+        let told: Vec<_> = told.collect();
         if tell(&mut kernel.borrow_mut(), &self.snapshot.load(), &told).is_err() {
             self.telemetry.add(|c| &c.names_untold, told.len() as u64);
         }
@@ -254,6 +266,8 @@ pub fn is_answer_to(query: &Query<'_>, id: u16, answer: &[u8]) -> bool {
         && answer.get(HEADER..query.question.end()).is_some_and(|own| own == query.question.octets)
 }
 
+/// Pairs that the kernel is told to forget in one transaction.
+const AT_ONCE: usize = 1024;
 /// Addresses in a record.
 const RECORDED: usize = 16;
 /// A TTL beyond a week is no promise that anybody keeps. Seconds.

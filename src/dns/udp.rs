@@ -317,7 +317,8 @@ impl Desk {
 
     /// Asks again where an attempt had no answer, and gives up where patience has ended.
     fn look_at_the_clock(&mut self, epoll: &Epoll, now: Moment) {
-        self.count_losses();
+        self.count_unsent();
+        self.service.forget_displaced(now.at);
         let settings = self.service.settings.clone();
         while let Some(token) = self.in_flight.due(now.at) {
             let Some(pending) = self.in_flight.get(token) else { continue };
@@ -336,15 +337,10 @@ impl Desk {
         }
     }
 
-    fn count_losses(&mut self) {
+    fn count_unsent(&mut self) {
         let unsent = std::mem::take(&mut self.outbox.dropped);
-        let displaced = self.service.bindings.take_displaced();
-        let telemetry = &self.service.telemetry;
         if unsent > 0 {
-            telemetry.add(|c| &c.dns_unsent, unsent);
-        }
-        if displaced > 0 {
-            telemetry.add(|c| &c.bindings_displaced, displaced);
+            self.service.telemetry.add(|c| &c.dns_unsent, unsent);
         }
     }
 

@@ -7,7 +7,6 @@ use std::collections::hash_map::Entry;
 use std::collections::{HashMap, VecDeque};
 use std::hash::{BuildHasher, RandomState};
 use std::net::{IpAddr, Ipv4Addr};
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, MutexGuard};
 use std::time::{Duration, Instant};
 
@@ -38,7 +37,16 @@ pub struct Bindings {
     settings: Settings,
     hasher: RandomState,
     shards: Vec<Mutex<Shard>>,
-    displaced: AtomicU64,
+    displaced: Mutex<Displaced>,
+}
+
+/// Pairs of client and address that had to make room for others.
+#[derive(Debug, Default)]
+pub struct Displaced {
+    /// The oldest of them, up to 65,536: whoever holds a verdict for one shall forget it.
+    pub pairs: Vec<(IpAddr, IpAddr)>,
+    /// How many there were in all.
+    pub count: u64,
 }
 
 #[derive(Debug, Default)]
@@ -69,27 +77,18 @@ impl Default for Bindings {
 impl Bindings {
     pub fn new(settings: Settings) -> Self {
         let shards = (0..SHARDS).map(|_| Mutex::default()).collect();
-        Self { settings, hasher: RandomState::new(), shards, displaced: AtomicU64::new(0) }
+        Self { settings, hasher: RandomState::new(), shards, displaced: Mutex::default() }
     }
 
     /// DNS told `client` that `remote` is the address of `names`: the name that was asked first, then those that it
-    /// led to. Returns the pairs of client and address that had to make room.
-    pub fn bind(
-        &self,
-        client: IpAddr,
-        remote: IpAddr,
-        names: &[DomainName],
-        ttl: Duration,
-        now: Instant,
-    ) -> Vec<(IpAddr, IpAddr)> {
-        let mut displaced = Vec::new();
+    /// led to.
+    pub fn bind(&self, client: IpAddr, remote: IpAddr, names: &[DomainName], ttl: Duration, now: Instant) {
         let pair = self.pair(client, remote);
         let mut shard = self.shard(&pair);
         shard.sweep(now);
         if !shard.pairs.contains_key(&pair) {
             while shard.pairs.len() >= (self.settings.pairs / SHARDS).max(1) {
-                displaced.extend(shard.displace().map(|pair| (pair.client, pair.remote)));
-                self.displaced.fetch_add(1, Ordering::Relaxed);
+                lock(&self.displaced).add(shard.displace());
             }
             shard.order.push_back(pair);
         }
@@ -102,7 +101,6 @@ impl Bindings {
         }
         let beyond = bound.len().saturating_sub(self.settings.names.max(1));
         bound.drain(..beyond);
-        displaced
     }
 
     /// Whether DNS gave `client` this address for this name. Never [`Binding::Unknown`].
@@ -142,9 +140,9 @@ impl Bindings {
         self.len() == 0
     }
 
-    /// Pairs that had to make room for others since this was asked last.
-    pub fn take_displaced(&self) -> u64 {
-        self.displaced.swap(0, Ordering::Relaxed)
+    /// What had to make room for others since this was asked last.
+    pub fn take_displaced(&self) -> Displaced {
+        std::mem::take(&mut *lock(&self.displaced))
     }
 
     fn find<T>(&self, client: IpAddr, remote: IpAddr, look: impl FnOnce(&[Bound]) -> T) -> Option<T> {
@@ -161,6 +159,15 @@ impl Bindings {
         let place = self.hasher.hash_one(pair) as usize % SHARDS;
         // There are always SHARDS of them.
         lock(self.shards.get(place).unwrap_or(&self.shards[0]))
+    }
+}
+
+impl Displaced {
+    fn add(&mut self, pair: Option<Pair>) {
+        self.count += 1;
+        if self.pairs.len() < LISTED {
+            self.pairs.extend(pair.map(|pair| (pair.client, pair.remote)));
+        }
     }
 }
 
@@ -200,8 +207,8 @@ fn renew(bound: &mut Vec<Bound>, name: &DomainName, ends: Instant) {
     bound.push(Bound { name: name.clone(), ends });
 }
 
-fn lock(shard: &Mutex<Shard>) -> MutexGuard<'_, Shard> {
-    match shard.lock() {
+fn lock<T>(shared: &Mutex<T>) -> MutexGuard<'_, T> {
+    match shared.lock() {
         Ok(guard) => guard,
         Err(poisoned) => poisoned.into_inner(),
     }
@@ -210,6 +217,8 @@ fn lock(shard: &Mutex<Shard>) -> MutexGuard<'_, Shard> {
 const SHARDS: usize = 16;
 /// Pairs looked at with each new binding: more than one, so that ended ones go faster than new ones come.
 const SWEEP: usize = 2;
+/// Displaced pairs that are listed until somebody asks.
+const LISTED: usize = 65_536;
 
 #[cfg(test)]
 mod tests {
@@ -302,7 +311,12 @@ mod tests {
             bindings.bind(ip("10.0.0.1"), IpAddr::from(n.to_be_bytes()), &[name("a.example")], secs(60), now);
         }
         assert!(bindings.len() <= 160, "{}", bindings.len());
-        assert!(bindings.take_displaced() >= 10_000 - 160);
+        let displaced = bindings.take_displaced();
+        assert!(displaced.count >= 10_000 - 160);
+        assert_eq!(displaced.pairs.len() as u64, displaced.count);
+        for (client, remote) in displaced.pairs {
+            assert_eq!(bindings.name_for(client, remote, now), None);
+        }
         let newest = IpAddr::from(9_999u32.to_be_bytes());
         assert_eq!(bindings.state(ip("10.0.0.1"), newest, &name("a.example"), now), Binding::Match);
     }
@@ -317,7 +331,7 @@ mod tests {
             bindings.bind(ip("10.0.0.1"), IpAddr::from(n.to_be_bytes()), &[name("a.example")], secs(60), now + secs(2));
         }
         assert!(bindings.len() < 2_200, "{}", bindings.len());
-        assert_eq!(bindings.take_displaced(), 0);
+        assert_eq!(bindings.take_displaced().count, 0);
     }
 
     #[test]

@@ -1,11 +1,12 @@
 //! A tidegate in the lab's gateway, with what tests ask of it.
 
+use std::fmt::Debug;
 use std::io::{Read, Write};
 use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream};
 use std::path::PathBuf;
 use std::process::Command;
 use std::sync::mpsc::{self, Receiver};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use rustix::process::{Signal, kill_process};
 use serde_json::Value;
@@ -228,4 +229,17 @@ pub(crate) fn reset(stream: TcpStream) {
 /// Sends and ignores the failures of a connection that the other end has ended.
 pub(crate) fn send_anyway(mut stream: &TcpStream, octets: &[u8]) {
     let _ = stream.write_all(octets);
+}
+
+/// Asks again and again, and fails if what is wanted never comes.
+pub(crate) fn until<T: Debug>(what: &str, mut ask: impl FnMut() -> T, is_so: impl Fn(&T) -> bool) {
+    let begun = Instant::now();
+    loop {
+        let now = ask();
+        if is_so(&now) {
+            return;
+        }
+        assert!(begun.elapsed() < DEADLINE, "in vain: {what}; at the last {now:?}");
+        std::thread::yield_now();
+    }
 }

@@ -4,11 +4,9 @@
 //! 30 clients with 2,000 connections -- gateway (tidegate run) -- server
 //! ```
 
-use std::fmt::Debug;
 use std::io::{ErrorKind, Read};
 use std::net::{IpAddr, SocketAddr, TcpStream};
 use std::path::PathBuf;
-use std::time::Instant;
 
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use tidegate::mode::demo::client::{self, Request, Saw, ask_http, ask_tls};
@@ -16,7 +14,7 @@ use tidegate::mode::demo::lab::{CLIENTS, Lab, Site, client_address};
 use tidegate::mode::demo::tap::Tap;
 use tidegate::sys::rtnl::Family;
 
-use crate::gateway::{DEADLINE, Gateway, at, configuration, hello, is_from, request, send_anyway, servers};
+use crate::gateway::{DEADLINE, Gateway, at, configuration, hello, is_from, request, send_anyway, servers, until};
 use crate::inside::in_lab;
 
 const SLOW: usize = 2000;
@@ -113,19 +111,6 @@ impl Process {
         let status = std::fs::read_to_string(self.0.join("status")).unwrap();
         let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).unwrap();
         line.trim().trim_end_matches(" kB").parse::<u64>().unwrap() << 10
-    }
-}
-
-/// Asks again and again, and fails if what is wanted never comes.
-fn until<T: Debug>(what: &str, mut ask: impl FnMut() -> T, is_so: impl Fn(&T) -> bool) {
-    let begun = Instant::now();
-    loop {
-        let now = ask();
-        if is_so(&now) {
-            return;
-        }
-        assert!(begun.elapsed() < DEADLINE, "in vain: {what}; at the last {now:?}");
-        std::thread::yield_now();
     }
 }
 

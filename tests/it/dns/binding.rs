@@ -14,7 +14,7 @@ use tidegate::sys::rtnl::Family;
 
 use super::each_family;
 use super::resolver::{Resolver, answered, ask, question};
-use crate::gateway::{Gateway, at, configuration, connect, get, listen};
+use crate::gateway::{Gateway, at, configuration, connect, get, listen, until};
 use crate::inside::in_lab;
 
 /// `allowed.example` and every other name stand at host 1 of site B.
@@ -200,6 +200,37 @@ fn the_kernel_judges_by_the_name_that_dns_gave_on_ports_that_nobody_inspects() {
             assert!(lab.client.run(|| try_to_connect(unnamed)).unwrap().is_err());
         });
     });
+}
+
+/// What makes room in the table of bindings, makes room in the kernel.
+#[test]
+fn the_kernel_forgets_a_name_that_had_to_make_room_for_others() {
+    in_lab(|lab| {
+        let resolver = Resolver::start(lab, at(Site::A, Family::V4, 53, 53), at_its_number);
+        let inspection = format!(
+            "type = \"explicit\"\nuse_bindings = true\n[network.dns]\nauthorized_resolvers = [\"{}\"]",
+            resolver.at.ip()
+        );
+        let one_of_each_shard = "[limits.dns]\nbindings = 16\n";
+        let _gateway = Gateway::start(lab, &(configuration("tcp-reset", &inspection) + one_of_each_shard));
+        let accepted = listen(lab, 9874);
+        let named = at(Site::B, Family::V4, 1, 9874);
+        ask(lab, resolver.at, &question("allowed.example.", RecordType::A));
+        connect(lab, named);
+        accepted.recv_timeout(crate::gateway::DEADLINE).unwrap();
+        for number in 2..200 {
+            ask(lab, resolver.at, &question(&format!("{number}.example."), RecordType::A));
+        }
+        let connected = || lab.client.run(|| try_to_connect(named)).unwrap();
+        until("a refusal, long before the record ends", connected, Result::is_err);
+    });
+}
+
+/// `NUMBER.example` stands at host NUMBER of site B, any other name at host 1.
+fn at_its_number(query: &[u8]) -> Vec<Vec<u8>> {
+    let label = query.get(13..).unwrap_or_default().iter().take_while(|octet| octet.is_ascii_digit());
+    let number = label.fold(0, |number, digit| number * 10 + u32::from(digit - b'0')).max(1);
+    vec![answered(query, 60, &format!("203.0.113.{number}"), &format!("2001:db8:b::{number}"))]
 }
 
 fn try_to_connect(destination: std::net::SocketAddr) -> std::io::Result<std::net::TcpStream> {
