@@ -35,6 +35,7 @@ fuzz_target!(|bytes: &[u8]| {
                     assert!(count > 0 && count <= held.len());
                     held.drain(..count);
                     sent += count;
+                    judged = 0;
                 }
                 Next::Judge(_) => {
                     judged += 1;
