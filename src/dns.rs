@@ -15,6 +15,7 @@ pub mod exchange;
 pub mod frames;
 pub mod in_flight;
 pub mod lookup;
+mod own;
 pub mod ports;
 pub mod record;
 pub mod review;

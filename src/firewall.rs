@@ -38,6 +38,7 @@ mod lists;
 mod names;
 mod ruleset;
 mod selection;
+mod service;
 mod sidecar;
 mod text;
 

@@ -10,6 +10,8 @@ pub mod tcp;
 pub mod udp;
 pub mod watch;
 
+use std::fmt;
+
 use crate::name::DomainName;
 pub use crate::wire::fingerprint::{Carrier, Fingerprint};
 use crate::wire::{Fault, Malformed};
@@ -55,6 +57,18 @@ pub enum Unreadable {
     TimedOut,
     /// The client closed in the midst of it.
     Ended,
+}
+
+impl fmt::Display for Unreadable {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Malformed(what) => write!(f, "malformed: {what}"),
+            Self::Contradiction(what) => write!(f, "contradictory: {what}"),
+            Self::TooLong => f.write_str("its beginning is longer than what is held"),
+            Self::TimedOut => f.write_str("its beginning did not end in time"),
+            Self::Ended => f.write_str("the client closed in the midst of its beginning"),
+        }
+    }
 }
 
 impl Discovery {

@@ -3,10 +3,9 @@
 //! No task for each question: what waits stands in a table of bounded size, and its time-outs in a queue. Fails closed:
 //! when a limit is reached, or no answer comes, the client is told SERVFAIL.
 
-use std::collections::HashMap;
 use std::future::poll_fn;
 use std::io;
-use std::net::{IpAddr, SocketAddr, UdpSocket};
+use std::net::{SocketAddr, UdpSocket};
 use std::rc::Rc;
 use std::sync::atomic::Ordering;
 use std::task::{Context, Poll};
@@ -18,12 +17,13 @@ use tokio::time::Interval;
 use super::cache::{Key, Turn};
 use super::exchange::{Decision, Exchange};
 use super::in_flight::{InFlight, Pending};
+use super::own::OwnAddresses;
 use super::ports::Ports;
 use super::service::{Service, Waiter, is_answer_to};
 use crate::policy::Transport;
 use crate::sys::epoll::Epoll;
 use crate::sys::readable::{Raw, readable};
-use crate::sys::udp::{self, Datagram, Inbox, MAX_BATCH, Outbox};
+use crate::sys::udp::{Datagram, Inbox, MAX_BATCH, Outbox};
 use crate::wire::dns::Message;
 use crate::wire::dns::query::{Query, Refused, without_options};
 
@@ -382,24 +382,6 @@ impl Desk {
     }
 }
 
-/// Which of the addresses that were asked are this host's own, as of a moment ago.
-#[derive(Default)]
-struct OwnAddresses {
-    known: HashMap<IpAddr, bool>,
-    since: Option<Instant>,
-}
-
-impl OwnAddresses {
-    fn contains(&mut self, address: IpAddr) -> bool {
-        let is_old = self.since.is_none_or(|since| since.elapsed() > MEMORY);
-        if is_old || self.known.len() >= KNOWN {
-            self.known.clear();
-            self.since = Some(Instant::now());
-        }
-        *self.known.entry(address).or_insert_with(|| udp::is_local(address))
-    }
-}
-
 /// One look at both clocks for a batch.
 #[derive(Clone, Copy)]
 struct Moment {
@@ -422,9 +404,6 @@ const ANSWERS: usize = 4;
 /// A longer query is no query that anybody sends over UDP. Octets.
 const LONGEST_QUERY: usize = 4096;
 const LONGEST_ANSWER: usize = 65_535;
-/// How long an address is believed to be this host's own, or not.
-const MEMORY: Duration = Duration::from_secs(5);
-const KNOWN: usize = 1024;
 const TICK: Duration = Duration::from_millis(50);
 /// The EDNS option COOKIE (RFC 7873).
 const COOKIE: u16 = 10;

@@ -1,7 +1,7 @@
 //! From a policy and our listeners to the rules that bring inspected flows to them.
 
 use std::collections::BTreeSet;
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::net::{Ipv4Addr, Ipv6Addr};
 
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 
@@ -18,12 +18,13 @@ use super::ruleset::{
 use super::selection::{
     PROTECTED, Stage, network_chain, port_sets, protected_chain, protected_sets, select, selection_chain,
 };
+use super::service::{Service, authorized, captured, dns, services};
 use super::{
-    Capture, ENDED_LABEL, ENDED_RESET_LABEL, ENDED_UNREACHABLE_LABEL, FORGED, JUDGED_LABEL, Listener, MARK, OnFailure,
-    TABLE, TCP, UDP,
+    Capture, ENDED_LABEL, ENDED_RESET_LABEL, ENDED_UNREACHABLE_LABEL, FORGED, JUDGED_LABEL, MARK, OnFailure, TABLE,
+    TCP, UDP,
 };
 use crate::policy::Direction;
-use crate::policy::network::{DNS_PORT, ENCRYPTED_DNS_PORT, Mode, Network, Quic};
+use crate::policy::network::{DNS_PORT, ENCRYPTED_DNS_PORT, Network};
 use crate::policy::snapshot::Snapshot;
 
 /// `priority raw`: behind the kernel's defragmentation, before connection tracking.
@@ -44,8 +45,6 @@ pub(super) const GUARDED: &str = "guarded";
 const GUARD: &str = "guard";
 const ENDED: &str = "ended";
 const UDP_CHAIN: &str = "udp";
-const TO_DNS_UDP: &str = "to_dns_udp";
-const TO_DNS_TCP: &str = "to_dns_tcp";
 pub(super) const LOOPBACK: &str = "loopback";
 /// The ports of our own listeners.
 pub(super) const LISTENERS: &str = "listeners";
@@ -264,106 +263,6 @@ pub(super) fn held_chain() -> Chain {
     Chain::new(HELD, rules)
 }
 
-/// A kind of traffic, and the listener that takes it.
-#[derive(Clone, Copy)]
-pub(super) struct Service {
-    /// Where it is captured.
-    pub(super) stage: Stage,
-    pub(super) chain: &'static str,
-    pub(super) protocol: u8,
-    listener: Option<Listener>,
-}
-
-impl Service {
-    pub(super) fn is_dns(self) -> bool {
-        matches!(self.chain, TO_DNS_UDP | TO_DNS_TCP)
-    }
-
-    /// Hands the packet over, or drops it where nobody takes it.
-    pub(super) fn chain(self, on_failure: OnFailure) -> Chain {
-        let mut rules = Vec::new();
-        for family in Family::BOTH {
-            if let Some(port) = self.listener.and_then(|listener| listener.port(family)) {
-                let mut rule = vec![Expression::Family(family), Expression::Protocol(self.protocol)];
-                if self.stage == Stage::CaptureUdp {
-                    rule.push(Expression::NoTrack);
-                }
-                let deliver = Expression::Tproxy { family, port };
-                rule.extend([deliver, Expression::SetMark(MARK), Expression::Counter, accept()]);
-                rules.push(Rule(rule));
-            }
-        }
-        if on_failure == OnFailure::Closed || self.listener.is_none() {
-            rules.push(Rule(vec![Expression::Counter, drop()]));
-        }
-        Chain::new(self.chain, rules)
-    }
-}
-
-fn tcp(capture: &Capture) -> Service {
-    Service { stage: Stage::Capture, chain: "to_tcp", protocol: TCP, listener: Some(capture.tcp) }
-}
-
-fn udp(capture: &Capture) -> Service {
-    Service { stage: Stage::CaptureUdp, chain: "to_udp", protocol: UDP, listener: capture.udp }
-}
-
-fn dns(capture: &Capture) -> impl Iterator<Item = Service> {
-    let over_udp = Service { stage: Stage::Capture, chain: TO_DNS_UDP, protocol: UDP, listener: capture.dns_udp };
-    let over_tcp = Service { stage: Stage::Capture, chain: TO_DNS_TCP, protocol: TCP, listener: capture.dns_tcp };
-    [over_udp, over_tcp].into_iter().filter(|service| service.listener.is_some())
-}
-
-pub(super) fn services(capture: &Capture) -> impl Iterator<Item = Service> {
-    [tcp(capture), udp(capture)].into_iter().chain(dns(capture))
-}
-
-/// What a Network's flows in one direction bring to us: by protocol and destination port, first match wins.
-pub(super) fn captured(direction: Direction, network: &Network, capture: &Capture) -> Vec<(Service, u16)> {
-    if network.rule(direction).is_none() {
-        return Vec::new();
-    }
-    let mut found: Vec<(Service, u16)> = Vec::new();
-    if direction == Direction::Outbound {
-        found.extend(dns(capture).map(|service| (service, DNS_PORT)));
-        if refuses_encrypted_dns(network) {
-            found.extend(dns(capture).map(|service| (service, ENCRYPTED_DNS_PORT)));
-        }
-    }
-    if let Some(inspection) = &network.inspection {
-        let tcp_ports: BTreeSet<u16> = inspection.tls_ports.iter().chain(&inspection.http_ports).copied().collect();
-        found.extend(tcp_ports.into_iter().map(|port| (tcp(capture), port)));
-        let udp_ports: BTreeSet<u16> = inspection.tls_ports.iter().copied().collect();
-        found.extend(
-            udp_ports.into_iter().filter(|_| inspection.quic != Quic::LeaveAlone).map(|port| (udp(capture), port)),
-        );
-    }
-    // Monitor blocks nothing: what nobody judges must pass.
-    found.retain(|(service, _)| service.listener.is_some() || network.mode != Mode::Monitor);
-    found
-}
-
-/// Whether DoT and DoQ are captured, but for those to authorized resolvers: to be refused, since nobody can read them
-/// (SPEC D5). Monitor refuses nothing.
-fn refuses_encrypted_dns(network: &Network) -> bool {
-    !network.dns.authorized_resolvers.is_empty() && network.mode != Mode::Monitor
-}
-
-/// Encrypted DNS that passes us by.
-pub(super) fn authorized(network: &Network, (service, port): (Service, u16)) -> Vec<Rule> {
-    let is_dns = service.is_dns() && port == ENCRYPTED_DNS_PORT;
-    let resolvers = network.dns.authorized_resolvers.iter().filter(|_| is_dns);
-    let pass = |resolver: &IpAddr| {
-        Rule(vec![
-            Expression::Protocol(service.protocol),
-            Expression::DestinationPort(port),
-            Expression::DestinationIn(IpNet::from(*resolver)),
-            Expression::Verdict(Verdict::Return),
-        ])
-    };
-    resolvers.map(pass).collect()
-}
-
 fn network_rules(stage: Stage, direction: Direction, network: &Network, capture: &Capture) -> Vec<Rule> {
     let rule = |(service, port): (Service, u16)| {
         let mut rule = vec![Expression::Protocol(service.protocol), Expression::DestinationPort(port)];
@@ -434,9 +333,10 @@ pub(super) fn drop() -> Expression {
 
 #[cfg(test)]
 mod tests {
+    use super::super::Listener;
     use super::*;
     use crate::firewall::fixture::{network, rules, text_of};
-    use crate::policy::network::Dns;
+    use crate::policy::network::{Dns, Mode};
 
     const PREFIX: &[(&str, Option<&std::sync::Arc<crate::policy::network::Port>>)] = &[("10.1.0.0/24", None)];
 

@@ -31,8 +31,8 @@
 //! process, and know of no other choice.
 
 use super::capture::{
-    FILTER, GUARDED, HELD, LISTENERS, LOOPBACK, MANGLE, QUESTIONS, RAW, Service, accept, authorized, captured, drop,
-    goto, held_chain, inspected_set, jump, listeners_set, loopback_chain, of_interest, questions_set, services,
+    FILTER, GUARDED, HELD, LISTENERS, LOOPBACK, MANGLE, QUESTIONS, RAW, accept, drop, goto, held_chain, inspected_set,
+    jump, listeners_set, loopback_chain, of_interest, questions_set,
 };
 use super::flows::{discarded_chain, flow_sets};
 use super::judge::{end_chains, network_chains};
@@ -40,6 +40,7 @@ use super::lists::list_sets;
 use super::names::name_sets;
 use super::ruleset::{Chain, Connection, Expression, Family, Hook, Rule, Ruleset};
 use super::selection::{Stage, network_chain, port_sets, protected_sets, select, selection_chain};
+use super::service::{Service, authorized, captured, services};
 use super::{Capture, DIVERTED_LABEL, JUDGED_LABEL, MARK, OWN_LABEL, OnFailure, TABLE, TCP};
 use crate::policy::Direction;
 use crate::policy::network::Network;
