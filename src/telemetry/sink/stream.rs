@@ -10,16 +10,18 @@ pub struct Stream<W> {
     to: W,
     /// Of a line that counts as written.
     rest: Vec<u8>,
+    /// Serves again and again.
+    text: Vec<u8>,
 }
 
 impl<W: Write> Stream<W> {
     pub fn new(to: W) -> Self {
-        Self { to, rest: Vec::new() }
+        Self { to, rest: Vec::new(), text: Vec::new() }
     }
 
     /// The same after something that was cut short by others.
     pub fn after_half_a_line(to: W) -> Self {
-        Self { to, rest: b"\n".to_vec() }
+        Self { rest: b"\n".to_vec(), ..Self::new(to) }
     }
 }
 
@@ -31,8 +33,9 @@ impl<W: Write> Sink for Stream<W> {
             self.rest = rest.get(taken..).unwrap_or_default().to_vec();
             return Err(error);
         }
-        let text: Vec<u8> = lines.iter().flat_map(|line| line.json).copied().collect();
-        let (taken, result) = write_some(&mut self.to, &text);
+        self.text.clear();
+        lines.iter().for_each(|line| self.text.extend_from_slice(line.json));
+        let (taken, result) = write_some(&mut self.to, &self.text);
         let mut end = 0;
         for line in lines {
             let start = end;
@@ -41,7 +44,7 @@ impl<W: Write> Sink for Stream<W> {
                 break;
             }
             progress.written += 1;
-            self.rest = text.get(taken..end).unwrap_or_default().to_vec();
+            self.rest = self.text.get(taken..end).unwrap_or_default().to_vec();
         }
         result.and_then(|()| self.to.flush())
     }
