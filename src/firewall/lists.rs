@@ -5,15 +5,15 @@
 //!
 //! Entries that end have sets of their own, since the kernel walks such sets from time to time.
 
-use std::collections::{BTreeSet, HashSet};
+use std::collections::HashSet;
 use std::fmt::{self, Display, Formatter};
-use std::sync::Arc;
+use std::sync::{Arc, LazyLock};
 use std::time::SystemTime;
 
 use ipnet::IpNet;
 
 use super::ruleset::{Datum, Family, Set, SetKind};
-use crate::list::List;
+use crate::list::{List, PrefixSet};
 use crate::policy::snapshot::Snapshot;
 
 /// The kernel sets of one list.
@@ -22,7 +22,6 @@ pub struct ListSets {
     /// What the names of its sets begin with.
     name: String,
     list: Arc<List>,
-    classes: BTreeSet<Class>,
 }
 
 /// What the entries of one kernel set have in common.
@@ -69,12 +68,15 @@ impl ListSets {
     }
 
     fn new(name: String, list: Arc<List>) -> Self {
-        let classes = entries(&list).map(|entry| entry.class()).collect();
-        Self { name, list, classes }
+        Self { name, list }
     }
 
     pub fn classes(&self) -> impl Iterator<Item = Class> {
-        self.classes.iter().copied()
+        self.list.prefixes.lengths().iter().map(|length| Class {
+            family: if length.is_ipv6 { Family::V6 } else { Family::V4 },
+            length: length.bits,
+            ending: length.ending,
+        })
     }
 
     pub fn set_name(&self, class: Class) -> String {
@@ -108,10 +110,10 @@ impl ListSets {
     /// What turns the standing sets, if there are any, into these. Ordered by address; of one prefix, what goes comes
     /// before what comes.
     pub fn changes_from<'a>(&'a self, standing: Option<&'a Self>) -> impl Iterator<Item = Change> + 'a {
-        let same = standing.is_some_and(|standing| Arc::ptr_eq(&standing.list, &self.list));
-        let old = standing.filter(|_| !same).into_iter().flat_map(|standing| entries(&standing.list));
-        let new = Some(self).filter(|_| !same).into_iter().flat_map(|own| entries(&own.list));
-        Changes { old: old.peekable(), new: new.peekable() }
+        let new = &self.list.prefixes;
+        let old = standing.map_or(&*NOTHING, |standing| &standing.list.prefixes);
+        let entry = |(prefix, expires)| Entry { prefix, expires };
+        Changes { old: old.unlike(new).map(entry).peekable(), new: new.unlike(old).map(entry).peekable() }
     }
 }
 
@@ -143,6 +145,8 @@ impl<A: Iterator<Item = Entry>, B: Iterator<Item = Entry>> Iterator for Changes<
         }
     }
 }
+
+static NOTHING: LazyLock<PrefixSet> = LazyLock::new(PrefixSet::default);
 
 /// The sets of every list that judges an address for some Network.
 pub(super) fn list_sets(snapshot: &Snapshot) -> Vec<ListSets> {

@@ -3,15 +3,19 @@
 //! Nested and doubled prefixes are flattened into ranges that do not overlap: 8 octets for a v4 range (16 where
 //! entries expire), 32 for a v6 one, and a look-up is one binary search.
 
+mod outline;
 mod ranges;
 
+use std::collections::BTreeSet;
 use std::io;
 use std::net::IpAddr;
+use std::sync::OnceLock;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use ipnet::{IpNet, Ipv4Subnets, Ipv6Subnets};
 
 use super::entry::{Sense, canonical};
+use outline::Outline;
 pub(super) use ranges::Shape;
 use ranges::{NEVER, Ranges, Span};
 
@@ -20,6 +24,18 @@ use ranges::{NEVER, Ranges, Span};
 pub struct PrefixSet {
     v4: Ranges<u32>,
     v6: Ranges<u128>,
+    /// Made when it is asked for: a set never changes.
+    outlines: OnceLock<(Outline, Outline)>,
+    lengths: OnceLock<BTreeSet<Length>>,
+}
+
+/// What some prefixes of a set have in common. IPv4 comes first.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Length {
+    pub is_ipv6: bool,
+    pub bits: u8,
+    /// Whether each ends at a time of its own.
+    pub ending: bool,
 }
 
 /// Which of an entry and an exception counts where both cover an address or a name.
@@ -41,6 +57,10 @@ pub struct PrefixBuilder {
 }
 
 impl PrefixSet {
+    fn of(v4: Ranges<u32>, v6: Ranges<u128>) -> Self {
+        Self { v4, v6, ..Self::default() }
+    }
+
     pub fn holds(&self, address: IpAddr, now: SystemTime) -> bool {
         let expires = match address.to_canonical() {
             IpAddr::V4(address) => self.v4.expiry_of(address.to_bits()),
@@ -51,13 +71,31 @@ impl PrefixSet {
 
     /// The fewest prefixes that cover the same addresses, with the time at which each ends: what a kernel set wants.
     pub fn iter(&self) -> impl Iterator<Item = (IpNet, Option<SystemTime>)> {
-        let v4 = self.v4.iter().flat_map(|(start, end, expires)| {
-            Ipv4Subnets::new(start.into(), end.into(), 0).map(move |prefix| (IpNet::V4(prefix), time(expires)))
-        });
-        let v6 = self.v6.iter().flat_map(|(start, end, expires)| {
-            Ipv6Subnets::new(start.into(), end.into(), 0).map(move |prefix| (IpNet::V6(prefix), time(expires)))
-        });
-        v4.chain(v6)
+        self.v4.iter().flat_map(v4_prefixes).chain(self.v6.iter().flat_map(v6_prefixes))
+    }
+
+    /// The same without long runs of prefixes that `other` has too.
+    pub fn unlike<'a>(&'a self, other: &'a Self) -> impl Iterator<Item = (IpNet, Option<SystemTime>)> + 'a {
+        let (own, others) = (self.outlines(), other.outlines());
+        let v4 = own.0.unlike(&others.0).flat_map(|(start, end)| self.v4.between(start, end));
+        let v6 = own.1.unlike(&others.1).flat_map(|(start, end)| self.v6.between(start, end));
+        v4.flat_map(v4_prefixes).chain(v6.flat_map(v6_prefixes))
+    }
+
+    fn outlines(&self) -> &(Outline, Outline) {
+        self.outlines.get_or_init(|| (Outline::of(&self.v4), Outline::of(&self.v6)))
+    }
+
+    /// Which lengths its prefixes have.
+    pub fn lengths(&self) -> &BTreeSet<Length> {
+        self.lengths.get_or_init(|| {
+            let length = |(prefix, expires): (IpNet, Option<SystemTime>)| Length {
+                is_ipv6: matches!(prefix, IpNet::V6(_)),
+                bits: prefix.prefix_len(),
+                ending: expires.is_some(),
+            };
+            self.iter().map(length).collect()
+        })
     }
 
     /// How many ranges it takes, at most the number of prefixes put in and exceptions.
@@ -92,7 +130,8 @@ impl PrefixSet {
     /// What [`Self::write`] wrote; `None` if the octets do not suffice.
     pub(super) fn read([v4, v6]: &[Shape; 2], octets: &[u8]) -> Option<Self> {
         let (first, rest) = octets.split_at_checked(v4.octets::<u32>()?)?;
-        Some(Self { v4: Ranges::read(*v4, first)?, v6: Ranges::read(*v6, rest.get(..v6.octets::<u128>()?)?)? })
+        let v4 = Ranges::read(*v4, first)?;
+        Some(Self::of(v4, Ranges::read(*v6, rest.get(..v6.octets::<u128>()?)?)?))
     }
 
     /// What either holds.
@@ -100,7 +139,7 @@ impl PrefixSet {
         match (self.is_empty(), other.is_empty()) {
             (true, _) => other,
             (_, true) => self,
-            _ => Self { v4: self.v4.union(&other.v4), v6: self.v6.union(&other.v6) },
+            _ => Self::of(self.v4.union(&other.v4), self.v6.union(&other.v6)),
         }
     }
 }
@@ -135,7 +174,7 @@ impl PrefixBuilder {
     pub fn finish(self) -> (PrefixSet, u64) {
         let (v4, doubled_v4) = Ranges::flatten(self.v4, self.exceptions);
         let (v6, doubled_v6) = Ranges::flatten(self.v6, self.exceptions);
-        (PrefixSet { v4, v6 }, doubled_v4 + doubled_v6)
+        (PrefixSet::of(v4, v6), doubled_v4 + doubled_v6)
     }
 }
 
@@ -152,6 +191,14 @@ pub(super) fn seconds(time: SystemTime) -> u64 {
     time.duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs())
 }
 
+fn v4_prefixes((start, end, expires): (u32, u32, u64)) -> impl Iterator<Item = (IpNet, Option<SystemTime>)> {
+    Ipv4Subnets::new(start.into(), end.into(), 0).map(move |prefix| (IpNet::V4(prefix), time(expires)))
+}
+
+fn v6_prefixes((start, end, expires): (u128, u128, u64)) -> impl Iterator<Item = (IpNet, Option<SystemTime>)> {
+    Ipv6Subnets::new(start.into(), end.into(), 0).map(move |prefix| (IpNet::V6(prefix), time(expires)))
+}
+
 fn time(expires: u64) -> Option<SystemTime> {
     if expires == NEVER { None } else { UNIX_EPOCH.checked_add(Duration::from_secs(expires)) }
 }
@@ -159,6 +206,8 @@ fn time(expires: u64) -> Option<SystemTime> {
 #[cfg(test)]
 mod tests {
     use proptest::prelude::*;
+
+    use std::net::{Ipv4Addr, Ipv6Addr};
 
     use super::*;
 
@@ -168,6 +217,43 @@ mod tests {
 
     fn set(entries: &[(&str, Option<u64>)]) -> PrefixSet {
         entries.iter().map(|(prefix, expires)| (prefix.parse().unwrap(), expires.map(at))).collect()
+    }
+
+    /// Enough for some pieces.
+    fn many(count: u32, but: &[u32]) -> PrefixSet {
+        let numbers = (0..count).filter(|number| !but.contains(number));
+        let prefixes = numbers.flat_map(|number| {
+            let (v4, v6) = (Ipv4Addr::from_bits(number * 3), Ipv6Addr::from_bits(u128::from(number) << 70));
+            [IpNet::from(IpAddr::from(v4)), IpNet::from(IpAddr::from(v6))]
+        });
+        prefixes.map(|prefix| (prefix, None)).collect()
+    }
+
+    proptest! {
+        #[test]
+        fn what_two_sets_do_not_share_is_told(
+            but in proptest::collection::vec(0u32..3000, 0..4),
+            and in proptest::collection::vec(0u32..3000, 0..4),
+        ) {
+            let (one, other) = (many(3000, &but), many(3000, &and));
+            let all = |set: &PrefixSet| set.iter().collect::<BTreeSet<_>>();
+            for (own, others) in [(&one, &other), (&other, &one)] {
+                let told: Vec<_> = own.unlike(others).collect();
+                prop_assert!(told.is_sorted());
+                let told: BTreeSet<_> = told.into_iter().collect();
+                prop_assert!(told.is_subset(&all(own)));
+                prop_assert!(all(own).difference(&all(others)).all(|entry| told.contains(entry)));
+            }
+            prop_assert_eq!(one.unlike(&many(3000, &but)).count(), 0);
+        }
+    }
+
+    #[test]
+    fn of_what_two_sets_share_little_is_told() {
+        let (one, other) = (many(20_000, &[]), many(20_000, &[7_000]));
+        // A piece may be many times as long as the mean, but this long once in the age of the universe.
+        assert!((2..20_000).contains(&one.unlike(&other).count()));
+        assert!(other.unlike(&one).count() < 20_000);
     }
 
     fn holds(set: &PrefixSet, address: &str, now: u64) -> bool {

@@ -159,7 +159,13 @@ impl<A: Address> Ranges<A> {
     }
 
     pub(super) fn iter(&self) -> impl Iterator<Item = (A, A, u64)> {
-        let ranges = self.starts.iter().zip(&self.ends).enumerate();
+        self.between(0, None)
+    }
+
+    /// Those from the one at `first` to the one before `end`, or to the last.
+    pub(super) fn between(&self, first: usize, end: Option<usize>) -> impl Iterator<Item = (A, A, u64)> {
+        let count = end.unwrap_or(self.len()).saturating_sub(first);
+        let ranges = self.starts.iter().zip(&self.ends).enumerate().skip(first).take(count);
         ranges.map(|(index, (start, end))| (*start, *end, self.expires.get(index).copied().unwrap_or(NEVER)))
     }
 
