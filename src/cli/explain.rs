@@ -8,7 +8,7 @@ use std::time::SystemTime;
 
 use clap::Args;
 
-use super::{ConfigArg, USAGE};
+use super::{ConfigArg, USAGE, say};
 use crate::name::DomainName;
 use crate::policy::protocol::number_of;
 use account::{Account, Flow};
@@ -65,16 +65,15 @@ pub fn explain(args: &ExplainArgs) -> ExitCode {
     let account = Account::of(&loaded.snapshot(1), &args.flow(), SystemTime::now());
     if args.json {
         match serde_json::to_string_pretty(&account) {
-            Ok(text) => println!("{text}"),
+            Ok(text) => say(text + "\n"),
             Err(error) => {
                 eprintln!("tidegate explain: {error}");
-                return ExitCode::FAILURE;
+                ExitCode::FAILURE
             }
         }
     } else {
-        print!("{account}");
+        say(account)
     }
-    ExitCode::SUCCESS
 }
 
 impl ExplainArgs {
