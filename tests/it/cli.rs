@@ -69,6 +69,7 @@ fn the_exit_status_tells_a_mistake_from_a_good_configuration() {
         (vec!["explain", "--config", &good, "--source", "10.1.0.2", "--destination", "192.0.2.1"], 2),
         (vec!["explain", "--config", &good, "--source", "10.1.0.2", "--destination", "::1", "--port", "443"], 2),
         (vec!["explain", "--config", &good, "--fingerprint", "ja3", "--source", "::1", "--destination", "::2"], 2),
+        (vec!["exec", "--save", "/nonexistent/policy.toml", "--", "false"], 2),
         (vec!["--version"], 0),
         (vec!["chekc"], 2),
         (vec![], 2),
