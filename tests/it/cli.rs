@@ -80,6 +80,17 @@ fn the_exit_status_tells_a_mistake_from_a_good_configuration() {
 }
 
 #[test]
+fn a_demo_that_cannot_be_shown_names_what_is_missing() {
+    let mut tidegate = Command::new(env!("CARGO_BIN_EXE_tidegate"));
+    let output = tidegate.arg("demo").env("TMPDIR", "/nonexistent").output().unwrap();
+    assert_eq!(output.status.code(), Some(1));
+    let said = String::from_utf8_lossy(&output.stderr).into_owned();
+    let missing = "could not write to the folder of temporary files (TMPDIR): ";
+    // Where there are no user namespaces, that is what is missing.
+    assert!(said.contains(missing) || said.contains("refuses a new user namespace"), "{said}");
+}
+
+#[test]
 fn check_sums_up_what_it_read_on_standard_output_and_shows_mistakes_on_standard_error() {
     let good = tidegate(&["check", "--config", &data("explain/tidegate.toml")]);
     let summary = String::from_utf8(good.stdout).unwrap();
