@@ -118,6 +118,13 @@ pub fn run(loaded: Loaded, path: &Path, beginning: Beginning, ending: Ending) ->
     result
 }
 
+/// The kernel's packet log has one reader, and refuses others as it refuses those who lack the right.
+fn unheard(error: io::Error) -> Failure {
+    let refused = error.kind() == io::ErrorKind::PermissionDenied && privileges::lacking().is_empty();
+    let another = "another tidegate serves this network namespace: end it, or take its place by --take-over";
+    because("listen to what the kernel judges")(if refused { io::Error::other(another) } else { error })
+}
+
 /// Of the thread that calls.
 fn give_up_rights() {
     if let Err(error) = privileges::keep_only(&[]) {
@@ -187,8 +194,7 @@ fn serve(
             taken.quieten().and_then(|()| taken.log.take().ok_or_else(|| io::ErrorKind::InvalidData.into()))
         }
     };
-    let listened = because("listen to what the kernel judges");
-    let ear = log.and_then(|log| Ear::open(log, &app, telemetry)).map_err(listened)?;
+    let ear = log.and_then(|log| Ear::open(log, &app, telemetry)).map_err(unheard)?;
     app.apply(loaded)?;
     match &app.sidecar {
         Some(sidecar) => sidecar.settle()?,

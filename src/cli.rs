@@ -12,6 +12,8 @@ pub mod report;
 pub mod run;
 pub mod status;
 
+use std::fmt::Display;
+use std::io::{self, Write};
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::Duration;
@@ -125,6 +127,22 @@ impl ConfigArg {
                 Err(ExitCode::from(USAGE))
             }
         }
+    }
+}
+
+/// Prints what a command found out. A reader who has read enough is no failure: `tidegate check | head -1`.
+fn say(text: impl Display) -> ExitCode {
+    let mut out = io::stdout().lock();
+    said(write!(out, "{text}").and_then(|()| out.flush()))
+}
+
+fn said(written: io::Result<()>) -> ExitCode {
+    match written {
+        Err(error) if error.kind() != io::ErrorKind::BrokenPipe => {
+            eprintln!("tidegate: cannot write to standard output: {error}");
+            ExitCode::FAILURE
+        }
+        _ => ExitCode::SUCCESS,
     }
 }
 

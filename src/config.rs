@@ -46,6 +46,7 @@ use named::{Named, name_of};
 pub use network::ANYBODYS_WORD;
 use network::{Known, Written};
 pub use part::Part;
+pub use policy::is_fingerprint;
 use sidecar::SidecarSettings;
 use source::Fetcher;
 pub use source::{Fetching, ListSource};

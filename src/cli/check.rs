@@ -1,26 +1,25 @@
 //! `tidegate check`: every mistake of a configuration at once.
 
-use std::io::IsTerminal;
+use std::io::{self, IsTerminal, Write};
 use std::process::ExitCode;
 
-use super::ConfigArg;
+use super::{ConfigArg, say};
 use crate::config::{Fetching, Loaded, Mistakes};
 
 /// Mistakes and warnings go to standard error, the summary of a good configuration to standard output.
 pub fn check(args: &ConfigArg) -> ExitCode {
     match args.load_with(Fetching::Never) {
-        Ok(loaded) => {
-            println!("{}", summary(&args.config.display().to_string(), &loaded));
-            ExitCode::SUCCESS
-        }
+        Ok(loaded) => say(summary(&args.config.display().to_string(), &loaded)),
         Err(status) => status,
     }
 }
 
 /// As excerpts, in colour on a terminal. The first line of each is for programs: `FILE:LINE:COLUMN: error: WHAT`.
 pub(super) fn print(mistakes: &Mistakes) {
-    let colour = std::io::stderr().is_terminal() && std::env::var_os("NO_COLOR").is_none();
-    eprint!("{}", mistakes.render(colour));
+    let mut err = io::stderr().lock();
+    let colour = err.is_terminal() && std::env::var_os("NO_COLOR").is_none();
+    // Whoever closed standard error learns it from the exit status alone.
+    _ = err.write_all(mistakes.render(colour).as_bytes());
 }
 
 fn summary(path: &str, loaded: &Loaded) -> String {
@@ -28,7 +27,7 @@ fn summary(path: &str, loaded: &Loaded) -> String {
         (names + list.domains.len(), prefixes + list.prefixes.len() as u64)
     });
     format!(
-        "{path}: good: enforcer `{}`, {}, {}, {} ({}, {})",
+        "{path}: good: enforcer `{}`, {}, {}, {} ({}, {})\n",
         loaded.enforcer,
         count(loaded.networks.len() as u64, "network"),
         count(loaded.policies.len() as u64, "policy"),
@@ -38,7 +37,7 @@ fn summary(path: &str, loaded: &Loaded) -> String {
     )
 }
 
-fn count(number: u64, what: &str) -> String {
+pub(super) fn count(number: u64, what: &str) -> String {
     match (number, what.strip_suffix('y'), what.ends_with('x')) {
         (1, ..) => format!("1 {what}"),
         (_, Some(stem), _) => format!("{number} {stem}ies"),

@@ -68,8 +68,11 @@ pub fn exec(args: ExecArgs) -> ExitCode {
     };
     let records = match args.records.as_ref().map(open_records).transpose() {
         Ok(records) => records,
-        Err(error) => return wrong(&format!("cannot write records: {error}")),
+        Err(error) => return wrong(&format!("cannot write records to {}: {error}", shown(args.records.as_ref()))),
     };
+    if let Err(error) = args.save.as_deref().map_or(Ok(()), is_writable) {
+        return wrong(&format!("cannot save the policy as {}: {error}", shown(args.save.as_ref())));
+    }
     let summary = !args.quiet && args.config.is_none() && args.allow.is_empty() && args.block.is_empty();
     let command = args.command.iter().map(|word| word.to_string_lossy()).collect::<Vec<_>>().join(" ");
     match exec::run(args.settings(&loaded, records)) {
@@ -89,7 +92,8 @@ pub fn exec(args: ExecArgs) -> ExitCode {
             }
         }
         Err(failure) => {
-            eprintln!("tidegate exec: {failure}");
+            let program = matches!(failure, Failure::Program(_)).then(|| format!(" ({})", shown(args.command.first())));
+            eprintln!("tidegate exec: {failure}{}", program.unwrap_or_default());
             ExitCode::from(status_of(&failure))
         }
     }
@@ -203,10 +207,10 @@ fn gateway_settings(loaded: &Loaded, configured: bool) -> gateway::Settings {
             proof: proof::Settings::new(resolvers()),
         },
         relay: relay::Settings { idle: if configured { limits.idle } else { IDLE }, connect: CONNECT },
-        dns: crate::dns::Settings { from_client: false, ..Default::default() },
+        dns: crate::dns::Settings { from_client: false, ..limits.dns.dns.clone() },
         udp: udp::Settings { flows: UDP_FLOWS, memory: UDP_IDLE, ..Default::default() },
         // Its two addresses are one client.
-        bindings: bindings::Settings { of_each: false, grace: GRACE, ..Default::default() },
+        bindings: bindings::Settings { of_each: false, grace: GRACE, ..limits.dns.bindings.clone() },
         kernel_names: false,
     }
 }
@@ -216,6 +220,21 @@ fn open_records(to: &PathBuf) -> io::Result<File> {
         Some(number) => Ok(inherited(number)?.into()),
         None => OpenOptions::new().append(true).create(true).open(to),
     }
+}
+
+/// Whether a file can be written at `path`, which is left as it is: a long command shall not run in vain.
+fn is_writable(path: &Path) -> io::Result<()> {
+    match OpenOptions::new().write(true).create_new(true).open(path) {
+        Ok(_) => std::fs::remove_file(path),
+        Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {
+            OpenOptions::new().append(true).open(path).map(drop)
+        }
+        Err(error) => Err(error),
+    }
+}
+
+fn shown(path: Option<impl AsRef<Path>>) -> String {
+    path.map(|path| path.as_ref().display().to_string()).unwrap_or_default()
 }
 
 fn wrong(what: &str) -> ExitCode {
@@ -253,3 +272,17 @@ const UDP_FLOWS: usize = 4096;
 const UDP_IDLE: Duration = Duration::from_secs(180);
 /// Data that was sent last is on its way; a server that never ends its side is not waited for longer.
 const DRAIN: Duration = Duration::from_secs(2);
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn limits_that_are_written_are_those_of_a_command_too() {
+        let written = "[limits]\nflows = 9\n[limits.dns]\nttl = 7\nbindings = 99\n".to_owned();
+        let loaded = config::load_text("exec", written).unwrap();
+        let settings = gateway_settings(&loaded, true);
+        assert_eq!((settings.worker.flows, settings.dns.ttl, settings.bindings.pairs), (9, 7, 99));
+        assert!(!settings.dns.from_client && !settings.bindings.of_each && settings.bindings.grace == GRACE);
+    }
+}

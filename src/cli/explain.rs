@@ -8,7 +8,8 @@ use std::time::SystemTime;
 
 use clap::Args;
 
-use super::{ConfigArg, USAGE};
+use super::{ConfigArg, USAGE, say};
+use crate::config::is_fingerprint;
 use crate::name::DomainName;
 use crate::policy::protocol::number_of;
 use account::{Account, Flow};
@@ -29,11 +30,11 @@ pub struct ExplainArgs {
     /// tcp, udp, icmp, another name, or a number
     #[arg(long, value_name = "PROTOCOL", default_value = "tcp", value_parser = protocol)]
     pub protocol: Protocol,
-    /// The name that the flow shows; left out: it shows none
+    /// The name that the flow shows, or on port 53 asks for; left out: none
     #[arg(long, value_name = "NAME", value_parser = name)]
     pub name: Option<DomainName>,
     /// The client's JA3 hash, JA3 string or JA4
-    #[arg(long, value_name = "FINGERPRINT")]
+    #[arg(long, value_name = "FINGERPRINT", value_parser = fingerprint)]
     pub fingerprint: Option<String>,
     /// Print JSON
     #[arg(long)]
@@ -65,16 +66,15 @@ pub fn explain(args: &ExplainArgs) -> ExitCode {
     let account = Account::of(&loaded.snapshot(1), &args.flow(), SystemTime::now());
     if args.json {
         match serde_json::to_string_pretty(&account) {
-            Ok(text) => println!("{text}"),
+            Ok(text) => say(text + "\n"),
             Err(error) => {
                 eprintln!("tidegate explain: {error}");
-                return ExitCode::FAILURE;
+                ExitCode::FAILURE
             }
         }
     } else {
-        print!("{account}");
+        say(account)
     }
-    ExitCode::SUCCESS
 }
 
 impl ExplainArgs {
@@ -93,6 +93,10 @@ impl ExplainArgs {
 fn protocol(text: &str) -> Result<Protocol, String> {
     let number = number_of(text).ok_or("not the name or the number of a protocol")?;
     Ok(Protocol { number, written: text.to_lowercase() })
+}
+
+fn fingerprint(text: &str) -> Result<String, &'static str> {
+    if is_fingerprint(text) { Ok(text.to_owned()) } else { Err("not a JA3 hash, a JA3 string or a JA4") }
 }
 
 fn name(text: &str) -> Result<DomainName, String> {

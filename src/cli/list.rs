@@ -9,7 +9,9 @@ use std::time::{Duration, SystemTime};
 
 use clap::{Args, Subcommand};
 
-use super::ConfigArg;
+use super::check::count;
+use super::{ConfigArg, say};
+use crate::config::source::State;
 use crate::config::{Fetching, GeoSource, ListSource, Loaded};
 use crate::list::List;
 use crate::list::compile::compile;
@@ -54,22 +56,16 @@ pub fn list(args: &ListArgs) -> ExitCode {
         ListCommand::Check(args) => check(&args.file, args.format.0),
         ListCommand::Stat(config) => with(config, stat),
         ListCommand::Build(config) => match config.load_with(Fetching::Patiently) {
-            Ok(loaded) => {
-                loaded.list_sources.iter().for_each(built);
-                ExitCode::SUCCESS
-            }
+            Ok(loaded) => say(loaded.list_sources.iter().map(built).collect::<String>()),
             Err(status) => status,
         },
-        ListCommand::Find(args) => with(&args.config, |loaded| find::find(&args.wanted, loaded)),
+        ListCommand::Find(args) => with(&args.config, |loaded| find::account(&args.wanted, loaded, SystemTime::now())),
     }
 }
 
-fn with(config: &ConfigArg, work: impl FnOnce(&Loaded)) -> ExitCode {
+fn with(config: &ConfigArg, work: impl FnOnce(&Loaded) -> String) -> ExitCode {
     match config.load() {
-        Ok(loaded) => {
-            work(&loaded);
-            ExitCode::SUCCESS
-        }
+        Ok(loaded) => say(work(&loaded)),
         Err(status) => status,
     }
 }
@@ -89,10 +85,7 @@ fn check(path: &Path, format: Option<Format>) -> ExitCode {
         .map_err(crate::list::reader::Refused::Io)
         .and_then(|file| compile(progress::of(file, path), &options));
     match outcome {
-        Ok((compiled, report)) => {
-            println!("{}", bad_lines(path, &report) + &summary(path, &report, compiled.doubled));
-            ExitCode::SUCCESS
-        }
+        Ok((compiled, report)) => say(bad_lines(path, &report) + &summary(path, &report, compiled.doubled) + "\n"),
         Err(why) => {
             eprintln!("{}: this is no list: {why}", path.display());
             ExitCode::FAILURE
@@ -121,33 +114,30 @@ fn summary(path: &Path, report: &Report, doubled: u64) -> String {
     )
 }
 
-fn stat(loaded: &Loaded) {
+fn stat(loaded: &Loaded) -> String {
     let now = SystemTime::now();
-    for list in &loaded.lists {
+    let lists = loaded.lists.iter().map(|list| {
         let source = loaded.list_sources.iter().find(|source| source.list == list.name);
         let remote = source.and_then(|source| source.remote.as_ref());
-        println!(
-            "{}{}",
-            line_of(list, loaded),
-            remote.map(|remote| age(remote.copy.checked(), now)).unwrap_or_default()
-        );
-    }
-    for source in &loaded.geoip {
-        let (kind, ranges) = (source.database.kind().word(), source.database.len());
-        let about = source.path.display();
-        println!("{about}: the {kind} database, {ranges} address ranges; policies: {}", rules_over(source, loaded));
-    }
+        line_of(list, loaded) + &remote.map(|remote| age(remote.copy.checked(), now)).unwrap_or_default() + "\n"
+    });
+    let databases = loaded.geoip.iter().map(|source| {
+        let (kind, ranges) = (source.database.kind().word(), count(source.database.len() as u64, "address range"));
+        let policies = rules_over(source, loaded);
+        format!("{}: the {kind} database, {ranges}; policies: {policies}\n", source.path.display())
+    });
+    lists.chain(databases).collect()
 }
 
 fn line_of(list: &Arc<List>, loaded: &Loaded) -> String {
     let uses = |policy: &Policy| policy.lists.iter().any(|own| Arc::ptr_eq(own, list));
     let octets = list.domains.footprint() + list.prefixes.footprint();
     format!(
-        "{}: {}, {} names, {} address ranges, {octets} octets; policies: {}",
+        "{}: {}, {}, {}, {octets} octets; policies: {}",
         list.name,
         verdict(list),
-        list.domains.len(),
-        list.prefixes.len(),
+        count(list.domains.len(), "name"),
+        count(list.prefixes.len() as u64, "address range"),
         policies(loaded, uses),
     )
 }
@@ -177,14 +167,15 @@ fn verdict(list: &List) -> String {
     }
 }
 
-fn built(source: &ListSource) {
-    for file in &source.states {
+fn built(source: &ListSource) -> String {
+    let line = |file: &State| {
         let state = match &file.compiled {
             Some(compiled) => format!("compiled in {}", compiled.display()),
             None => "held in memory".to_owned(),
         };
-        println!("{}: {}: {state}", source.list, file.path.display());
-    }
+        format!("{}: {}: {state}\n", source.list, file.path.display())
+    };
+    source.states.iter().map(line).collect()
 }
 
 #[cfg(test)]

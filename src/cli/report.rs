@@ -11,6 +11,8 @@ use std::process::ExitCode;
 use clap::{Args, Subcommand};
 use serde::{Deserialize, Serialize};
 
+use super::said;
+
 #[derive(Clone, Debug, Args)]
 pub struct ReportArgs {
     #[command(subcommand)]
@@ -36,7 +38,7 @@ struct ResolversArgs {
 pub fn report(args: &ReportArgs) -> ExitCode {
     let What::Resolvers(args) = &args.what;
     match resolvers(args) {
-        Ok(()) => ExitCode::SUCCESS,
+        Ok(tally) => said(tally.write(&mut io::stdout().lock(), args.json)),
         Err(error) => {
             eprintln!("tidegate report: {error}");
             ExitCode::FAILURE
@@ -44,7 +46,7 @@ pub fn report(args: &ReportArgs) -> ExitCode {
     }
 }
 
-fn resolvers(args: &ResolversArgs) -> io::Result<()> {
+fn resolvers(args: &ResolversArgs) -> io::Result<Tally> {
     let mut tally = Tally::default();
     if args.files.is_empty() {
         tally.read(io::stdin().lock())?;
@@ -53,15 +55,14 @@ fn resolvers(args: &ResolversArgs) -> io::Result<()> {
         if file.as_os_str() == "-" {
             tally.read(io::stdin().lock())?;
         } else {
-            let opened = File::open(file).map_err(|e| io::Error::new(e.kind(), format!("{}: {e}", file.display())))?;
-            tally.read(BufReader::new(opened))?;
+            let read = File::open(file).and_then(|opened| tally.read(BufReader::new(opened)));
+            read.map_err(|e| io::Error::new(e.kind(), format!("{}: {e}", file.display())))?;
         }
     }
     if tally.skipped > 0 {
         eprintln!("tidegate report: {} lines are no records", tally.skipped);
     }
-    let mut out = io::stdout().lock();
-    if args.json { tally.write_json(&mut out) } else { tally.write_table(&mut out) }
+    Ok(tally)
 }
 
 /// How often each client asked each resolver.
@@ -162,6 +163,10 @@ impl Tally {
             (Reverse(total), row.resolver, Reverse(row.questions), row.client)
         });
         rows
+    }
+
+    fn write(&self, out: &mut impl Write, json: bool) -> io::Result<()> {
+        if json { self.write_json(out) } else { self.write_table(out) }
     }
 
     fn write_json(&self, out: &mut impl Write) -> io::Result<()> {

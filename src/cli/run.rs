@@ -70,7 +70,7 @@ fn log_to_standard_error() {
         .with_env_filter(filter)
         .with_writer(Messages::default)
         .with_target(false)
-        .with_ansi(std::io::stderr().is_terminal());
+        .with_ansi(std::io::stderr().is_terminal() && std::env::var_os("NO_COLOR").is_none());
     // A second call finds the first still in force.
     let _ = subscriber.try_init();
 }

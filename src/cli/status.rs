@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use clap::Args;
 
-use super::USAGE;
+use super::{USAGE, say};
 use crate::admin::client::{Answer, ask};
 use crate::admin::status::Status;
 use crate::config;
@@ -69,8 +69,7 @@ pub fn reload(args: &SocketArg) -> ExitCode {
     match ask(&socket, "POST", "/reload", PATIENCE_TO_RELOAD) {
         Ok(Answer { status: 200, body }) => {
             let answer: serde_json::Value = serde_json::from_slice(&body).unwrap_or_default();
-            println!("in force, generation {}", answer["generation"]);
-            ExitCode::SUCCESS
+            say(format_args!("in force, generation {}\n", answer["generation"]))
         }
         Ok(Answer { body, .. }) => {
             eprintln!("tidegate reload: not in force: {}", String::from_utf8_lossy(&body).trim_end());

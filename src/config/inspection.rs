@@ -39,9 +39,8 @@ pub(super) fn read(mut table: Table<'_>, report: &Report) -> Option<Inspection> 
 }
 
 fn quic(table: &mut Table<'_>) -> Quic {
-    let Some(value) = table.take("quic") else { return Quic::Inspect };
-    let word = if value.is_text() { value.word(&[("block", Quic::Block)]) } else { value.boolean().map(inspected) };
-    word.unwrap_or(Quic::Inspect)
+    let written = table.take("quic").and_then(|value| value.switch(inspected, &[("block", Quic::Block)]));
+    written.unwrap_or(Quic::Inspect)
 }
 
 fn inspected(inspects: bool) -> Quic {

@@ -140,7 +140,8 @@ fn pattern(name: &Located<String>, report: &Report) -> Option<Pattern> {
     }
 }
 
-fn is_fingerprint(text: &str) -> bool {
+/// Whether it has the shape of one: a JA3 hash, a JA3 string or a JA4.
+pub fn is_fingerprint(text: &str) -> bool {
     is_hex(&text.to_ascii_lowercase(), 32) || is_ja3_string(text) || is_ja4(text)
 }
 

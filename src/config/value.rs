@@ -40,10 +40,6 @@ impl<'a> Value<'a> {
         self.value.is_integer()
     }
 
-    pub(super) fn is_text(&self) -> bool {
-        self.value.is_str()
-    }
-
     pub(super) fn table(self) -> Option<Table<'a>> {
         let DeValue::Table(entries) = self.value else { return self.wrong("a table") };
         Some(Table::inner(self.place, self.path, self.report, entries))
@@ -115,6 +111,18 @@ impl<'a> Value<'a> {
         }
         let mend = format!("write {} to {} octets", range.start(), range.end());
         self.refuse(format!("`{}` is {text} here", self.path), mend)
+    }
+
+    /// true, false, or one of `words`.
+    pub(super) fn switch<T: Copy>(&self, meaning: impl Fn(bool) -> T, words: &[(&str, T)]) -> Option<T> {
+        if let Some(on) = self.value.as_bool() {
+            return Some(meaning(on));
+        }
+        let all: Vec<&str> = words.iter().map(|(word, _)| *word).collect();
+        let wanted = format!("true, false or {}", quoted(&all));
+        let Some(text) = self.value.as_str() else { return self.wrong(&wanted) };
+        let known = words.iter().find(|(word, _)| *word == text).map(|(_, meaning)| *meaning);
+        known.or_else(|| self.refuse(format!("`{text}` is no value of `{}`", self.path), format!("write {wanted}")))
     }
 
     pub(super) fn word<T: Copy>(&self, words: &[(&str, T)]) -> Option<T> {

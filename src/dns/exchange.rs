@@ -3,7 +3,7 @@
 //! Pure. Fails closed: where two Networks are concerned both must allow, and an unauthorized resolver is refused before
 //! its question is looked at.
 
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::time::SystemTime;
 
@@ -13,6 +13,9 @@ use crate::policy::rules::Policy;
 use crate::policy::snapshot::Snapshot;
 use crate::policy::{ClientAddr, Direction, DomainVerdict, DropAction, IpVerdict, Judged, OrigDst, Reason, Transport};
 use crate::wire::dns::query::Query;
+
+/// The reason of a block, and the list that it is from.
+pub type Why = (Reason, Option<Arc<str>>);
 
 /// A client's question, judged.
 #[derive(Clone, Debug)]
@@ -32,7 +35,7 @@ pub struct Exchange {
     pub domain: Judged<DomainVerdict>,
     pub decision: Decision,
     /// It would have been blocked, but its Network only monitors.
-    pub spared: Option<(Reason, Option<Arc<str>>)>,
+    pub spared: Option<Why>,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -135,35 +138,22 @@ impl Exchange {
         }
         let Some(rule) = network.rule(Direction::Outbound) else { return };
         let action = rule.drop;
-        let authorized = network.dns.authorizes(self.resolver.ip());
-        // Any resolver may be asked where none is authorized, but for one whose own address somebody has put on a list.
-        let is_asked = network.dns.authorized_resolvers.is_empty() && network.dns.upstream.is_empty();
-        let listed = is_asked.then(|| rule.policy.judge_ip(self.resolver.ip(), self.at));
-        let listed = listed.filter(|ip| ip.verdict == IpVerdict::Block && ip.reason != Reason::Default);
+        let refused = refused_resolver(&network, &rule.policy, self.resolver.ip(), self.at);
         self.network = Some((network, Direction::Outbound));
-        if !authorized {
-            self.decide(Decision::Refuse { action, reason: Reason::Resolver, list: None });
-        } else if let Some(ip) = listed {
-            self.decide(Decision::Refuse { action, reason: ip.reason, list: ip.list });
+        if let Some((reason, list)) = refused {
+            self.decide(Decision::Refuse { action, reason, list });
         }
     }
 
     fn judge_name(&mut self) {
         let Some((network, policy)) = self.outbound() else { return };
-        let unlisted_blocks = network.dns.unlisted_blocks;
-        let Some(name) = &self.name else {
-            // The root and names of digits alone: no list can hold them.
-            if unlisted_blocks {
-                self.decide(Decision::Block { reason: Reason::Default, list: None });
-            }
-            return;
-        };
-        self.domain = policy.judge_name(name, self.at);
-        let list = self.domain.list.clone();
-        match self.domain.verdict {
-            DomainVerdict::Block => self.decide(Decision::Block { reason: Reason::Domain, list }),
-            DomainVerdict::None if unlisted_blocks => self.decide(Decision::Block { reason: Reason::Default, list }),
-            DomainVerdict::Allow | DomainVerdict::None => {}
+        // The root and names of digits alone: no list can hold them.
+        let domain = self.name.as_ref().map(|name| policy.judge_name(name, self.at));
+        let domain = domain.unwrap_or_else(|| self.domain.clone());
+        let blocked = blocked_name(network, &domain);
+        self.domain = domain;
+        if let Some((reason, list)) = blocked {
+            self.decide(Decision::Block { reason, list });
         }
     }
 
@@ -177,6 +167,27 @@ impl Exchange {
             Decision::Forward => None,
         };
     }
+}
+
+/// Why `resolver` may not be asked by the hosts of this Network, if so.
+pub fn refused_resolver(network: &Network, policy: &Policy, resolver: IpAddr, at: SystemTime) -> Option<Why> {
+    if !network.dns.authorizes(resolver) {
+        return Some((Reason::Resolver, None));
+    }
+    // Any resolver may be asked where none is authorized, but for one whose own address somebody has put on a list.
+    let is_asked = network.dns.authorized_resolvers.is_empty() && network.dns.upstream.is_empty();
+    let listed = is_asked.then(|| policy.judge_ip(resolver, at))?;
+    (listed.verdict == IpVerdict::Block && listed.reason != Reason::Default).then_some((listed.reason, listed.list))
+}
+
+/// Why a question for a name of this verdict is answered here, if so.
+pub fn blocked_name(network: &Network, domain: &Judged<DomainVerdict>) -> Option<Why> {
+    let reason = match domain.verdict {
+        DomainVerdict::Block => Reason::Domain,
+        DomainVerdict::None if network.dns.unlisted_blocks => Reason::Default,
+        DomainVerdict::Allow | DomainVerdict::None => return None,
+    };
+    Some((reason, domain.list.clone()))
 }
 
 /// The names that ask clients to leave encrypted DNS alone by not existing: Firefox's

@@ -5,6 +5,7 @@
 
 mod lines;
 
+use std::cell::Cell;
 use std::fmt;
 use std::io::{self, BufRead, BufReader, Cursor, Read};
 
@@ -185,14 +186,16 @@ impl Gathered<'_> {
         let (emit, report, limits) = (&mut self.emit, &mut self.report, self.limits);
         let mut counted = Counted { source, octets: 0 };
         let mut taken = 0;
+        let line = Cell::new(0);
         let outcome = json::read(
-            BufReader::new(&mut counted),
+            CountedLines { source: BufReader::new(&mut counted), begun: &line, at_end: true },
             &mut |entry| {
                 taken += 1;
-                emit(0, entry);
+                emit(line.get(), entry);
             },
-            &mut |text, why| report.note(0, why, text, limits.reported),
+            &mut |text, why| report.note(line.get(), why, text, limits.reported),
         );
+        report.lines = line.get();
         report.octets += counted.octets;
         report.ends_with_newline = true;
         if report.octets > limits.octets {
@@ -223,6 +226,25 @@ impl Report {
             let text = text.trim().chars().take(SHOWN).collect();
             self.first_bad.push(BadLine { number, why, text });
         }
+    }
+}
+
+/// The JSON reader takes one octet after the other, so that its line is known whenever it has come to an end of something.
+struct CountedLines<'n, R> {
+    source: R,
+    begun: &'n Cell<u64>,
+    /// Of a line: the next octet begins another.
+    at_end: bool,
+}
+
+impl<R: Read> Read for CountedLines<'_, R> {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        let length = self.source.read(buffer)?;
+        for octet in buffer.iter().take(length) {
+            self.begun.set(self.begun.get() + u64::from(self.at_end));
+            self.at_end = *octet == b'\n';
+        }
+        Ok(length)
     }
 }
 
@@ -370,11 +392,15 @@ mod tests {
     #[test]
     fn json_gives_the_current_addresses_of_every_host() {
         let text = br#"{"a.example": {"previous": ["192.0.2.9"], "current": ["192.0.2.1", "2001:db8::/32", "x"]},
-                        "b.example": {"current": []}, "c.example": {"current": ["192.0.2.2"]}}"#;
+                        "b.example": {"current": []}, "c.example": {"current": ["192.0.2.2",
+                        "y"]}}
+"#;
         let (report, entries) = read_all(text);
-        let entries: Vec<_> = entries.iter().map(|(_, entry)| entry.as_str()).collect();
-        assert_eq!(entries, ["192.0.2.1/32", "2001:db8::/32", "192.0.2.2/32"]);
-        assert_eq!(report.unwrap().bad, 1);
+        let entries: Vec<_> = entries.iter().map(|(line, entry)| (*line, entry.as_str())).collect();
+        assert_eq!(entries, [(1, "192.0.2.1/32"), (1, "2001:db8::/32"), (2, "192.0.2.2/32")]);
+        let report = report.unwrap();
+        assert_eq!(report.first_bad.iter().map(|bad| bad.number).collect::<Vec<_>>(), [1, 3]);
+        assert_eq!(report.lines, 3);
     }
 
     #[test]

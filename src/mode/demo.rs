@@ -75,22 +75,27 @@ fn demonstrate() -> Result<Report, Trouble> {
     netns::enter_user_namespace()?;
     let lab = Lab::new()?;
     let names: Vec<&str> = Named::ALL.iter().filter_map(|named| named.name()).collect();
-    let origins = Origins::start(&lab, &names)?;
-    let quic = QuicOrigin::start(&lab, &names)?;
+    let origins = Origins::start(&lab, &names).map_err(step("start servers"))?;
+    let quic = QuicOrigin::start(&lab, &names).map_err(step("start a QUIC server"))?;
     let trust =
         |certificate| Trust::new(certificate, names.first().copied().unwrap_or_default()).map_err(io::Error::other);
-    let trust = [trust(origins.certificate())?, trust(quic.certificate())?];
-    let (server, client) = (Tap::at_server(&lab)?, Tap::at_client(&lab)?);
-    let configuration = Configuration::write(&plan::configuration())?;
-    let gateway = Enforcer::start(&std::env::current_exe()?, &lab.gateway, &configuration.file)?;
+    let trust = trust(origins.certificate()).and_then(|tls| Ok([tls, trust(quic.certificate())?]));
+    let trust = trust.map_err(step("read its certificates"))?;
+    let taps = Tap::at_server(&lab).and_then(|server| Ok((server, Tap::at_client(&lab)?)));
+    let (server, client) = taps.map_err(step("count packets (AF_PACKET sockets)"))?;
+    let configuration = Configuration::write(&plan::configuration());
+    let configuration = configuration.map_err(step("write to the folder of temporary files (TMPDIR)"))?;
+    let program = std::env::current_exe().map_err(step("find its own program (/proc/self/exe)"))?;
+    let gateway = Enforcer::start(&program, &lab.gateway, &configuration.file)?;
     drop(configuration);
 
-    let mut matrix = flows::make(&lab, &trust, plan::matrix())?;
-    let mut refusals = flows::make(&lab, &trust, plan::refusals())?;
+    let mut matrix = flows::make(&lab, &trust, plan::matrix()).map_err(step("open flows"))?;
+    let mut refusals = flows::make(&lab, &trust, plan::refusals()).map_err(step("open flows"))?;
 
     // Before the rules go: what the clients still retransmit is then forwarded as on any router.
-    let (at_server, at_client) = (server.packets(&lab, |_| true)?, client.packets(&lab, |_| true)?);
-    let ended = gateway.stop()?;
+    let packets = server.packets(&lab, |_| true).and_then(|server| Ok((server, client.packets(&lab, |_| true)?)));
+    let (at_server, at_client) = packets.map_err(step("count packets"))?;
+    let ended = gateway.stop().map_err(step("end its gateway"))?;
     let records: Vec<_> = ended.lines.iter().filter_map(|line| Record::read(line)).collect();
     for flow in matrix.iter_mut().chain(&mut refusals) {
         flow.complete(&at_server, &at_client, &records);
@@ -149,7 +154,11 @@ impl Drop for Configuration {
 enum Trouble {
     Machine(Unavailable),
     Gateway(StartError),
-    Other(io::Error),
+    Step(&'static str, io::Error),
+}
+
+fn step(what: &'static str) -> impl Fn(io::Error) -> Trouble {
+    move |error| Trouble::Step(what, error)
 }
 
 impl fmt::Display for Trouble {
@@ -157,7 +166,7 @@ impl fmt::Display for Trouble {
         match self {
             Self::Machine(unavailable) => unavailable.fmt(f),
             Self::Gateway(error) => write!(f, "its gateway did not start: {error}"),
-            Self::Other(error) => error.fmt(f),
+            Self::Step(what, error) => write!(f, "could not {what}: {error}"),
         }
     }
 }
@@ -171,11 +180,5 @@ impl From<Unavailable> for Trouble {
 impl From<StartError> for Trouble {
     fn from(error: StartError) -> Self {
         Self::Gateway(error)
-    }
-}
-
-impl From<io::Error> for Trouble {
-    fn from(error: io::Error) -> Self {
-        Self::Other(error)
     }
 }

@@ -1,7 +1,9 @@
 //! The command line: exit status, and what `explain` says.
 
+use std::fs::OpenOptions;
+use std::os::fd::OwnedFd;
 use std::path::Path;
-use std::process::{Command, Output};
+use std::process::{Command, Output, Stdio};
 
 use serde_json::Value;
 
@@ -66,6 +68,8 @@ fn the_exit_status_tells_a_mistake_from_a_good_configuration() {
         (vec!["explain", "--config", &bad, "--source", "10.1.0.2", "--destination", "192.0.2.1", "--port", "443"], 2),
         (vec!["explain", "--config", &good, "--source", "10.1.0.2", "--destination", "192.0.2.1"], 2),
         (vec!["explain", "--config", &good, "--source", "10.1.0.2", "--destination", "::1", "--port", "443"], 2),
+        (vec!["explain", "--config", &good, "--fingerprint", "ja3", "--source", "::1", "--destination", "::2"], 2),
+        (vec!["exec", "--save", "/nonexistent/policy.toml", "--", "false"], 2),
         (vec!["--version"], 0),
         (vec!["chekc"], 2),
         (vec![], 2),
@@ -73,6 +77,17 @@ fn the_exit_status_tells_a_mistake_from_a_good_configuration() {
         let output = tidegate(&args);
         assert_eq!(output.status.code(), Some(status), "{args:?}: {output:?}");
     }
+}
+
+#[test]
+fn a_demo_that_cannot_be_shown_names_what_is_missing() {
+    let mut tidegate = Command::new(env!("CARGO_BIN_EXE_tidegate"));
+    let output = tidegate.arg("demo").env("TMPDIR", "/nonexistent").output().unwrap();
+    assert_eq!(output.status.code(), Some(1));
+    let said = String::from_utf8_lossy(&output.stderr).into_owned();
+    let missing = "could not write to the folder of temporary files (TMPDIR): ";
+    // Where there are no user namespaces, that is what is missing.
+    assert!(said.contains(missing) || said.contains("refuses a new user namespace"), "{said}");
 }
 
 #[test]
@@ -96,6 +111,37 @@ fn a_command_that_is_not_built_says_so_whatever_its_arguments() {
         let said = String::from_utf8_lossy(&output.stderr).into_owned();
         assert!(said.starts_with(&format!("tidegate {command}: not built yet")), "{said}");
     }
+}
+
+#[test]
+fn a_reader_who_has_read_enough_is_no_failure_and_a_full_disk_is_one() {
+    let config = data("explain/tidegate.toml");
+    let flow = ["--source", "10.1.0.2", "--destination", "192.0.2.1", "--port", "443"];
+    for args in [
+        &["check"][..],
+        &["list", "stat"],
+        &["list", "find", "good.example"],
+        &[&["explain"], &flow[..]].concat(),
+        &[&["explain", "--json"], &flow[..]].concat(),
+    ] {
+        let args = [args, &["--config", &config]].concat();
+        let (reader, writer) = std::io::pipe().unwrap();
+        drop(reader);
+        let full = OpenOptions::new().write(true).open("/dev/full").unwrap();
+        for (out, status) in [(OwnedFd::from(writer), 0), (OwnedFd::from(full), 1)] {
+            let mut tidegate = Command::new(env!("CARGO_BIN_EXE_tidegate"));
+            let output = tidegate.args(&args).stdout(out).stderr(Stdio::piped()).output().unwrap();
+            let said = String::from_utf8_lossy(&output.stderr);
+            assert_eq!(output.status.code(), Some(status), "{args:?}: {said}");
+            assert_eq!(said.contains("cannot write to standard output"), status == 1, "{args:?}: {said}");
+        }
+    }
+    let (reader, writer) = std::io::pipe().unwrap();
+    drop(reader);
+    let mut tidegate = Command::new(env!("CARGO_BIN_EXE_tidegate"));
+    let bad = data("config-mistakes/names.toml");
+    let status = tidegate.args(["check", "--config", &bad]).stderr(writer).status().unwrap();
+    assert_eq!(status.code(), Some(2));
 }
 
 fn explain(source: &str, destination: &str, protocol: &str, name: &str, fingerprint: &str) -> Value {
@@ -163,9 +209,7 @@ fn list_stat_and_find_speak_of_the_lists_of_the_configuration() {
     let stat = tidegate(&["list", "stat", "--config", &config]);
     assert_eq!(stat.status.code(), Some(0), "{}", String::from_utf8_lossy(&stat.stderr));
     assert!(
-        String::from_utf8_lossy(&stat.stdout)
-            .lines()
-            .all(|line| line.contains(" names, ") && line.contains("policies: "))
+        String::from_utf8_lossy(&stat.stdout).lines().all(|line| line.contains(" name") && line.contains("policies: "))
     );
     let find = tidegate(&["list", "find", "nobody.lists.this", "--config", &config]);
     assert_eq!((find.status.code(), &*find.stdout), (Some(0), &b"no list holds it\n"[..]));

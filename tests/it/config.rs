@@ -159,6 +159,15 @@ fn the_configurations_of_conf_are_good_and_warn_of_nothing() {
     }
 }
 
+#[test]
+fn the_configuration_of_the_readme_is_good_and_warns_of_nothing() {
+    let readme = std::fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join("README.md")).unwrap();
+    let shown = readme.split("```toml\n").nth(1).and_then(|rest| rest.split("```").next()).unwrap();
+    let loaded = config::load_text("README.md", shown.to_owned()).unwrap_or_else(|mistakes| panic!("{mistakes}"));
+    assert!(loaded.warnings.0.is_empty(), "{}", loaded.warnings);
+    assert_eq!(loaded.networks.len(), 1);
+}
+
 fn keys_of(value: &toml::Value, keys: &mut Vec<String>) {
     match value {
         toml::Value::Table(table) => {

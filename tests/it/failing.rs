@@ -78,6 +78,22 @@ fn rules_that_are_kept_go_on_shutting_captured_flows_out() {
     });
 }
 
+/// client -- gateway (tidegate, and another that tries to start) -- server
+#[test]
+fn a_second_one_beside_a_gateway_says_what_stands_in_its_way_and_changes_nothing() {
+    in_lab(|lab| {
+        let (_origins, trust) = servers(lab);
+        let configuration = configuration("tcp-reset", "type = \"prefer-both\"");
+        let gateway = Gateway::start(lab, &configuration);
+        let refused = Gateway::try_start(lab, &configuration).map(drop).unwrap_err().to_string();
+        assert!(refused.contains("another tidegate serves this network namespace"), "{refused}");
+        let request = request(Family::V4, at(Site::A, Family::V4, 1, 443), Some("blocked.example"));
+        let outcome = lab.client.run(|| ask_tls(&request, &trust)).unwrap();
+        assert_eq!(outcome.saw, Saw::Reset);
+        assert_eq!(gateway.verdict_on(outcome.source.unwrap())["verdict"], "block");
+    });
+}
+
 /// client -- gateway (tidegate) -- server
 #[test]
 fn ports_that_are_not_inspected_are_judged_by_address_in_the_kernel() {

@@ -8,11 +8,13 @@ use ipnet::IpNet;
 use serde::Serialize;
 
 use super::Protocol;
+use crate::dns::exchange::{blocked_name, refused_resolver};
+use crate::dns::record::ANSWERED;
 use crate::name::DomainName;
 use crate::peek::{Discovery, Fingerprint, Outcome, Unreadable, Via};
 use crate::policy::judge::{Binding, Facts, judge, refuse_service};
 use crate::policy::matrix::combine;
-use crate::policy::network::{Mode, Network, Rule};
+use crate::policy::network::{DNS_PORT, Mode, Network, Rule};
 use crate::policy::snapshot::Snapshot;
 use crate::policy::{Direction, DomainVerdict, Reason, Transport, Verdict};
 
@@ -143,7 +145,8 @@ struct Question<'a> {
 impl Question<'_> {
     fn answer(&self) -> Judgement {
         let rule = self.network.rule(self.direction);
-        let inspected = rule.is_some() && self.is_inspected();
+        let asks = rule.filter(|_| self.is_question());
+        let inspected = rule.is_some() && asks.is_none() && self.is_inspected();
         let shown = self.shown();
         let on_inspected = |discovery: Discovery| inspected.then(|| self.ending(Some(&discovery)));
         Judgement {
@@ -155,10 +158,38 @@ impl Question<'_> {
             address: rule.map(|rule| self.address(rule)),
             domain: rule.and_then(|rule| self.domain(rule)),
             inspection: rule.filter(|_| inspected).and_then(|rule| self.row(rule)),
-            outcome: self.ending(inspected.then_some(&shown)),
+            outcome: match asks {
+                Some(rule) => self.answer_of_question(rule),
+                None => self.ending(inspected.then_some(&shown)),
+            },
             no_name: on_inspected(Discovery::no_name(None)),
             unreadable: on_inspected(Discovery::unreadable(Via::Tls, Unreadable::TooLong)),
-            notes: self.notes(rule, inspected),
+            notes: self.notes(rule, inspected, asks.is_some()),
+        }
+    }
+
+    /// DNS in the clear comes to tidegate, which judges the name that is asked for (SPEC D1, D2).
+    fn is_question(&self) -> bool {
+        let has_ports = matches!(self.flow.protocol.number, 6 | 17);
+        self.direction == Direction::Outbound && has_ports && self.flow.port == Some(DNS_PORT)
+    }
+
+    fn answer_of_question(&self, rule: &Rule) -> Ending {
+        let ending = |pass, (reason, list): (Reason, Option<std::sync::Arc<str>>), action| Ending {
+            verdict: word(pass),
+            reason: reason.as_str(),
+            list: list.map(|list| list.to_string()),
+            action,
+        };
+        if let Some(why) = refused_resolver(self.network, &rule.policy, self.remote, self.now) {
+            return ending(false, why, Some(rule.drop.as_str()));
+        }
+        let Some(name) = &self.flow.name else { return ending(true, (Reason::Default, None), None) };
+        let own = rule.policy.judge_name(name, self.now);
+        match blocked_name(self.network, &own) {
+            Some(why) => ending(false, why, Some(ANSWERED)),
+            None if own.verdict == DomainVerdict::Allow => ending(true, (Reason::Domain, own.list), None),
+            None => ending(true, (Reason::Default, own.list), None),
         }
     }
 
@@ -231,10 +262,12 @@ impl Question<'_> {
         longest.unwrap_or_else(|| self.protected.into())
     }
 
-    fn notes(&self, rule: Option<&Rule>, inspected: bool) -> Vec<&'static str> {
+    fn notes(&self, rule: Option<&Rule>, inspected: bool, asks: bool) -> Vec<&'static str> {
         let Some(rule) = rule else { return vec!["the Network does not judge this direction: it passes"] };
         let mut notes = Vec::new();
-        if self.flow.name.is_some() && !inspected {
+        if asks {
+            notes.push("a question of DNS: its resolver and its name decide, not the verdict of the address");
+        } else if self.flow.name.is_some() && !inspected {
             notes.push("this port is not inspected: the name is not seen, and the address decides");
         }
         if inspected && !rule.policy.fingerprints.is_empty() && self.flow.fingerprint.is_none() {

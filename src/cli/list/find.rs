@@ -40,11 +40,7 @@ fn wanted(text: &str) -> Result<Wanted, String> {
     }
 }
 
-pub(super) fn find(wanted: &Wanted, loaded: &Loaded) {
-    print!("{}", account(wanted, loaded, SystemTime::now()));
-}
-
-fn account(wanted: &Wanted, loaded: &Loaded, now: SystemTime) -> String {
+pub(super) fn account(wanted: &Wanted, loaded: &Loaded, now: SystemTime) -> String {
     let mut out = String::new();
     let holders: Vec<_> = loaded.lists.iter().filter(|list| wanted.is_held(list, now)).collect();
     for list in &holders {

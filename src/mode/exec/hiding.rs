@@ -36,7 +36,7 @@ pub(super) struct Hiding {
 impl Hiding {
     /// `allowed`: the sockets that the command may use.
     pub(super) fn gather(allowed: &[PathBuf]) -> io::Result<Self> {
-        let allowed: Vec<PathBuf> = allowed.iter().map(fs::canonicalize).collect::<io::Result<_>>()?;
+        let allowed: Vec<PathBuf> = allowed.iter().map(|path| canonical(path)).collect::<io::Result<_>>()?;
         let mut sockets = bound_sockets();
         // Those of programs in network namespaces of their own are not in that table.
         find_sockets(Path::new(RUN), RUN_DEPTH, &mut sockets);
@@ -113,6 +113,10 @@ pub(super) fn environment(
 }
 
 /// Every path to which a socket of this network namespace is bound.
+fn canonical(path: &Path) -> io::Result<PathBuf> {
+    fs::canonicalize(path).map_err(|error| io::Error::new(error.kind(), format!("{}: {error}", path.display())))
+}
+
 fn bound_sockets() -> BTreeSet<PathBuf> {
     let table = fs::read("/proc/net/unix").unwrap_or_default();
     let lines = table.split(|octet| *octet == b'\n');
