@@ -37,6 +37,7 @@ use crate::mode::gateway::kernel;
 use crate::mode::gateway::{Gateway, Listeners};
 use crate::policy::bindings::Bindings;
 use crate::policy::snapshot::Snapshot;
+use crate::sys::activation;
 use crate::sys::capture::{self, Watch};
 use crate::sys::channel::Door;
 use crate::sys::privileges;
@@ -132,6 +133,19 @@ fn give_up_rights() {
     }
 }
 
+/// Those that the service manager holds, or new ones for so many workers.
+fn listen(workers: usize, is_sidecar: bool) -> Result<Listeners, Failure> {
+    let opened = because("open transparent listeners");
+    if is_sidecar {
+        return mode::sidecar::open(workers).map_err(opened);
+    }
+    let held = activation::inherited().and_then(Listeners::held);
+    match held.map_err(because("take the listeners that the service manager holds"))? {
+        Some(listeners) => Ok(listeners),
+        None => Listeners::open(workers).map_err(opened),
+    }
+}
+
 fn serve(
     loaded: Loaded,
     sidecar: Option<Sidecar>,
@@ -152,10 +166,9 @@ fn serve(
         }
         Beginning::TakeOver => Taken::ask().map_err(because("take over from the tidegate that runs"))?,
     };
-    let open = if sidecar.is_some() { mode::sidecar::open } else { Listeners::open };
     let listeners = match taken.as_mut().and_then(|taken| taken.listeners.take()) {
         Some(listeners) => listeners,
-        None => open(settings.workers).map_err(because("open transparent listeners"))?,
+        None => listen(settings.workers, sidecar.is_some())?,
     };
     settings.workers = listeners.workers();
     if let Some(sidecar) = &sidecar {
@@ -223,6 +236,9 @@ fn serve(
     telemetry.event(telemetry.happened(Happened::Started).generation(app.snapshot.load().generation));
     messages::say("ready");
     let _ = sd_notify::notify(&[sd_notify::NotifyState::Ready]);
+    if app.sidecar.is_none() {
+        spare.keep();
+    }
     let mut scene = Scene { gateway, ear, spare: Some(spare), door };
     let end = app.follow(signals, path, orders, &mut scene)?;
     // Who takes over is looked at by the same address and socket.

@@ -1,5 +1,6 @@
 //! The Linux edge, and the only place with `unsafe`: sockets, netlink, namespaces, privileges.
 
+pub mod activation;
 mod attributes;
 pub mod capture;
 pub mod channel;

@@ -151,6 +151,14 @@ impl App {
 
     /// The generation in force, or why the one before stays.
     pub(super) fn reload(&mut self, read: Result<Result<Loaded, Mistakes>, JoinError>) -> Result<u64, String> {
+        let reloading = sd_notify::NotifyState::monotonic_usec_now();
+        let _ = reloading.and_then(|since| sd_notify::notify(&[sd_notify::NotifyState::Reloading, since]));
+        let outcome = self.take_up(read);
+        let _ = sd_notify::notify(&[sd_notify::NotifyState::Ready]);
+        outcome
+    }
+
+    fn take_up(&mut self, read: Result<Result<Loaded, Mistakes>, JoinError>) -> Result<u64, String> {
         let outcome = match read {
             Ok(Ok(loaded)) if loaded.sidecar != self.loaded.sidecar => {
                 Err("[sidecar] takes effect at start".to_owned())

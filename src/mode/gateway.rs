@@ -4,6 +4,7 @@
 
 pub mod dns;
 pub mod hand_over;
+mod held;
 pub mod kernel;
 pub mod recheck;
 

@@ -5,7 +5,7 @@
 
 use std::io;
 use std::net::{IpAddr, SocketAddr};
-use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 
 use nix::sys::socket::{setsockopt, sockopt};
 use rustix::io::Errno;
@@ -30,6 +30,18 @@ pub fn listen(address: SocketAddr, backlog: i32) -> io::Result<OwnedFd> {
     rustix::net::bind(&socket, &address)?;
     rustix::net::listen(&socket, backlog)?;
     Ok(socket)
+}
+
+/// Makes a listener of another's such a one; `address` tells its family.
+pub fn adopt(socket: BorrowedFd<'_>, address: IpAddr) -> io::Result<()> {
+    let options = SockRef::from(&socket);
+    if !options.is_listener()? {
+        return Err(io::Error::new(io::ErrorKind::InvalidInput, "it does not listen"));
+    }
+    options.set_nonblocking(true)?;
+    set_transparent(&options, address)?;
+    options.set_tcp_nodelay(true)?;
+    options.set_keepalive(true)
 }
 
 /// The next flow and who opened it, or `WouldBlock`.

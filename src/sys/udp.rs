@@ -16,7 +16,7 @@ use std::net::{IpAddr, SocketAddr, SocketAddrV4, SocketAddrV6, UdpSocket};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
 
 pub use outbox::Outbox;
-use socket2::{Domain, Protocol, Socket, Type};
+use socket2::{Domain, Protocol, SockRef, Socket, Type};
 
 /// A non-blocking socket to which TPROXY can deliver: transparent, shared with other workers by SO_REUSEPORT, and
 /// told of original destinations. Needs CAP_NET_ADMIN or CAP_NET_RAW.
@@ -26,15 +26,31 @@ pub fn listener(at: SocketAddr) -> io::Result<UdpSocket> {
     // Room for a burst while the worker is busy elsewhere; the kernel caps it at rmem_max.
     socket.set_recv_buffer_size(RECEIVE_BUFFER)?;
     make_transparent(&socket, at)?;
-    match at {
-        SocketAddr::V4(_) => set_option(&socket, libc::SOL_IP, libc::IP_RECVORIGDSTADDR)?,
-        SocketAddr::V6(_) => {
-            socket.set_only_v6(true)?;
-            set_option(&socket, libc::SOL_IPV6, libc::IPV6_RECVORIGDSTADDR)?;
-        }
+    tell_destinations(&socket, at.ip())?;
+    if at.is_ipv6() {
+        socket.set_only_v6(true)?;
     }
     socket.bind(&at.into())?;
     Ok(socket.into())
+}
+
+/// Makes a bound socket of another's such a one; `address` tells its family.
+pub fn adopt(socket: BorrowedFd<'_>, address: IpAddr) -> io::Result<()> {
+    let socket = SockRef::from(&socket);
+    if socket.r#type()? != Type::DGRAM {
+        return Err(io::Error::new(io::ErrorKind::InvalidInput, "it is not one for datagrams"));
+    }
+    socket.set_nonblocking(true)?;
+    socket.set_recv_buffer_size(RECEIVE_BUFFER)?;
+    make_transparent(&socket, SocketAddr::new(address, 0))?;
+    tell_destinations(&socket, address)
+}
+
+fn tell_destinations(socket: &Socket, address: IpAddr) -> io::Result<()> {
+    match address {
+        IpAddr::V4(_) => set_option(socket, libc::SOL_IP, libc::IP_RECVORIGDSTADDR),
+        IpAddr::V6(_) => set_option(socket, libc::SOL_IPV6, libc::IPV6_RECVORIGDSTADDR),
+    }
 }
 
 /// A non-blocking socket that sends from `source`; port 0 is the kernel's choice. `transparent` allows an address

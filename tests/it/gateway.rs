@@ -85,6 +85,15 @@ impl Gateway {
         configuration: &str,
         adjust: impl FnOnce(&mut Command),
     ) -> Result<Self, StartError> {
+        Self::start_prepared(lab, configuration, adjust, |_| {})
+    }
+
+    pub(crate) fn start_prepared(
+        lab: &Lab,
+        configuration: &str,
+        adjust: impl FnOnce(&mut Command),
+        prepare: impl FnOnce(&mut Command),
+    ) -> Result<Self, StartError> {
         let folder = TempDir::new().unwrap();
         let file = folder.path().join("tidegate.toml");
         std::fs::write(&file, configuration).unwrap();
@@ -93,7 +102,7 @@ impl Gateway {
         // Its socket goes where no other test looks.
         command.env("RUNTIME_DIRECTORY", folder.path());
         adjust(&mut command);
-        Ok(Self { enforcer: Enforcer::start_command(command, &lab.gateway)?, folder })
+        Ok(Self { enforcer: Enforcer::start_prepared(command, &lab.gateway, prepare)?, folder })
     }
 
     /// The record of the verdict on the flow from `source`, once it is there.

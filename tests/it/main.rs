@@ -19,6 +19,7 @@ mod forged;
 mod gateway;
 mod geoip;
 mod hand_over;
+mod held;
 mod hostile;
 mod inside;
 mod kernel;

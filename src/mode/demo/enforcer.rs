@@ -42,7 +42,17 @@ impl Enforcer {
 
     /// The same for a command with options of its own.
     pub fn start_command(command: Command, namespace: &Namespace) -> Result<Self, StartError> {
-        let enforcer = Self::spawn(command, namespace).map_err(|source| StartError { source, messages: Vec::new() })?;
+        Self::start_prepared(command, namespace, |_| {})
+    }
+
+    /// The same with a last word to the command.
+    pub fn start_prepared(
+        command: Command,
+        namespace: &Namespace,
+        prepare: impl FnOnce(&mut Command),
+    ) -> Result<Self, StartError> {
+        let enforcer =
+            Self::spawn(command, namespace, prepare).map_err(|source| StartError { source, messages: Vec::new() })?;
         match enforcer.messages.wait_for(|line| line.trim() == "ready", START_DEADLINE) {
             Some(_) => Ok(enforcer),
             None => Err(StartError {
@@ -52,10 +62,11 @@ impl Enforcer {
         }
     }
 
-    fn spawn(mut command: Command, namespace: &Namespace) -> io::Result<Self> {
+    fn spawn(mut command: Command, namespace: &Namespace, prepare: impl FnOnce(&mut Command)) -> io::Result<Self> {
         command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
         namespace.enter(&mut command)?;
         child::end_with_this_thread(&mut command);
+        prepare(&mut command);
         let mut child = command.spawn()?;
         let (stdout, stderr) = (child.stdout.take(), child.stderr.take());
         let mut enforcer = Self { child, records: Lines::default(), messages: Lines::default(), readers: Vec::new() };

@@ -6,7 +6,6 @@
 //! Fails closed: a message with a letter that nobody knows, or with too few descriptors, is not taken over.
 
 use std::io;
-use std::net::SocketAddr;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 use super::{Listeners, Sockets, dns};
@@ -36,6 +35,11 @@ impl Spare {
 
     pub fn workers(&self) -> usize {
         self.0.len()
+    }
+
+    /// All of them, each with its letter.
+    pub(super) fn sockets(&self) -> impl Iterator<Item = (u8, BorrowedFd<'_>)> {
+        self.0.iter().flatten().map(|(letter, socket)| (*letter, socket.as_fd()))
     }
 
     /// One message for each worker.
@@ -92,10 +96,11 @@ impl Listeners {
                 }
                 _ => return Err(incomplete()),
             };
-            match at {
-                SocketAddr::V4(at) => ports.v4 = Some(at.port()),
-                SocketAddr::V6(at) => ports.v6 = Some(at.port()),
+            let port = if at.is_ipv4() { &mut ports.v4 } else { &mut ports.v6 };
+            if port.is_some_and(|port| port != at.port()) {
+                return Err(incomplete());
             }
+            *port = Some(at.port());
         }
         self.workers.push(own);
         self.dns.workers.push(dns);
@@ -104,5 +109,5 @@ impl Listeners {
 }
 
 fn incomplete() -> io::Error {
-    io::Error::new(io::ErrorKind::InvalidData, "the sockets of the other process did not arrive whole")
+    io::Error::new(io::ErrorKind::InvalidData, "the sockets that were to be taken over did not arrive whole")
 }
