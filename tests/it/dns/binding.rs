@@ -16,7 +16,7 @@ use tidegate::mode::demo::tap::Tap;
 use tidegate::sys::rtnl::Family;
 
 use super::each_family;
-use super::resolver::{Resolver, answered, ask, question, with_question_of};
+use super::resolver::{Resolver, answered, ask, exchange, question, stub, with_question_of};
 use crate::gateway::{Gateway, at, configuration, connect, get, listen, until};
 use crate::inside::in_lab;
 
@@ -254,6 +254,30 @@ fn the_kernel_forgets_a_name_that_had_to_make_room_for_others() {
         }
         let connected = || lab.client.run(|| try_to_connect(named)).unwrap();
         until("a refusal, long before the record ends", connected, Result::is_err);
+    });
+}
+
+/// A client that asks for many names has its own make room, not those of others.
+#[test]
+fn a_client_that_asks_for_many_names_takes_none_from_another() {
+    in_lab(|lab| {
+        let resolver = Resolver::start(lab, at(Site::A, Family::V4, 53, 53), at_its_number);
+        let inspection = format!(
+            "type = \"explicit\"\nuse_bindings = true\n[network.dns]\nauthorized_resolvers = [\"{}\"]",
+            resolver.at.ip()
+        );
+        let four_of_each_shard = "[limits.dns]\nbindings = 64\n";
+        let gateway = Gateway::start(lab, &(configuration("tcp-reset", &inspection) + four_of_each_shard));
+        let _accepted = listen(lab, 80);
+        ask(lab, resolver.at, &question("allowed.example.", RecordType::A));
+        let greedy = stub(lab, 1, resolver.at);
+        for number in 2..250 {
+            exchange(&greedy, &question(&format!("{number}.example."), RecordType::A));
+        }
+        let mut client = connect(lab, at(Site::B, Family::V4, 1, 80));
+        client.write_all(b"SSH-2.0-client\r\n").unwrap();
+        let record = gateway.verdict_on(client.local_addr().unwrap());
+        assert_eq!((&record["verdict"], &record["domain"]), (&"allow".into(), &"allowed.example".into()), "{record:#}");
     });
 }
 
