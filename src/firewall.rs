@@ -3,16 +3,17 @@
 //! ```text
 //! prerouting (raw), UDP alone                      forward (filter)
 //!   forwarded flows, no long header -> pass          marked for us, yet forwarded    -> drop
-//!   refused and silenced flows    -> reject, drop    replies                         -> pass
-//!   what a Network inspects       -> tproxy,         flows that a later policy ended -> drop, answer
-//!             untracked, or drop where nobody listens  forwarded flows, no long header -> pass
-//! prerouting (mangle)                                what a Network should have had  -> drop
-//!   to our listeners directly     -> drop            of flows that were let in       -> pass
-//!   flows that we hold            -> to us           new flows of a Network          -> by their addresses: pass,
-//!   discarded flows               -> drop                                               drop, answer; and a record
-//!   replies                       -> pass            all else passes
-//!   the gateway's own addresses   -> pass
-//!   what a Network inspects       -> tproxy, or drop where nobody listens
+//!   refused and silenced flows    -> reject, drop    flows that a later policy ended -> drop, answer
+//!   what a Network inspects       -> tproxy,         answers to flows that we took,
+//!             untracked, or drop where nobody listens  and errors about them         -> drop
+//! prerouting (mangle)                                replies                         -> pass
+//!   to our listeners directly     -> drop            forwarded flows, no long header -> pass
+//!   flows that we hold            -> to us           what a Network should have had  -> drop
+//!   discarded flows               -> drop            of flows that were let in       -> pass
+//!   replies                       -> pass            new flows of a Network          -> by their addresses: pass,
+//!   the gateway's own addresses   -> pass                                               drop, answer; and a record
+//!   what a Network inspects       -> tproxy,         all else passes
+//!               or drop where nobody listens
 //!   all else passes
 //! ```
 //!
@@ -67,6 +68,9 @@ pub const JUDGED_LABEL: u8 = 127;
 const OWN_LABEL: u8 = 123;
 /// The one of TCP flows of an application that are brought to its sidecar.
 const DIVERTED_LABEL: u8 = 122;
+
+/// The one of TCP and DNS flows that are taken here: none of their packets is anybody else's.
+const TAKEN_LABEL: u8 = 121;
 
 /// The bits by which a flow is known that a later policy ended: all of them bear the first, and one of the others if its
 /// packets are answered.

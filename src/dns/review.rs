@@ -4,6 +4,7 @@
 //! judged wherever it stands in the answer, and what must be taken away is taken away from every section.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::sync::Arc;
 use std::time::SystemTime;
 
 use crate::name::DomainName;
@@ -36,12 +37,20 @@ pub enum Review {
 
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Findings {
-    /// The addresses that the asked name leads to, hints among them, each with its TTL in seconds.
-    pub addresses: Vec<(IpAddr, u32)>,
-    /// The asked name and those that it leads to; empty where the Network has no use for bindings.
-    pub names: Vec<DomainName>,
+    /// The addresses that the asked name leads to, hints among them.
+    pub addresses: Vec<Address>,
     /// The answer with parts taken away; `None`: as it came.
     pub edited: Option<Vec<u8>>,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Address {
+    pub ip: IpAddr,
+    /// Seconds.
+    pub ttl: u32,
+    /// The asked name and those that led from it to the one that has the address; empty where the Network has no use for
+    /// bindings.
+    pub names: Arc<[DomainName]>,
 }
 
 impl Reader<'_> {
@@ -53,7 +62,7 @@ impl Reader<'_> {
                 return Ok(Review::Block(judged));
             }
         }
-        let mut addresses = links.addresses(answer)?;
+        let mut addresses = links.addresses(answer, self.binds())?;
         let settings = &self.network.dns;
         if settings.rebind_protection && self.asked != DomainVerdict::Allow && !is_private_name(answer) {
             let all = all_addresses(answer)?;
@@ -68,16 +77,15 @@ impl Reader<'_> {
             edited = self.edit(answer)?;
         }
         if settings.filter_answers {
-            let refused = |ip: &(IpAddr, u32)| !self.keeps(ip.0);
+            let refused = |address: &Address| !self.keeps(address.ip);
             if !addresses.is_empty() && addresses.iter().all(refused) && asks_for_addresses(answer) {
-                let first = addresses.first().map(|(ip, _)| self.policy.judge_ip(*ip, self.now));
+                let first = addresses.first().map(|address| self.policy.judge_ip(address.ip, self.now));
                 let (reason, list) = first.map_or((Reason::Default, None), |judged| (judged.reason, judged.list));
                 return Ok(Review::Block(Judged { verdict: DomainVerdict::Block, reason, list }));
             }
-            addresses.retain(|ip| !refused(ip));
+            addresses.retain(|address| !refused(address));
         }
-        let names = if self.binds() { links.names() } else { Vec::new() };
-        Ok(Review::Release(Findings { addresses, names, edited }))
+        Ok(Review::Release(Findings { addresses, edited }))
     }
 
     fn binds(&self) -> bool {
@@ -126,15 +134,23 @@ impl Reader<'_> {
 
 /// The addresses that the asked name leads to, each with its TTL in seconds.
 pub fn addresses_of(answer: &Message<'_>) -> Result<Vec<(IpAddr, u32)>, Malformed> {
-    Links::read(answer)?.addresses(answer)
+    let found = Links::read(answer)?.addresses(answer, false)?;
+    Ok(found.into_iter().map(|address| (address.ip, address.ttl)).collect())
 }
 
 /// What the asked name leads to.
 struct Links {
     /// The asked name, then each that it leads to by CNAME, DNAME and service records.
-    chain: Vec<Name>,
+    chain: Vec<Link>,
     /// Every target in the answer, whether or not it belongs to the chain.
     judged: Vec<Name>,
+}
+
+#[derive(Clone, Copy, Debug)]
+struct Link {
+    name: Name,
+    /// The place in the chain of the name that led here; the asked name has its own.
+    from: usize,
 }
 
 impl Links {
@@ -145,13 +161,16 @@ impl Links {
                 edges.push((answer.owner(record)?, target));
             }
         }
-        let mut chain = vec![answer.question.name];
+        let mut chain = vec![Link { name: answer.question.name, from: 0 }];
         // Servers put links in order; whoever does not is followed as far.
         for _ in 0..edges.len().min(LONGEST_CHAIN) {
             let before = chain.len();
             for (owner, target) in &edges {
-                if chain.len() <= LONGEST_CHAIN && chain.contains(owner) && !chain.contains(target) {
-                    chain.push(*target);
+                if chain.len() <= LONGEST_CHAIN
+                    && let Some(from) = place(&chain, owner)
+                    && place(&chain, target).is_none()
+                {
+                    chain.push(Link { name: *target, from });
                 }
             }
             if chain.len() == before {
@@ -161,29 +180,51 @@ impl Links {
         Ok(Self { chain, judged: edges.into_iter().map(|(_, target)| target).collect() })
     }
 
-    fn names(&self) -> Vec<DomainName> {
-        self.chain.iter().filter_map(Name::to_domain).collect()
+    /// The asked name, and those on the way from it to the name at this place in the chain.
+    ///
+    /// No name beyond: who owns a name may send its clients to any other with hints of his own, and what he says of
+    /// addresses binds the names before his, which chose to lead to him, and not the one that he points to.
+    fn path(&self, mut place: usize) -> Arc<[DomainName]> {
+        let mut names = Vec::new();
+        while let Some(link) = self.chain.get(place) {
+            names.extend(link.name.to_domain());
+            if link.from == place {
+                break;
+            }
+            place = link.from;
+        }
+        names.into_iter().rev().collect()
     }
 
-    /// The addresses of the chain's names, from the answer, and from what is added for a service's target.
-    fn addresses(&self, answer: &Message<'_>) -> Result<Vec<(IpAddr, u32)>, Malformed> {
+    /// The addresses of the chain's names, from the answer, and from what is added for a service's target. `names`:
+    /// whether their names are wanted too.
+    fn addresses(&self, answer: &Message<'_>, names: bool) -> Result<Vec<Address>, Malformed> {
         let mut found = Vec::new();
+        let mut last: Option<(usize, Arc<[DomainName]>)> = None;
         let services = answers(answer).any(|record| is_service(record.kind));
         for record in answer.records.iter().filter(|record| record.class == IN) {
             let counts = record.section == Section::Answer || (services && record.section == Section::Additional);
             if !counts || !matches!(record.kind, kind::A | kind::AAAA | kind::SVCB | kind::HTTPS) {
                 continue;
             }
-            if !self.chain.contains(&answer.owner(record)?) {
-                continue;
-            }
+            let Some(owner) = place(&self.chain, &answer.owner(record)?) else { continue };
+            let names = match &last {
+                _ if !names => Arc::default(),
+                Some((place, names)) if *place == owner => names.clone(),
+                _ => last.insert((owner, self.path(owner))).1.clone(),
+            };
+            let found_at = |ip| Address { ip, ttl: record.ttl, names: names.clone() };
             match address(answer, record)? {
-                Some(ip) => found.push((ip, record.ttl)),
-                None => found.extend(Service::read(answer.data(record))?.hints().map(|ip| (ip, record.ttl))),
+                Some(ip) => found.push(found_at(ip)),
+                None => found.extend(Service::read(answer.data(record))?.hints().map(found_at)),
             }
         }
         Ok(found)
     }
+}
+
+fn place(chain: &[Link], name: &Name) -> Option<usize> {
+    chain.iter().position(|link| link.name == *name)
 }
 
 fn answers<'m>(answer: &'m Message<'_>) -> impl Iterator<Item = &'m Record> {
@@ -296,7 +337,6 @@ mod tests {
     use hickory_proto::rr::rdata::svcb::{EchConfigList, IpHint, SvcParamKey, SvcParamValue};
     use hickory_proto::rr::rdata::{A, AAAA, CNAME, HTTPS, NULL, SVCB};
     use hickory_proto::rr::{Name as TheirName, RData, Record as TheirRecord, RecordType};
-    use std::sync::Arc;
     use std::time::Duration;
 
     fn policy(block: &[&str], addresses: &[&str]) -> Policy {
@@ -403,6 +443,15 @@ mod tests {
         answer("www.example.", RecordType::A, &records)
     }
 
+    /// Each address with its TTL and the names that are bound to it.
+    fn bound(findings: &Findings) -> Vec<String> {
+        let words = |found: &Address| {
+            let names: Vec<&str> = found.names.iter().map(DomainName::as_str).collect();
+            format!("{} {} {}", found.ip, found.ttl, names.join(" "))
+        };
+        findings.addresses.iter().map(words).collect()
+    }
+
     #[test]
     fn every_link_of_a_chain_is_judged() {
         for (blocked, expected) in
@@ -423,10 +472,8 @@ mod tests {
     #[test]
     fn addresses_are_found_along_the_chain_with_every_name_of_it() {
         let found = findings(Dns::default(), &policy(&[], &[]), &chain());
-        let ip = |text: &str| text.parse::<IpAddr>().unwrap();
-        assert_eq!(found.addresses, [(ip("192.0.2.1"), 62), (ip("192.0.2.2"), 63)]);
-        let names: Vec<&str> = found.names.iter().map(DomainName::as_str).collect();
-        assert_eq!(names, ["www.example", "a.cdn.example", "b.cdn.example"]);
+        let names = "www.example a.cdn.example b.cdn.example";
+        assert_eq!(bound(&found), [format!("192.0.2.1 62 {names}"), format!("192.0.2.2 63 {names}")]);
         assert_eq!(found.edited, None);
     }
 
@@ -438,8 +485,7 @@ mod tests {
             ("www.example.", cname("b.example.")),
         ];
         let found = findings(Dns::default(), &policy(&[], &[]), &answer("www.example.", RecordType::A, &records));
-        assert_eq!(found.addresses.len(), 1);
-        assert_eq!(found.names.len(), 3);
+        assert_eq!(bound(&found), ["192.0.2.1 60 www.example b.example c.example"]);
     }
 
     #[test]
@@ -450,7 +496,7 @@ mod tests {
         message.add_authority(TheirRecord::from_rdata(name("www.example."), 60, a("203.0.113.68")));
         let found = findings(Dns::default(), &policy(&[], &[]), &message.to_vec().unwrap());
         assert_eq!(found.addresses.len(), 2);
-        assert!(!found.names.iter().any(|name| name.as_str() == "bank.example"));
+        assert!(!bound(&found).concat().contains("bank.example"));
     }
 
     #[test]
@@ -461,9 +507,10 @@ mod tests {
         message.add_additional(TheirRecord::from_rdata(name("svc.example."), 9, a("2001:db8::9")));
         message.add_additional(TheirRecord::from_rdata(name("bank.example."), 9, a("2001:db8::66")));
         let found = findings(Dns::default(), &policy(&[], &[]), &message.to_vec().unwrap());
-        let addresses: Vec<String> = found.addresses.iter().map(|(ip, _)| ip.to_string()).collect();
-        assert_eq!(addresses, ["192.0.2.7", "192.0.2.8", "2001:db8::9"]);
-        assert_eq!(found.names.iter().map(DomainName::as_str).collect::<Vec<_>>(), ["www.example", "svc.example"]);
+        // A hint is of him who points to the service.
+        let expected =
+            ["192.0.2.7 60 www.example", "192.0.2.8 60 www.example", "2001:db8::9 9 www.example svc.example"];
+        assert_eq!(bound(&found), expected);
     }
 
     #[test]

@@ -15,7 +15,7 @@ use super::Settings;
 use super::cache::Cache;
 use super::exchange::{Decision, Exchange, is_canary};
 use super::record::{ANSWERED, Outcome, record};
-use super::review::{Findings, Reader, Review};
+use super::review::{Address, Findings, Reader, Review};
 use crate::firewall::naming_networks;
 use crate::name::DomainName;
 use crate::policy::bindings::Bindings;
@@ -161,7 +161,7 @@ impl Service {
         }
         let outcome = Outcome {
             rcode: Some(message.header.rcode()),
-            addresses: findings.addresses.iter().take(RECORDED).map(|(ip, _)| *ip).collect(),
+            addresses: findings.addresses.iter().take(RECORDED).map(|address| address.ip).collect(),
             upstream: upstream.filter(|upstream| *upstream != exchange.resolver.0),
             ..Outcome::default()
         };
@@ -184,16 +184,16 @@ impl Service {
     }
 
     fn bind(&self, exchange: &Exchange, findings: &Findings, now: Instant) {
-        if findings.names.is_empty() {
-            return;
-        }
         let client = exchange.client.ip();
-        for (address, ttl) in &findings.addresses {
+        let mut pairs = Vec::new();
+        for Address { ip, ttl, names } in findings.addresses.iter().filter(|found| !found.names.is_empty()) {
             let ttl = Duration::from_secs(u64::from(*ttl).min(LONGEST_BINDING));
-            self.bindings.bind(client, *address, &findings.names, ttl, now);
+            self.bindings.bind(client, *ip, names, ttl, now);
+            pairs.push((client, *ip));
         }
-        let pairs: Vec<_> = findings.addresses.iter().map(|(address, _)| (client, *address)).collect();
-        self.tell_kernel(&pairs, now);
+        if !pairs.is_empty() {
+            self.tell_kernel(&pairs, now);
+        }
     }
 
     /// Counts the pairs of client and address that made room for others, and has the kernel forget them.

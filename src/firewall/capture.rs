@@ -21,7 +21,7 @@ use super::selection::{
 use super::service::{Service, authorized, captured, dns, services};
 use super::{
     Capture, ENDED_LABEL, ENDED_RESET_LABEL, ENDED_UNREACHABLE_LABEL, FORGED, JUDGED_LABEL, MARK, OnFailure, TABLE,
-    TCP, UDP,
+    TAKEN_LABEL, TCP, UDP,
 };
 use crate::policy::Direction;
 use crate::policy::network::{DNS_PORT, ENCRYPTED_DNS_PORT, Network};
@@ -44,6 +44,7 @@ const INSPECTED_UDP: &str = "inspected_udp";
 pub(super) const GUARDED: &str = "guarded";
 const GUARD: &str = "guard";
 const ENDED: &str = "ended";
+pub(super) const TAKEN: &str = "taken";
 const UDP_CHAIN: &str = "udp";
 pub(super) const LOOPBACK: &str = "loopback";
 /// The ports of our own listeners.
@@ -87,7 +88,7 @@ pub fn render(snapshot: &Snapshot, capture: &Capture) -> Ruleset {
         }
     }
     chains.extend(Family::BOTH.map(sent_chain));
-    chains.extend([answered_chain(), ended(), guard(capture), udp_chain(capture), prerouting_udp()]);
+    chains.extend([answered_chain(), ended(), taken(), guard(capture), udp_chain(capture), prerouting_udp()]);
     chains.push(prerouting(capture));
     chains.push(forward(capture));
     Ruleset { table: TABLE, sets, lists, chains }
@@ -151,6 +152,7 @@ fn forward(capture: &Capture) -> Chain {
         rules.push(Rule(vec![Expression::MarkIs(MARK), Expression::Counter, drop()]));
     }
     rules.push(Rule(vec![Expression::Label(ENDED_LABEL), goto(ENDED)]));
+    rules.push(Rule(vec![Expression::Label(TAKEN_LABEL), jump(TAKEN)]));
     rules.push(reply_passes());
     rules.push(Rule(vec![of_interest(GUARDED, false), jump(GUARD)]));
     // Not whatever connection tracking knows: it may have begun before anybody judged.
@@ -171,6 +173,20 @@ fn forward(capture: &Capture) -> Chain {
 fn reply_passes() -> Rule {
     let of_a_flow = Expression::Connection(&[Connection::Established, Connection::Related]);
     Rule(vec![Expression::Reply, of_a_flow, accept()])
+}
+
+/// What others say in a flow that is taken here. Connection tracking has seen it begin, and takes for its own whatever
+/// comes from where it was going, and every error that quotes it, which may hold anything: neither waits for a verdict.
+///
+/// A port that is taken no longer answers for itself.
+pub(super) fn taken() -> Chain {
+    let from_such =
+        Expression::InSet { key: vec![Key::Protocol, Key::SourcePort], set: GUARDED.to_owned(), negate: false };
+    let rules = vec![
+        Rule(vec![Expression::Connection(&[Connection::Related]), Expression::Counter, drop()]),
+        Rule(vec![Expression::Reply, from_such, Expression::Counter, drop()]),
+    ];
+    Chain::new(TAKEN, rules)
 }
 
 /// Both directions of a flow that was let in and that a later policy has ended.
@@ -363,7 +379,8 @@ mod tests {
         assert_eq!(
             text_of(&rules, "to_tcp"),
             "chain to_tcp {\n\
-             meta nfproto ipv4 meta l4proto tcp tproxy ip to 127.0.0.1:15001 meta mark set 0x7469 counter accept\n\
+             meta nfproto ipv4 meta l4proto tcp tproxy ip to 127.0.0.1:15001 \
+             ct label set 121 meta mark set 0x7469 counter accept\n\
              counter drop\n\
              }\n"
         );
@@ -441,11 +458,15 @@ mod tests {
     }
 
     #[test]
-    fn a_reply_and_a_flow_that_was_let_in_pass_only_behind_what_guards_the_inspected_ports() {
+    fn a_reply_passes_only_where_the_flow_is_not_taken_here_and_a_flow_that_was_let_in_only_behind_the_guard() {
         let rules = rules(vec![network("office", PREFIX)], &Capture::tcp(Listener::on(1)));
         let text = text_of(&rules, "forward");
-        let order = ["mark 0x7469 counter drop", "direction reply", "jump guard", "label 127 accept", "jump judge_"];
+        let taken = "ct label 121 jump taken";
+        let order =
+            ["mark 0x7469 counter drop", taken, "direction reply", "jump guard", "label 127 accept", "jump judge_"];
         in_order(&text, &order);
+        assert!(text_of(&rules, "to_tcp").contains("tproxy ip to 127.0.0.1:1 ct label set 121 meta mark set"));
+        assert!(!text_of(&rules, "to_udp").contains("ct label"), "it is not tracked");
         assert!(text.ends_with("ct label set 127\n}\n"), "{text}");
     }
 

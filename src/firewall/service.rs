@@ -8,7 +8,7 @@ use ipnet::IpNet;
 use super::capture::{accept, drop};
 use super::ruleset::{Chain, Expression, Family, Rule, Verdict};
 use super::selection::Stage;
-use super::{Capture, Listener, MARK, OnFailure, TCP, UDP};
+use super::{Capture, Listener, MARK, OnFailure, TAKEN_LABEL, TCP, UDP};
 use crate::policy::Direction;
 use crate::policy::network::{DNS_PORT, ENCRYPTED_DNS_PORT, Mode, Network, Quic};
 
@@ -36,8 +36,11 @@ impl Service {
                 if self.stage == Stage::CaptureUdp {
                     rule.push(Expression::NoTrack);
                 }
-                let deliver = Expression::Tproxy { family, port };
-                rule.extend([deliver, Expression::SetMark(MARK), Expression::Counter, accept()]);
+                rule.push(Expression::Tproxy { family, port });
+                if self.stage == Stage::Capture {
+                    rule.push(Expression::SetLabel(TAKEN_LABEL));
+                }
+                rule.extend([Expression::SetMark(MARK), Expression::Counter, accept()]);
                 rules.push(Rule(rule));
             }
         }

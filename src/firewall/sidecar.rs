@@ -12,7 +12,9 @@
 //!   replies of flows let in   -> pass                postrouting (filter)
 //!   what a Network inspects   -> marked                marked, yet not to loopback  -> drop
 //! prerouting (mangle), marked packets on loopback    input (filter)
-//!   flows that we hold        -> to us                 loopback, replies, flows that were let in -> pass
+//!   flows that we hold        -> to us                 loopback                     -> pass
+//!                                                      answers to what we took      -> drop
+//!                                                      replies, flows that were let in -> pass
 //!   discarded flows           -> drop                  new flows                    -> by their addresses
 //!   what a Network inspects   -> tproxy, or drop where nobody listens
 //!   all else                  -> drop
@@ -31,8 +33,8 @@
 //! process, and know of no other choice.
 
 use super::capture::{
-    FILTER, GUARDED, HELD, LISTENERS, LOOPBACK, MANGLE, QUESTIONS, RAW, accept, drop, goto, held_chain, inspected_set,
-    jump, listeners_set, loopback_chain, of_interest, questions_set,
+    FILTER, GUARDED, HELD, LISTENERS, LOOPBACK, MANGLE, QUESTIONS, RAW, TAKEN, accept, drop, goto, held_chain,
+    inspected_set, jump, listeners_set, loopback_chain, of_interest, questions_set, taken,
 };
 use super::flows::{discarded_chain, flow_sets};
 use super::judge::{end_chains, network_chains};
@@ -41,7 +43,7 @@ use super::names::name_sets;
 use super::ruleset::{Chain, Connection, Expression, Family, Hook, Rule, Ruleset};
 use super::selection::{Stage, network_chain, port_sets, protected_sets, select, selection_chain};
 use super::service::{Service, authorized, captured, services};
-use super::{Capture, DIVERTED_LABEL, JUDGED_LABEL, MARK, OWN_LABEL, OnFailure, TABLE, TCP};
+use super::{Capture, DIVERTED_LABEL, JUDGED_LABEL, MARK, OWN_LABEL, OnFailure, TABLE, TAKEN_LABEL, TCP};
 use crate::policy::Direction;
 use crate::policy::network::Network;
 use crate::policy::snapshot::Snapshot;
@@ -73,7 +75,7 @@ pub fn render_sidecar(snapshot: &Snapshot, capture: &Capture, user: u32) -> Rule
         chains.extend(stages.map(|stage| select(snapshot, stage, Direction::Outbound, family)));
         chains.push(select(snapshot, Stage::Judge, Direction::Inbound, family));
     }
-    chains.extend([captured_chain(), guard(), questions_here()]);
+    chains.extend([captured_chain(), taken(), guard(), questions_here()]);
     chains.extend([questions(user), output(user), prerouting(), output_filter(user), postrouting(), input()]);
     Ruleset { table: TABLE, sets, lists, chains }
 }
@@ -150,6 +152,7 @@ fn input() -> Chain {
     let mut rules = vec![
         Rule(vec![Expression::FromLoopback, accept()]),
         Rule(vec![Expression::Discovery, accept()]),
+        Rule(vec![Expression::Label(TAKEN_LABEL), jump(TAKEN)]),
         // Of flows that were let out, or that we opened.
         Rule(vec![Expression::Reply, answered, accept()]),
         Rule(vec![Expression::Label(JUDGED_LABEL), accept()]),
@@ -277,5 +280,6 @@ mod tests {
         let (output, input) = (text_of(&rules, "output_filter"), text_of(&rules, "input"));
         assert!(output.contains("jump judge_outbound4") && !output.contains("inbound"), "{output}");
         assert!(input.contains("jump judge_inbound6") && !input.contains("outbound"), "{input}");
+        assert!(input.find("ct label 121 jump taken").unwrap() < input.find("direction reply").unwrap(), "{input}");
     }
 }

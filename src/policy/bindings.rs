@@ -15,7 +15,8 @@ use crate::name::DomainName;
 
 #[derive(Clone, Debug)]
 pub struct Settings {
-    /// Pairs of client and address held at once. When full, the oldest make room. Default 262,144 (some 60 MB).
+    /// Pairs of client and address held at once, a quarter of them of one client. When full, the oldest make room, a
+    /// client's own before those of others. Default 262,144 (some 60 MB).
     pub pairs: usize,
     /// Names of one pair; the oldest make room. Default 32.
     pub names: usize,
@@ -54,6 +55,8 @@ struct Shard {
     pairs: HashMap<Pair, Vec<Bound>>,
     /// Every pair once, the longest unrenewed first.
     order: VecDeque<Pair>,
+    /// By client, how many.
+    of: HashMap<IpAddr, usize>,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -87,10 +90,16 @@ impl Bindings {
         let mut shard = self.shard(&pair);
         shard.sweep(now);
         if !shard.pairs.contains_key(&pair) {
-            while shard.pairs.len() >= (self.settings.pairs / SHARDS).max(1) {
+            let room = (self.settings.pairs / SHARDS).max(1);
+            let room_of_one = if self.settings.of_each { (room / SHARES).max(1) } else { room };
+            if shard.of.get(&pair.client).is_some_and(|count| *count >= room_of_one) {
+                lock(&self.displaced).add(shard.displace_of(pair.client));
+            }
+            while shard.pairs.len() >= room {
                 lock(&self.displaced).add(shard.displace());
             }
             shard.order.push_back(pair);
+            *shard.of.entry(pair.client).or_default() += 1;
         }
         let ends = now + ttl + self.settings.grace;
         let bound = shard.pairs.entry(pair).or_default();
@@ -181,23 +190,44 @@ impl Shard {
     fn sweep(&mut self, now: Instant) {
         for _ in 0..SWEEP {
             let Some(pair) = self.order.pop_front() else { return };
-            let Entry::Occupied(entry) = self.pairs.entry(pair) else { continue };
-            if entry.get().iter().all(|bound| bound.ends <= now) {
-                entry.remove();
-            } else {
+            if self.pairs.get(&pair).is_some_and(|bound| bound.iter().any(|bound| now < bound.ends)) {
                 self.order.push_back(pair);
+            } else {
+                self.remove(&pair);
             }
         }
+    }
+
+    /// The client's oldest pair. Those that the look passes over go to the back with time.
+    fn displace_of(&mut self, client: IpAddr) -> Option<Pair> {
+        let at = self.order.iter().position(|pair| pair.client == client)?;
+        let oldest = self.order.remove(at);
+        oldest.iter().for_each(|pair| self.remove(pair));
+        oldest
     }
 
     fn displace(&mut self) -> Option<Pair> {
         let oldest = self.order.pop_front();
         match &oldest {
-            Some(pair) => _ = self.pairs.remove(pair),
+            Some(pair) => self.remove(pair),
             // Cannot be: every pair is in the order. But a loop must end.
-            None => self.pairs.clear(),
+            None => {
+                self.pairs.clear();
+                self.of.clear();
+            }
         }
         oldest
+    }
+
+    fn remove(&mut self, pair: &Pair) {
+        if self.pairs.remove(pair).is_some()
+            && let Entry::Occupied(mut count) = self.of.entry(pair.client)
+        {
+            *count.get_mut() -= 1;
+            if *count.get() == 0 {
+                count.remove();
+            }
+        }
     }
 }
 
@@ -215,6 +245,8 @@ fn lock<T>(shared: &Mutex<T>) -> MutexGuard<'_, T> {
 }
 
 const SHARDS: usize = 16;
+/// Of so many shares one client has no more than one.
+const SHARES: usize = 4;
 /// Pairs looked at with each new binding: more than one, so that ended ones go faster than new ones come.
 const SWEEP: usize = 2;
 /// Displaced pairs that are listed until somebody asks.
@@ -319,6 +351,26 @@ mod tests {
         }
         let newest = IpAddr::from(9_999u32.to_be_bytes());
         assert_eq!(bindings.state(ip("10.0.0.1"), newest, &name("a.example"), now), Binding::Match);
+    }
+
+    #[test]
+    fn one_client_displaces_itself_and_nobody_else() {
+        let (bindings, now) = (without_grace(16 * 64), Instant::now());
+        let asked = name("a.example");
+        let bind = |client, n: u32| {
+            bindings.bind(ip(client), IpAddr::from(n.to_be_bytes()), std::slice::from_ref(&asked), secs(60), now);
+        };
+        (0..40).for_each(|n| bind("10.0.0.1", n));
+        (0..10_000).for_each(|n| bind("10.0.0.2", n));
+        let bound = |client, n: u32| bindings.state(ip(client), IpAddr::from(n.to_be_bytes()), &asked, now);
+        assert!((0..40).all(|n| bound("10.0.0.1", n) == Binding::Match));
+        assert_eq!(bound("10.0.0.2", 9_999), Binding::Match);
+        assert!(bindings.len() <= 40 + 16 * 16, "{}", bindings.len());
+        let displaced = bindings.take_displaced();
+        assert_eq!(displaced.count + bindings.len() as u64, 10_040);
+        assert!(displaced.pairs.iter().all(|(client, _)| *client == ip("10.0.0.2")));
+        let counted: usize = bindings.shards.iter().map(|shard| lock(shard).of.values().sum::<usize>()).sum();
+        assert_eq!(counted, bindings.len());
     }
 
     #[test]

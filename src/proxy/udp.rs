@@ -46,6 +46,8 @@ pub struct Settings {
     pub per_client: usize,
     /// Octets of all flows that are held before their verdicts; a datagram past it is dropped. Default 32 MiB.
     pub held: usize,
+    /// The same of one client address. Default 8 MiB.
+    pub held_of_client: usize,
     /// Octets of one flow that are held; one past it is unreadable. Default 128 KiB.
     pub held_of_flow: usize,
     /// QUIC connections of one flow that are remembered; a new one past it is dropped. Default 8.
@@ -69,6 +71,7 @@ impl Default for Settings {
             flows: 65_536,
             per_client: 1_024,
             held: 32 << 20,
+            held_of_client: 8 << 20,
             held_of_flow: 128 << 10,
             connections: 8,
             counted: 65_536,

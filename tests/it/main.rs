@@ -12,6 +12,7 @@ mod crash;
 mod dns;
 mod ender;
 mod endings;
+mod errors;
 mod exec;
 mod failing;
 mod feeds;

@@ -198,14 +198,13 @@ impl Association {
     }
 
     fn hold(&mut self, depends_on: Subject, payload: &[u8], now: Instant, hands: &mut Hands) {
-        if hands.held + payload.len() > hands.settings.held {
-            return hands.dropped();
-        }
         if self.weight() + payload.len() > hands.settings.held_of_flow {
             let (subject, discovery) = self.peek.overflow();
             return self.judge(subject, &discovery, payload, now, hands);
         }
-        hands.hold(payload.len());
+        if !hands.hold(self.key.client.ip(), payload.len()) {
+            return hands.dropped();
+        }
         self.held.push(Held { depends_on, payload: payload.into() });
         if self.deadline.is_none() && self.peek.is_waiting() {
             self.deadline = Some(now + self.patience());
@@ -223,7 +222,7 @@ impl Association {
                 self.held.push(held);
                 continue;
             }
-            hands.release(held.payload.len());
+            hands.release(self.key.client.ip(), held.payload.len());
             match status {
                 Status::Pass => self.pass(&held.payload, now, hands),
                 _ => hands.dropped(),
@@ -237,7 +236,7 @@ impl Association {
     /// Forgets what is held.
     pub(super) fn let_go(&mut self, hands: &mut Hands) {
         for held in std::mem::take(&mut self.held) {
-            hands.release(held.payload.len());
+            hands.release(self.key.client.ip(), held.payload.len());
             hands.dropped();
         }
     }

@@ -1,6 +1,9 @@
 //! What a verdict does: datagrams sent on, and flows given to the kernel or to a relay.
 
+use std::collections::HashMap;
+use std::collections::hash_map::Entry;
 use std::io;
+use std::net::IpAddr;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -29,9 +32,15 @@ pub(super) struct Hands {
     pub(super) settings: Settings,
     /// Where packets are opened.
     pub(super) scratch: Vec<u8>,
-    /// Octets held in all flows.
-    pub(super) held: usize,
+    held: Holding,
     onward: Onward,
+}
+
+/// Octets that are held in all flows, and in those of each client.
+#[derive(Debug, Default)]
+struct Holding {
+    all: usize,
+    of: HashMap<IpAddr, usize>,
 }
 
 #[derive(Debug)]
@@ -74,18 +83,21 @@ impl Hands {
             })),
             Way::Relay(answers) => Onward::Relay(Box::new(Relay::new(answers, worker.telemetry.clone())?)),
         };
-        Ok(Self { worker, settings, scratch: Vec::new(), held: 0, onward })
+        Ok(Self { worker, settings, scratch: Vec::new(), held: Holding::default(), onward })
     }
 
-    /// Takes note of octets that are held.
-    pub(super) fn hold(&mut self, octets: usize) {
-        self.held += octets;
+    /// Takes note of octets of a client that are held; false if there is no room for them.
+    pub(super) fn hold(&mut self, client: IpAddr, octets: usize) -> bool {
+        if !self.held.add(client, octets, self.settings.held, self.settings.held_of_client) {
+            return false;
+        }
         self.worker.telemetry.levels().held_octets.fetch_add(octets as u64, Ordering::Relaxed);
+        true
     }
 
     /// The same of octets that are no longer.
-    pub(super) fn release(&mut self, octets: usize) {
-        self.held = self.held.saturating_sub(octets);
+    pub(super) fn release(&mut self, client: IpAddr, octets: usize) {
+        self.held.take(client, octets);
         self.worker.telemetry.levels().held_octets.fetch_sub(octets as u64, Ordering::Relaxed);
     }
 
@@ -270,6 +282,28 @@ impl Kernel {
             if self.full.is_none_or(|full| now.duration_since(full) > QUIET) {
                 self.full = Some(now);
                 tracing::warn!(%error, "the kernel does not take over a UDP flow");
+            }
+        }
+    }
+}
+
+impl Holding {
+    fn add(&mut self, client: IpAddr, octets: usize, limit: usize, limit_of_one: usize) -> bool {
+        let own = self.of.get(&client).copied().unwrap_or_default();
+        if self.all + octets > limit || own + octets > limit_of_one {
+            return false;
+        }
+        self.all += octets;
+        self.of.insert(client, own + octets);
+        true
+    }
+
+    fn take(&mut self, client: IpAddr, octets: usize) {
+        self.all = self.all.saturating_sub(octets);
+        if let Entry::Occupied(mut own) = self.of.entry(client) {
+            *own.get_mut() = own.get().saturating_sub(octets);
+            if *own.get() == 0 {
+                own.remove();
             }
         }
     }

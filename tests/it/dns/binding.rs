@@ -7,13 +7,16 @@
 use std::io::{Read, Write};
 use std::net::{Ipv4Addr, Ipv6Addr};
 
-use hickory_proto::rr::RecordType;
+use hickory_proto::op::Message;
+use hickory_proto::rr::rdata::svcb::{IpHint, SvcParamKey, SvcParamValue};
+use hickory_proto::rr::rdata::{A, HTTPS, SVCB};
+use hickory_proto::rr::{Name, RData, Record, RecordType};
 use tidegate::mode::demo::lab::{Lab, Site};
 use tidegate::mode::demo::tap::Tap;
 use tidegate::sys::rtnl::Family;
 
 use super::each_family;
-use super::resolver::{Resolver, answered, ask, question};
+use super::resolver::{Resolver, answered, ask, exchange, question, stub, with_question_of};
 use crate::gateway::{Gateway, at, configuration, connect, get, listen, until};
 use crate::inside::in_lab;
 
@@ -176,6 +179,34 @@ fn a_flow_that_shows_no_name_has_the_one_that_dns_gave_for_its_address() {
     });
 }
 
+/// Whoever owns some name may send those who ask for it to any other, with hints of any address.
+#[test]
+fn a_hint_of_one_names_owner_binds_no_other_name_that_it_points_to() {
+    in_lab(|lab| {
+        let resolver = Resolver::start(lab, at(Site::A, Family::V4, 53, 53), |query| {
+            let mut message = Message::from_vec(query).unwrap().into_response();
+            let question = message.queries[0].clone();
+            if question.query_type() == RecordType::HTTPS {
+                let mut service = SVCB::new(1, Name::from_ascii("allowed.example.").unwrap(), vec![]);
+                let hint = IpHint(vec![A("203.0.113.9".parse().unwrap())]);
+                service.svc_params.push((SvcParamKey::Ipv4Hint, SvcParamValue::Ipv4Hint(hint)));
+                let data = RData::HTTPS(HTTPS(service));
+                message.add_answer(Record::from_rdata(question.name().clone(), 60, data));
+                return vec![with_question_of(message.to_vec().unwrap(), query)];
+            }
+            at_host_1(query)
+        });
+        let dns = format!("[network.dns]\nauthorized_resolvers = [\"{}\"]", resolver.at.ip());
+        let inspection = format!("type = \"explicit\"\nbind = \"enforce\"\n{dns}");
+        let gateway = Gateway::start(lab, &configuration("tcp-reset", &inspection));
+        ask(lab, resolver.at, &question("other.example.", RecordType::HTTPS));
+        let mut client = connect(lab, at(Site::B, Family::V4, 9, 80));
+        client.write_all(get("allowed.example").as_bytes()).unwrap();
+        let record = gateway.verdict_on(client.local_addr().unwrap());
+        assert_eq!((&record["verdict"], &record["binding"]), (&"block".into(), &"mismatch".into()), "{record:#}");
+    });
+}
+
 /// V12: on ports that nobody inspects the kernel judges, by the name that DNS gave, for as long as its record lives.
 #[test]
 fn the_kernel_judges_by_the_name_that_dns_gave_on_ports_that_nobody_inspects() {
@@ -223,6 +254,30 @@ fn the_kernel_forgets_a_name_that_had_to_make_room_for_others() {
         }
         let connected = || lab.client.run(|| try_to_connect(named)).unwrap();
         until("a refusal, long before the record ends", connected, Result::is_err);
+    });
+}
+
+/// A client that asks for many names has its own make room, not those of others.
+#[test]
+fn a_client_that_asks_for_many_names_takes_none_from_another() {
+    in_lab(|lab| {
+        let resolver = Resolver::start(lab, at(Site::A, Family::V4, 53, 53), at_its_number);
+        let inspection = format!(
+            "type = \"explicit\"\nuse_bindings = true\n[network.dns]\nauthorized_resolvers = [\"{}\"]",
+            resolver.at.ip()
+        );
+        let four_of_each_shard = "[limits.dns]\nbindings = 64\n";
+        let gateway = Gateway::start(lab, &(configuration("tcp-reset", &inspection) + four_of_each_shard));
+        let _accepted = listen(lab, 80);
+        ask(lab, resolver.at, &question("allowed.example.", RecordType::A));
+        let greedy = stub(lab, 1, resolver.at);
+        for number in 2..250 {
+            exchange(&greedy, &question(&format!("{number}.example."), RecordType::A));
+        }
+        let mut client = connect(lab, at(Site::B, Family::V4, 1, 80));
+        client.write_all(b"SSH-2.0-client\r\n").unwrap();
+        let record = gateway.verdict_on(client.local_addr().unwrap());
+        assert_eq!((&record["verdict"], &record["domain"]), (&"allow".into(), &"allowed.example".into()), "{record:#}");
     });
 }
 

@@ -76,6 +76,35 @@ fn one_client_cannot_take_the_room_of_another() {
     });
 }
 
+/// client -- gateway -- server: more octets of one address than are held of all, and the two datagrams of another's hello.
+#[test]
+fn one_client_cannot_take_the_memory_of_another() {
+    in_lab(|lab| {
+        let gateway = gateway(lab, "discard", "packets = 1000\ntimeout = \"60s\"\n[limits]\nworkers = 1");
+        let server = SocketAddr::new(Site::A.address(Family::V4, 27), 443);
+        let listener = lab.server.run(|| listen(Family::V4)).unwrap();
+        let bind = |host| UdpSocket::bind((client_address(Family::V4, host), 0)).unwrap();
+        let greedy: Vec<_> = lab.client.run(|| (0..350).map(|_| bind(5)).collect()).unwrap();
+        let large = greedy.iter().chain(&greedy).map(|socket| (socket, 60_000));
+        // What is left then is too little for a large one.
+        let small = greedy.iter().map(|socket| (socket, 1_000));
+        for (socket, octets) in large.chain(small) {
+            socket.send_to(&vec![0; octets], server).unwrap();
+            // The gateway's ear is small: what it loses takes no memory.
+            std::thread::sleep(Duration::from_millis(1));
+        }
+        let other = lab.client.run(|| bind(6)).unwrap();
+        let hello = flights("www.google.com", 3);
+        hello.iter().for_each(|datagram| assert_eq!(other.send_to(datagram, server).unwrap(), datagram.len()));
+        let mut buffer = [0; 2000];
+        for _ in &hello {
+            let (_, from) = listener.recv_from(&mut buffer).unwrap();
+            assert_eq!(from.ip().to_canonical(), client_address(Family::V4, 6));
+        }
+        assert!(counted(&gateway.stop().unwrap(), "datagrams_dropped") > 0, "there was too much of it");
+    });
+}
+
 /// client -- gateway -- server: a hello that never ends, and what is sent behind it.
 #[test]
 fn a_flow_of_which_too_much_would_be_held_is_unreadable() {
