@@ -93,7 +93,11 @@ impl Bindings {
             let room = (self.settings.pairs / SHARDS).max(1);
             let room_of_one = if self.settings.of_each { (room / SHARES).max(1) } else { room };
             if shard.of.get(&pair.client).is_some_and(|count| *count >= room_of_one) {
-                lock(&self.displaced).add(shard.displace_of(pair.client));
+                let own = shard.displace_of(pair.client);
+                lock(&self.displaced).add(own);
+                if own.is_none() {
+                    return;
+                }
             }
             while shard.pairs.len() >= room {
                 lock(&self.displaced).add(shard.displace());
@@ -198,12 +202,18 @@ impl Shard {
         }
     }
 
-    /// The client's oldest pair. Those that the look passes over go to the back with time.
+    /// The client's oldest pair, if it is among the first: those before it go to the back. Answers of thousands of
+    /// addresses must not have every one of them look through the whole table.
     fn displace_of(&mut self, client: IpAddr) -> Option<Pair> {
-        let at = self.order.iter().position(|pair| pair.client == client)?;
-        let oldest = self.order.remove(at);
-        oldest.iter().for_each(|pair| self.remove(pair));
-        oldest
+        for _ in 0..LOOK {
+            let oldest = self.order.pop_front()?;
+            if oldest.client == client {
+                self.remove(&oldest);
+                return Some(oldest);
+            }
+            self.order.push_back(oldest);
+        }
+        None
     }
 
     fn displace(&mut self) -> Option<Pair> {
@@ -249,6 +259,8 @@ const SHARDS: usize = 16;
 const SHARES: usize = 4;
 /// Pairs looked at with each new binding: more than one, so that ended ones go faster than new ones come.
 const SWEEP: usize = 2;
+/// Pairs among which a client's own is sought that makes room; without one the new pair is not taken.
+const LOOK: usize = 128;
 /// Displaced pairs that are listed until somebody asks.
 const LISTED: usize = 65_536;
 
