@@ -26,6 +26,9 @@ use crate::config::{self, Fetching, Loaded, Mistakes};
 #[derive(Debug, Parser)]
 #[command(name = "tidegate", version, arg_required_else_help = true)]
 struct Cli {
+    /// The configuration file, for commands that have one; may stand before or behind any
+    #[arg(long, global = true, value_name = "FILE", hide = true)]
+    config: Option<PathBuf>,
     #[command(subcommand)]
     command: Command,
 }
@@ -66,7 +69,7 @@ enum Command {
 #[derive(Clone, Debug, Args)]
 pub struct ConfigArg {
     /// The configuration file
-    #[arg(long, value_name = "FILE", default_value = "/etc/tidegate/tidegate.toml")]
+    #[arg(long, value_name = "FILE", default_value = CONFIGURATION)]
     pub config: PathBuf,
 }
 
@@ -78,6 +81,8 @@ struct NotBuilt {
     _rest: Vec<std::ffi::OsString>,
 }
 
+/// Where the configuration is unless told.
+pub(crate) const CONFIGURATION: &str = "/etc/tidegate/tidegate.toml";
 /// Wrong usage or configuration.
 pub(crate) const USAGE: u8 = 2;
 

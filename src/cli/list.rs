@@ -56,7 +56,10 @@ pub fn list(args: &ListArgs) -> ExitCode {
         ListCommand::Check(args) => check(&args.file, args.format.0),
         ListCommand::Stat(config) => with(config, stat),
         ListCommand::Build(config) => match config.load_with(Fetching::Patiently) {
-            Ok(loaded) => say(loaded.list_sources.iter().map(built).collect::<String>()),
+            Ok(loaded) => {
+                let built: String = loaded.list_sources.iter().map(built).collect();
+                say(if built.is_empty() { "nothing to compile: no list has a large file\n".to_owned() } else { built })
+            }
             Err(status) => status,
         },
         ListCommand::Find(args) => with(&args.config, |loaded| find::account(&args.wanted, loaded, SystemTime::now())),
@@ -126,7 +129,8 @@ fn stat(loaded: &Loaded) -> String {
         let policies = rules_over(source, loaded);
         format!("{}: the {kind} database, {ranges}; policies: {policies}\n", source.path.display())
     });
-    lists.chain(databases).collect()
+    let all: String = lists.chain(databases).collect();
+    if all.is_empty() { "no lists\n".to_owned() } else { all }
 }
 
 fn line_of(list: &Arc<List>, loaded: &Loaded) -> String {

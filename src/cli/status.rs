@@ -3,13 +3,13 @@
 mod table;
 
 use std::io::{self, IsTerminal, Write};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::Duration;
 
 use clap::Args;
 
-use super::{USAGE, say};
+use super::{CONFIGURATION, USAGE, say};
 use crate::admin::client::{Answer, ask};
 use crate::admin::status::Status;
 use crate::config;
@@ -18,7 +18,7 @@ use crate::config::telemetry::default_socket;
 #[derive(Clone, Debug, Args)]
 pub struct SocketArg {
     /// The configuration file of the gateway: its `telemetry.socket` is asked
-    #[arg(long, value_name = "FILE", default_value = "/etc/tidegate/tidegate.toml")]
+    #[arg(long, value_name = "FILE", default_value = CONFIGURATION)]
     config: PathBuf,
     /// The socket of the gateway, whatever its configuration says
     #[arg(long, value_name = "PATH")]
@@ -87,8 +87,15 @@ impl SocketArg {
         if let Some(socket) = &self.socket {
             return Ok(socket.clone());
         }
-        // A configuration that cannot be read here, or says nothing of it, leaves the usual place.
-        let Some(telemetry) = config::telemetry_of(&self.config) else { return Ok(default_socket()) };
+        let Some(telemetry) = config::telemetry_of(&self.config) else {
+            // Nobody has to have one, but whoever names one means it.
+            if self.config != Path::new(CONFIGURATION) && !self.config.exists() {
+                eprintln!("tidegate: there is no configuration {}", self.config.display());
+                return Err(ExitCode::from(USAGE));
+            }
+            // One that cannot be read here, or says nothing of it, leaves the usual place.
+            return Ok(default_socket());
+        };
         telemetry.socket.ok_or_else(|| {
             eprintln!("tidegate: `telemetry.socket` is \"off\" in {}: --socket PATH", self.config.display());
             ExitCode::from(USAGE)

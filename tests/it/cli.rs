@@ -57,6 +57,27 @@ verdict     BLOCK on edge-1
 }
 
 #[test]
+fn the_configuration_may_be_named_before_and_behind_every_command() {
+    let config = data("explain/tidegate.toml");
+    let records = data("explain/cases.txt");
+    for args in [
+        vec!["--config", &config, "check"],
+        vec!["check", "--config", &config],
+        vec!["--config", &config, "list", "stat"],
+        vec!["list", "--config", &config, "stat"],
+        vec!["list", "check", "--config", &config, &data("explain/tidegate.toml")],
+        vec!["report", "resolvers", "--config", &config, &records],
+    ] {
+        let output = tidegate(&args);
+        assert_ne!(output.status.code(), Some(2), "{args:?}: {}", String::from_utf8_lossy(&output.stderr));
+    }
+    let missing = tidegate(&["--config", "/nonexistent.toml", "check"]);
+    assert_eq!(missing.status.code(), Some(2));
+    let asked = tidegate(&["status", "--config", "/nonexistent.toml"]);
+    assert_eq!(asked.status.code(), Some(2), "{}", String::from_utf8_lossy(&asked.stderr));
+}
+
+#[test]
 fn the_exit_status_tells_a_mistake_from_a_good_configuration() {
     let good = data("explain/tidegate.toml");
     let bad = data("config-mistakes/names.toml");
