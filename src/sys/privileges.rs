@@ -60,11 +60,7 @@ fn reduce(needed: Option<&Path>) -> io::Result<()> {
         let mut for_now = kept.clone();
         for_now.insert(Capability::CAP_SETPCAP);
         set(CapSet::Effective, &for_now)?;
-        for capability in caps::all() {
-            if !kept.contains(&capability) && caps::has_cap(None, CapSet::Bounding, capability).unwrap_or(false) {
-                caps::drop(None, CapSet::Bounding, capability).map_err(io::Error::other)?;
-            }
-        }
+        capabilities::bound(&kept)?;
     }
     // A kernel without ambient capabilities has none to clear.
     let _ = caps::clear(None, CapSet::Ambient);

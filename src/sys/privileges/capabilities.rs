@@ -13,6 +13,9 @@ use nix::unistd::{Gid, Uid, setgroups, setresgid, setresuid};
 /// or that user with these capabilities already.
 pub fn become_user(user: u32, group: u32, keep: &[Capability]) -> io::Result<()> {
     let (user, group) = (Uid::from_raw(user), Gid::from_raw(group));
+    if caps::has_cap(None, CapSet::Effective, Capability::CAP_SETPCAP).unwrap_or(false) {
+        bound(&keep.iter().copied().collect())?;
+    }
     if Uid::effective() != user || Uid::current() != user {
         nix::sys::prctl::set_keepcaps(true)?;
         setgroups(&[])?;
@@ -35,6 +38,16 @@ pub fn keep_only(keep: &[Capability]) -> io::Result<()> {
         [(CapSet::Effective, &keep), (CapSet::Inheritable, &CapsHashSet::new()), (CapSet::Permitted, &keep)]
     {
         caps::set(None, set, wanted).map_err(|error| missing(&keep, &error))?;
+    }
+    Ok(())
+}
+
+/// Takes all but these out of the bounding set. Needs CAP_SETPCAP.
+pub(super) fn bound(kept: &CapsHashSet) -> io::Result<()> {
+    for capability in caps::all() {
+        if !kept.contains(&capability) && caps::has_cap(None, CapSet::Bounding, capability).unwrap_or(false) {
+            caps::drop(None, CapSet::Bounding, capability).map_err(io::Error::other)?;
+        }
     }
     Ok(())
 }

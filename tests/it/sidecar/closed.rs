@@ -76,6 +76,9 @@ fn it_runs_as_its_own_user_with_one_capability_or_none() {
                 let field = |name: &str| status.lines().find_map(|line| line.strip_prefix(name)).unwrap().trim();
                 assert!(field("Uid:").split_whitespace().all(|id| id == user.to_string()), "{status}");
                 assert_eq!(field("Groups:"), "");
+                // Of those that it began with, none can come back.
+                let bound = u64::from_str_radix(field("CapBnd:"), 16).unwrap();
+                assert_eq!(bound & !(1 << 12 | 1 << 13), 0, "{status}");
                 for set in ["CapEff:", "CapPrm:", "CapInh:", "CapAmb:"] {
                     let held = u64::from_str_radix(field(set), 16).unwrap();
                     assert_eq!(held & !most, 0, "{set} {status}");
