@@ -13,11 +13,13 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use nix::sys::resource::{UsageWho, getrusage};
+use tidegate::peek::tcp::Limits;
 use tidegate::policy::snapshot::Snapshot;
 use tidegate::policy::{ClientAddr, OrigDst, Transport};
 use tidegate::proxy::flow::{Closing, Flow};
+use tidegate::proxy::proof;
 use tidegate::proxy::relay::{Handover, Relay, Settings};
-use tidegate::proxy::worker::Census;
+use tidegate::proxy::worker::{self, Census};
 use tidegate::telemetry::{Queue, Telemetry};
 
 const FLOWS: usize = 8;
@@ -161,7 +163,7 @@ fn relay(pairs: Vec<Pair>) {
                 held: Box::default(),
                 watched: None,
                 closing: closing(),
-                place: census.enter([127, 0, 0, 1].into(), usize::MAX, usize::MAX).unwrap(),
+                place: census.enter([127, 0, 0, 1].into(), &limits()).unwrap(),
             });
         }
         tokio::task::spawn_local(relay.clone().run());
@@ -169,6 +171,17 @@ fn relay(pairs: Vec<Pair>) {
             tokio::time::sleep(Duration::from_millis(1)).await;
         }
     });
+}
+
+fn limits() -> worker::Settings {
+    worker::Settings {
+        flows: usize::MAX,
+        flows_of_one: usize::MAX,
+        held: usize::MAX,
+        peek: Limits::default(),
+        dial_from: worker::DialFrom::Host,
+        proof: proof::Settings::new(Vec::new()),
+    }
 }
 
 fn settings() -> Settings {

@@ -78,6 +78,8 @@ counters! {
     blocked,
     /// Flows refused because a limit of flows was reached.
     refused_by_limit,
+    /// TCP flows that were reset because there was no room to hold what their names are read from.
+    refused_unheld,
     /// Times that accepting paused because no descriptor was free.
     out_of_descriptors,
     /// Flows that ended before they could be judged: a reset, or an address that could not be read.

@@ -33,6 +33,8 @@ pub struct Most {
     pub questions: usize,
     /// Octets of UDP flows that wait for their names, in all workers.
     pub held_octets: usize,
+    /// The same of TCP flows.
+    pub held_of_tcp: usize,
 }
 
 /// A configuration in force.
@@ -80,6 +82,7 @@ impl View {
             used("flows", self.census.live(), self.most.flows),
             used("bindings", self.bindings.len(), self.most.bindings),
             level("dns_questions", &levels.questions, self.most.questions),
+            used("tcp_held_bytes", self.census.held(), self.most.held_of_tcp),
             level("udp_held_bytes", &levels.held_octets, self.most.held_octets),
             Used { what: "descriptors", used: descriptors.descriptors, most: descriptors.most_descriptors },
         ];

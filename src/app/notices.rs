@@ -25,8 +25,9 @@ impl Notices {
 }
 
 /// The counters that tell of a limit, and which it is.
-const LIMITS: [(&str, &str); 8] = [
+const LIMITS: [(&str, &str); 9] = [
     ("refused_by_limit", "limits.flows or limits.flows_of_one"),
+    ("refused_unheld", "limits.held_bytes_in_all"),
     ("out_of_descriptors", "the limit of open descriptors"),
     ("bindings_displaced", "limits.dns.bindings"),
     ("kernel_unrecorded", "limits.kernel_records"),

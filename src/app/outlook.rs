@@ -25,6 +25,7 @@ pub(super) fn view(app: &App, gateway: &Gateway, settings: &Settings, telemetry:
             flows: settings.worker.flows,
             bindings: settings.bindings.pairs,
             questions: settings.dns.in_flight * settings.workers,
+            held_of_tcp: settings.worker.held,
             held_octets: settings.udp.held * settings.workers * FAMILIES,
         },
     }

@@ -27,6 +27,7 @@ pub(super) fn of(limits: &Limits) -> io::Result<gateway::Settings> {
             flows,
             // The same part of those that there can be.
             flows_of_one: limits.flows_of_one.min((limits.flows_of_one * flows).div_ceil(limits.flows)),
+            held: limits.held_bytes_in_all,
             peek: peek::tcp::Limits { held: limits.held_bytes, fingerprints: true },
             dial_from: worker::DialFrom::Client,
             proof: proof::Settings::new(resolvers()),

@@ -202,6 +202,7 @@ fn gateway_settings(loaded: &Loaded, configured: bool) -> gateway::Settings {
             flows: limits.flows,
             // There is but one client.
             flows_of_one: limits.flows,
+            held: limits.held_bytes_in_all,
             peek: peek::tcp::Limits { held: limits.held_bytes, fingerprints: true },
             dial_from: worker::DialFrom::Host,
             proof: proof::Settings::new(resolvers()),

@@ -43,6 +43,9 @@ pub struct Limits {
     /// Octets of a flow's beginning that are held while its name is looked for: 1 KiB to 1 MiB; default 64 KiB.
     /// Takes effect at start.
     pub held_bytes: usize,
+    /// The same of all TCP flows together, a quarter of it of one client: 1 MiB to 1 TiB; default 512 MiB. A flow that has
+    /// more to hold is reset, counted and logged. Takes effect at start.
+    pub held_bytes_in_all: usize,
     /// A TCP flow without a byte for so long is ended: 1 s to 7 days; default 5 min. Takes effect at start.
     pub idle: Duration,
     /// Worker threads: 0 (one for each core) to 1,024; default 0. Takes effect at start.
@@ -81,6 +84,7 @@ impl Default for Limits {
             flows: 100_000,
             flows_of_one: 25_000,
             held_bytes: 64 << 10,
+            held_bytes_in_all: 512 << 20,
             idle: Duration::from_secs(300),
             workers: 0,
             records: 65_536,
@@ -112,6 +116,7 @@ pub(super) fn read_limits(mut table: Table<'_>) -> Limits {
         flows: table.count("flows", 1..=10_000_000, default.flows),
         flows_of_one: table.count("flows_of_one", 1..=10_000_000, default.flows_of_one),
         held_bytes: table.size("held_bytes", (1 << 10)..=(1 << 20), default.held_bytes),
+        held_bytes_in_all: table.size("held_bytes_in_all", (1 << 20)..=(1 << 40), default.held_bytes_in_all),
         idle: table.duration("idle", SECOND..=week, default.idle),
         workers: table.count("workers", 0..=1024, default.workers),
         records: table.count("records", 1..=(1 << 24), default.records),

@@ -8,16 +8,21 @@ use std::os::fd::OwnedFd;
 use tokio::io::unix::AsyncFd;
 use tokio::time::{Instant, timeout_at};
 
-use super::worker::Worker;
+use super::worker::{Place, Worker};
 use crate::peek::Discovery;
 use crate::peek::tcp::{Budget, Step, TcpPeek};
 use crate::policy::network::Inspection;
 use crate::sys::readable::{Raw, readable};
 use crate::sys::tcp;
 
-/// The client reset the connection while it was inspected.
-#[derive(Debug)]
-pub struct Gone;
+/// Why a flow ended while it was inspected.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Unseen {
+    /// The client reset the connection.
+    Gone,
+    /// There is no room to hold more of it.
+    NoRoom,
+}
 
 /// What was found, and the peek that found it: the relay goes on watching with it.
 #[derive(Debug)]
@@ -32,7 +37,8 @@ pub async fn inspect(
     client: &OwnedFd,
     inspection: &Inspection,
     held: &mut Vec<u8>,
-) -> Result<Inspected, Gone> {
+    place: &mut Place,
+) -> Result<Inspected, Unseen> {
     let deadline = Instant::now() + inspection.timeout;
     let mut peek = TcpPeek::new(worker.settings.peek);
     let mut waiting = None;
@@ -40,6 +46,9 @@ pub async fn inspect(
     loop {
         let discovery = match read(worker, client, held) {
             Ok(count) => {
+                if !place.hold(held.len()) {
+                    return Err(Unseen::NoRoom);
+                }
                 counted = false;
                 match peek.look(held, count == 0) {
                     Step::Found(discovery) => Some(discovery),
@@ -59,7 +68,7 @@ pub async fn inspect(
                         // Most hellos are there at once: only a flow that must wait is registered.
                         let waiting = match &mut waiting {
                             Some(waiting) => waiting,
-                            none => none.insert(readable(client).map_err(|_| Gone)?),
+                            none => none.insert(readable(client).map_err(|_| Unseen::Gone)?),
                         };
                         let late = timeout_at(deadline, wait(waiting)).await.is_err();
                         // The same of what came with the deadline.
@@ -74,7 +83,7 @@ pub async fn inspect(
                     }
                 }
             }
-            Err(_) => return Err(Gone),
+            Err(_) => return Err(Unseen::Gone),
         };
         if let Some(discovery) = discovery {
             return Ok(Inspected { discovery, peek });

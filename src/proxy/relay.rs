@@ -54,6 +54,8 @@ pub enum ClosedBy {
     Idle,
     /// A later request or a new policy forbids the flow.
     Policy,
+    /// There is no room to hold more of what it asks for later.
+    Limit,
     /// tidegate is ending.
     Shutdown,
 }
@@ -125,7 +127,7 @@ impl Relay {
             last_moved: self.seconds(),
             closing,
             watched,
-            _place: place,
+            place,
         };
         let mut table = self.table.borrow_mut();
         let slot = table.insert(flow);
@@ -312,6 +314,7 @@ impl ClosedBy {
             Self::Unreachable => "unreachable",
             Self::Idle => "idle",
             Self::Policy => "policy",
+            Self::Limit => "limit",
             Self::Shutdown => "shutdown",
         }
     }
@@ -337,7 +340,10 @@ const SWEEP: Duration = Duration::from_secs(1);
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::peek::tcp::Limits;
     use crate::policy::{ClientAddr, OrigDst, Transport};
+    use crate::proxy::proof;
+    use crate::proxy::worker::{self, Census};
     use crate::telemetry::Queue;
     use std::io::{Read, Write};
     use std::net::{Shutdown, TcpListener, TcpStream};
@@ -346,7 +352,15 @@ mod tests {
     fn relay(settings: Settings, flows: Vec<(&[u8], Program, Program)>) -> Vec<serde_json::Value> {
         let (queue, writer) = Queue::new(1000);
         let telemetry = Telemetry::new(queue.clone());
-        let census = Arc::new(super::super::worker::Census::default());
+        let census = Arc::new(Census::default());
+        let limits = worker::Settings {
+            flows: usize::MAX,
+            flows_of_one: usize::MAX,
+            held: usize::MAX,
+            peek: Limits::default(),
+            dial_from: worker::DialFrom::Host,
+            proof: proof::Settings::new(Vec::new()),
+        };
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
         let mut programs = Vec::new();
         tokio::task::LocalSet::new().block_on(&runtime, async {
@@ -365,7 +379,7 @@ mod tests {
                     held: held.into(),
                     watched: None,
                     closing: closing(),
-                    place: census.enter([127, 0, 0, 1].into(), usize::MAX, usize::MAX).unwrap(),
+                    place: census.enter([127, 0, 0, 1].into(), &limits).unwrap(),
                 });
             }
             while !relay.is_empty() {

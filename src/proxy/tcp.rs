@@ -11,7 +11,7 @@ use std::rc::Rc;
 use std::time::Duration;
 
 use super::flow::{Closing, Flow};
-use super::inspect::{Gone, Inspected, inspect};
+use super::inspect::{Inspected, Unseen, inspect};
 use super::relay::watched::Watched;
 use super::relay::{Handover, Refuse};
 use super::worker::{DialFrom, Place, Worker};
@@ -45,8 +45,7 @@ pub async fn serve(worker: Rc<Worker>, listener: OwnedFd) -> io::Result<()> {
 
 fn take_in(worker: &Rc<Worker>, own: SocketAddr, socket: OwnedFd, peer: SocketAddr) {
     worker.telemetry.count(|c| &c.flows);
-    let (limit, limit_of_one) = (worker.settings.flows, worker.settings.flows_of_one);
-    let Some(place) = worker.census.enter(peer.ip(), limit, limit_of_one) else {
+    let Some(place) = worker.census.enter(peer.ip(), &worker.settings) else {
         worker.telemetry.count(|c| &c.refused_by_limit);
         return tcp::reset(socket);
     };
@@ -55,13 +54,13 @@ fn take_in(worker: &Rc<Worker>, own: SocketAddr, socket: OwnedFd, peer: SocketAd
 }
 
 /// The story of a flow.
-async fn serve_flow(worker: &Worker, own: SocketAddr, client: OwnedFd, peer: ClientAddr, place: Place) {
+async fn serve_flow(worker: &Worker, own: SocketAddr, client: OwnedFd, peer: ClientAddr, mut place: Place) {
     let Some(flow) = intercept(worker, own, &client, peer) else { return tcp::reset(client) };
     let mut held = Vec::new();
     let inspected = match flow.inspection() {
         Some(inspection) => {
             flow.record_hold(&worker.telemetry);
-            match inspect(worker, &client, inspection, &mut held).await {
+            match inspect(worker, &client, inspection, &mut held, &mut place).await {
                 Ok(inspected) => {
                     if let Some(proof) = worker.proofs.begin(&flow, &inspected.discovery) {
                         // A look-up that broke has bound nothing.
@@ -69,7 +68,11 @@ async fn serve_flow(worker: &Worker, own: SocketAddr, client: OwnedFd, peer: Cli
                     }
                     Some(inspected)
                 }
-                Err(Gone) => return worker.telemetry.count(|c| &c.ended_before_verdict),
+                Err(Unseen::Gone) => return worker.telemetry.count(|c| &c.ended_before_verdict),
+                Err(Unseen::NoRoom) => {
+                    worker.telemetry.count(|c| &c.refused_unheld);
+                    return tcp::reset(client);
+                }
             }
         }
         None => None,

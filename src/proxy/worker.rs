@@ -27,6 +27,9 @@ pub struct Settings {
     pub flows: usize,
     /// Of those, flows of one client address. Default 25,000.
     pub flows_of_one: usize,
+    /// Octets of the beginnings of TCP flows that are held at once in all workers, a quarter of them of one client; a flow
+    /// that has more to hold is reset. Default 512 MiB.
+    pub held: usize,
     /// How much of a flow is held while its name is looked for, and what is told of it.
     pub peek: Limits,
     pub dial_from: DialFrom,
@@ -95,43 +98,54 @@ pub async fn next_policy(rechecks: &mut Rechecks) -> Arc<Snapshot> {
     }
 }
 
-/// Counts the flows of all workers.
+/// Counts the flows of all workers, and what is held of them.
 #[derive(Debug, Default)]
 pub struct Census {
     live: AtomicUsize,
+    held: AtomicUsize,
     last_id: AtomicU64,
     /// Asks all workers for their flows.
     pub inquiries: Inquiries,
     /// By client.
-    of: [Mutex<HashMap<IpAddr, usize>>; SHARDS],
+    of: [Mutex<HashMap<IpAddr, Own>>; SHARDS],
 }
 
-/// A flow's place among the limited number; free again when dropped.
+/// What there is of one client.
+#[derive(Debug, Default)]
+struct Own {
+    flows: usize,
+    held: usize,
+}
+
+/// A flow's place among the limited number, with the octets that are held of it; free again when dropped.
 #[derive(Debug)]
 pub struct Place {
     census: Arc<Census>,
     client: IpAddr,
+    held: usize,
+    /// Of all flows together.
+    most_held: usize,
 }
 
 impl Census {
-    /// A place for one more flow of a client, unless `limit` are taken, or `limit_of_one` by this client.
-    pub fn enter(self: &Arc<Self>, client: IpAddr, limit: usize, limit_of_one: usize) -> Option<Place> {
-        if self.live.fetch_add(1, Ordering::Relaxed) >= limit {
+    /// A place for one more flow of a client, unless all are taken, or those of this client.
+    pub fn enter(self: &Arc<Self>, client: IpAddr, settings: &Settings) -> Option<Place> {
+        if self.live.fetch_add(1, Ordering::Relaxed) >= settings.flows {
             self.live.fetch_sub(1, Ordering::Relaxed);
             return None;
         }
         let client = client.to_canonical();
         // From here on the place gives back what was taken.
-        let place = Place { census: self.clone(), client };
+        let place = Place { census: self.clone(), client, held: 0, most_held: settings.held };
         let mut of = self.shard(client);
-        let count = of.entry(client).or_default();
-        *count += 1;
-        let is_free = *count <= limit_of_one;
+        let own = of.entry(client).or_default();
+        own.flows += 1;
+        let is_free = own.flows <= settings.flows_of_one;
         drop(of);
         is_free.then_some(place)
     }
 
-    fn shard(&self, client: IpAddr) -> MutexGuard<'_, HashMap<IpAddr, usize>> {
+    fn shard(&self, client: IpAddr) -> MutexGuard<'_, HashMap<IpAddr, Own>> {
         let last = match client {
             IpAddr::V4(client) => client.octets()[3],
             IpAddr::V6(client) => client.octets()[15],
@@ -145,36 +159,97 @@ impl Census {
         self.live.load(Ordering::Relaxed)
     }
 
+    /// Octets of the beginnings of flows.
+    pub fn held(&self) -> usize {
+        self.held.load(Ordering::Relaxed)
+    }
+
     pub fn next_id(&self) -> u64 {
         self.last_id.fetch_add(1, Ordering::Relaxed) + 1
     }
 }
 
+impl Place {
+    /// So many octets of the flow are held now; false if there is no room for more than were.
+    pub fn hold(&mut self, octets: usize) -> bool {
+        if octets == self.held {
+            return true;
+        }
+        let mut of = self.census.shard(self.client);
+        // There since the flow has its place.
+        let own = of.entry(self.client).or_default();
+        if octets > self.held {
+            let more = octets - self.held;
+            let all = self.census.held.fetch_add(more, Ordering::Relaxed) + more;
+            if all > self.most_held || own.held + more > self.most_held / SHARES {
+                self.census.held.fetch_sub(more, Ordering::Relaxed);
+                return false;
+            }
+            own.held += more;
+        } else {
+            let less = self.held - octets;
+            self.census.held.fetch_sub(less, Ordering::Relaxed);
+            own.held -= less;
+        }
+        drop(of);
+        self.held = octets;
+        true
+    }
+}
+
 impl Drop for Place {
     fn drop(&mut self) {
+        self.hold(0);
         self.census.live.fetch_sub(1, Ordering::Relaxed);
-        if let Entry::Occupied(mut count) = self.census.shard(self.client).entry(self.client) {
-            *count.get_mut() -= 1;
-            if *count.get() == 0 {
-                count.remove();
+        if let Entry::Occupied(mut own) = self.census.shard(self.client).entry(self.client) {
+            own.get_mut().flows -= 1;
+            if own.get().flows == 0 {
+                own.remove();
             }
         }
     }
 }
 
 const SHARDS: usize = 16;
+/// Of so many shares of what may be held one client has no more than one.
+const SHARES: usize = 4;
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
+    fn settings(flows: usize, flows_of_one: usize, held: usize) -> Settings {
+        let proof = proof::Settings::new(Vec::new());
+        Settings { flows, flows_of_one, held, peek: Limits::default(), dial_from: DialFrom::Host, proof }
+    }
+
+    #[test]
+    fn neither_one_client_nor_all_together_have_more_held_than_there_is_room_for() {
+        let census = Arc::new(Census::default());
+        let settings = settings(100, 100, 400);
+        let clients: Vec<IpAddr> = (1..6).map(|n| IpAddr::from([10, 1, 0, n])).collect();
+        let enter = |client: usize| census.enter(clients[client], &settings).unwrap();
+        let (mut one, mut two) = (enter(0), enter(0));
+        assert!(one.hold(60) && two.hold(40) && !two.hold(41) && one.hold(50) && two.hold(50));
+        assert_eq!(census.held(), 100);
+        let mut others: Vec<_> = (1..4).map(enter).collect();
+        assert!(others.iter_mut().all(|other| other.hold(100)));
+        assert!(!enter(4).hold(1), "all together");
+        drop(one);
+        assert!(enter(4).hold(50));
+        drop((two, others));
+        assert_eq!((census.held(), census.live()), (0, 0));
+        assert!(census.of.iter().all(|of| of.lock().unwrap().is_empty()));
+    }
+
     #[test]
     fn neither_one_client_nor_all_together_have_more_places_than_there_are() {
         let census = Arc::new(Census::default());
         let clients = ["10.1.0.2", "fd00:1::2", "10.1.0.18"].map(|client| client.parse::<IpAddr>().unwrap());
-        let enter = |client: usize| census.enter(clients[client], 3, 2);
+        let settings = settings(3, 2, 0);
+        let enter = |client: usize| census.enter(clients[client], &settings);
         let mapped = "::ffff:10.1.0.2".parse().unwrap();
-        let (first, second) = (enter(0).unwrap(), census.enter(mapped, 3, 2).unwrap());
+        let (first, second) = (enter(0).unwrap(), census.enter(mapped, &settings).unwrap());
         assert!(enter(0).is_none() && enter(0).is_none(), "a refusal takes nothing");
         let third = enter(1).unwrap();
         assert!(enter(2).is_none());

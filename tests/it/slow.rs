@@ -14,7 +14,9 @@ use tidegate::mode::demo::lab::{CLIENTS, Lab, Site, client_address};
 use tidegate::mode::demo::tap::Tap;
 use tidegate::sys::rtnl::Family;
 
-use crate::gateway::{DEADLINE, Gateway, at, configuration, hello, is_from, request, send_anyway, servers, until};
+use crate::gateway::{
+    DEADLINE, Gateway, at, configuration, get, hello, is_from, listen, request, send_anyway, servers, until,
+};
 use crate::inside::in_lab;
 
 const SLOW: usize = 2000;
@@ -72,6 +74,42 @@ fn half_sent_hellos_end_at_the_deadline_hold_little_and_harm_no_flow_beside_them
         for family in Family::BOTH {
             assert_eq!(tap.count(lab, at(Site::A, family, 9, 443)).unwrap(), 0);
         }
+    });
+}
+
+#[test]
+fn one_client_that_begins_much_and_ends_nothing_takes_no_room_from_another() {
+    in_lab(|lab| {
+        let limits = "[limits]\nheld_bytes_in_all = \"1MiB\"\n";
+        let inspection = "type = \"prefer-both\"\ntimeout = \"30s\"\nhttp_ports = [80, 8080]";
+        let gateway = Gateway::start(lab, &(configuration("tcp-reset", inspection) + limits));
+        let (accepted, _origins) = (listen(lab, 8080), servers(lab));
+        let begun = format!("GET / HTTP/1.1\r\nx: {}", "a".repeat(60_000));
+        let ask = |port, said: &str| {
+            let destination = at(Site::A, Family::V4, 1, port);
+            let request =
+                Request { source: client_address(Family::V4, 1), destination, name: None, patience: DEADLINE };
+            let stream = lab.client.run(|| client::connect(&request)).unwrap().unwrap();
+            send_anyway(&stream, said.as_bytes());
+            stream
+        };
+        let is_reached = |line: &str| line.contains("limits.held_bytes_in_all is reached");
+        let other = request(Family::V4, at(Site::A, Family::V4, 2, 80), Some("allowed.example"));
+        let others_pass = || {
+            let outcome = lab.client.run(|| ask_http(&other)).unwrap();
+            assert!(matches!(outcome.saw, Saw::Answer(_)), "{outcome:?}");
+        };
+        // Four have room in a quarter of it.
+        let first: Vec<TcpStream> = (0..6).map(|_| ask(80, &begun)).collect();
+        assert!(gateway.enforcer.message(is_reached, DEADLINE).is_some(), "{:?}", gateway.enforcer.messages());
+        others_pass();
+        drop(first);
+        // The same of later requests.
+        let later: Vec<TcpStream> = (0..6).map(|_| ask(8080, &(get("allowed.example") + &begun))).collect();
+        let _servers: Vec<_> = later.iter().filter_map(|_| accepted.recv_timeout(DEADLINE).ok()).collect();
+        let ended = gateway.enforcer.record(|record| record["closed_by"] == "limit", DEADLINE);
+        assert!(ended.is_some(), "{:#?}", gateway.enforcer.records());
+        others_pass();
     });
 }
 

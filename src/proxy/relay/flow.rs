@@ -25,7 +25,7 @@ pub(super) struct Flow {
     pub(super) closing: Box<Closing>,
     /// `None` once nothing is looked at any more.
     pub(super) watched: Option<Box<Watched>>,
-    pub(super) _place: Place,
+    pub(super) place: Place,
 }
 
 impl Flow {
@@ -65,7 +65,13 @@ impl Flow {
     }
 
     fn up(&mut self, pool: &mut Pool, scratch: &mut [u8], telemetry: &Telemetry) -> Result<Turn, Over> {
-        let turn = match self.watch(scratch, telemetry)? {
+        let watched = self.watch(scratch, telemetry)?;
+        // What was held of a flow that is not watched is on its way.
+        if !self.place.hold(self.watched.as_ref().map_or(0, |watched| watched.held.len())) {
+            telemetry.count(|c| &c.refused_unheld);
+            return Err(Over::Closed(ClosedBy::Limit));
+        }
+        let turn = match watched {
             Some(turn) => turn,
             None => {
                 let ends = Ends { from: self.client.as_fd(), to: self.server.as_fd() };

@@ -36,7 +36,7 @@ fn metrics_count_what_flows_did_in_the_form_that_scrapers_read() {
         assert_eq!(metrics.sum("tidegate_list_entries", &[("list", "blocked-addresses"), ("kind", "prefix")]), 2.0);
         assert_eq!(metrics.sum("tidegate_config_generation", &[]), 2.0);
         assert_eq!(metrics.sum("tidegate_limit_max", &[("limit", "bindings")]), 262_144.0);
-        for limit in ["dns_questions", "udp_held_bytes"] {
+        for limit in ["dns_questions", "tcp_held_bytes", "udp_held_bytes"] {
             assert!(metrics.sum("tidegate_limit_max", &[("limit", limit)]) > 0.0);
             assert_eq!(metrics.sum("tidegate_limit_used", &[("limit", limit)]), 0.0, "{limit}");
         }
