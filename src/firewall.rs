@@ -15,6 +15,8 @@
 //!   what a Network inspects       -> tproxy,         all else passes
 //!               or drop where nobody listens
 //!   all else passes
+//! prerouting (behind dstnat)
+//!   errors about TCP that we sent -> to us
 //! ```
 //!
 //! UDP is taken before connection tracking, which must not see a datagram both when it is captured and when it is sent

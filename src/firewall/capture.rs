@@ -31,6 +31,8 @@ use crate::policy::snapshot::Snapshot;
 pub(super) const RAW: i32 = -300;
 /// `priority mangle`: behind the kernel's defragmentation and connection tracking, before destination NAT.
 pub(super) const MANGLE: i32 = -150;
+/// Behind `priority dstnat`, where what an ICMP error quotes is translated back, too.
+const TRANSLATED: i32 = -99;
 /// `priority filter`
 pub(super) const FILTER: i32 = 0;
 
@@ -90,6 +92,7 @@ pub fn render(snapshot: &Snapshot, capture: &Capture) -> Ruleset {
     chains.extend(Family::BOTH.map(sent_chain));
     chains.extend([answered_chain(), ended(), taken(), guard(capture), udp_chain(capture), prerouting_udp()]);
     chains.push(prerouting(capture));
+    chains.push(prerouting_errors());
     chains.push(forward(capture));
     Ruleset { table: TABLE, sets, lists, chains }
 }
@@ -144,6 +147,17 @@ fn prerouting(capture: &Capture) -> Chain {
     rules.extend(to_the_gateway(capture));
     rules.extend(selections(Stage::Capture, capture));
     Chain::at(Hook::Prerouting, MANGLE, "prerouting", rules)
+}
+
+/// An ICMP error goes to the address that the quoted packet came from: that of a client or of a server, in whose name we
+/// have sent it, and who could make nothing of it. Above all we must hear how much fits on the path. TCP believes none
+/// that does not quote what it has just sent (RFC 5927, section 4.1), whoever wrote it.
+///
+/// Never for UDP: a client whose flow we only send on sees to that itself.
+fn prerouting_errors() -> Chain {
+    let about_tcp = [Expression::Connection(&[Connection::Related]), Expression::ConnectionProtocol(TCP)];
+    let ours = [Expression::TransparentSocket, Expression::SetMark(MARK), accept()];
+    Chain::at(Hook::Prerouting, TRANSLATED, "prerouting_errors", vec![Rule([&about_tcp[..], &ours].concat())])
 }
 
 fn forward(capture: &Capture) -> Chain {
@@ -455,6 +469,18 @@ mod tests {
         let text = text_of(&rules, "prerouting");
         in_order(&text, &["jump loopback", "jump held", "ct direction reply", "fib daddr type local", "jump capture_"]);
         in_order(&text_of(&rules, "held"), &["socket wildcard 0", "jump discard4", "jump discard6"]);
+    }
+
+    #[test]
+    fn only_errors_about_tcp_that_we_sent_are_ours_and_that_is_asked_behind_address_translation() {
+        let rules = rules(vec![network("office", PREFIX)], &Capture::tcp(Listener::on(1)));
+        assert_eq!(
+            text_of(&rules, "prerouting_errors"),
+            "chain prerouting_errors {\n\
+             type filter hook prerouting priority -99; policy accept;\n\
+             ct state related ct protocol tcp socket wildcard 0 socket transparent 1 meta mark set 0x7469 accept\n\
+             }\n"
+        );
     }
 
     #[test]

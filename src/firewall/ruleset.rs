@@ -131,6 +131,8 @@ pub enum Expression {
     MarkIs(u32),
     /// `ct state STATES`
     Connection(&'static [Connection]),
+    /// `ct protocol`: that of the flow; for an error, that of the flow it is about.
+    ConnectionProtocol(u8),
     /// `ct direction reply`: it goes to who opened the flow.
     Reply,
     /// `ct label LABEL`: the flow was given it by [`Expression::SetLabel`].
@@ -139,7 +141,8 @@ pub enum Expression {
     TcpOpening,
     /// The opposite.
     TcpUnderWay,
-    /// `socket wildcard 0 socket transparent 1`: a transparent socket of ours, connected or listening for exactly this.
+    /// `socket wildcard 0 socket transparent 1`: a transparent socket of ours, connected or listening for exactly this, or
+    /// one that sent what this quotes as an error.
     TransparentSocket,
     /// `fib daddr type local`
     DestinationIsLocal,

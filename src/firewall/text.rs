@@ -97,6 +97,7 @@ impl Display for Expression {
             Self::Discovery => f.write_str("icmpv6 type 130-143"),
             Self::MarkIs(mark) => write!(f, "meta mark {mark:#x}"),
             Self::Connection(states) => write!(f, "ct state {}", Joined(states, ",")),
+            Self::ConnectionProtocol(number) => write!(f, "ct protocol {}", Datum::Protocol(*number)),
             Self::Reply => f.write_str("ct direction reply"),
             Self::Label(label) => write!(f, "ct label {label}"),
             Self::SetLabel(label) => write!(f, "ct label set {label}"),

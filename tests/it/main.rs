@@ -27,6 +27,7 @@ mod kernel;
 mod matrix;
 mod mmdb;
 mod namespaces;
+mod narrow;
 mod nat;
 mod privileges;
 mod quic;

@@ -66,6 +66,11 @@ pub(super) fn add(list: &mut Message, expression: &Expression) {
             compare(list, FIRST, &mark.to_ne_bytes());
         }
         Expression::Connection(states) => match_connection(list, states),
+        Expression::ConnectionProtocol(number) => {
+            const PROTOCOL: u32 = 10;
+            load_ct(list, PROTOCOL);
+            compare(list, FIRST, &[*number]);
+        }
         Expression::Reply => {
             const DIRECTION: u32 = 1;
             const REPLY: u8 = 1;

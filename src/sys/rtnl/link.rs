@@ -51,6 +51,13 @@ impl Rtnl {
         self.change(|| format!("set link {name} up"), RouteNetlinkMessage::SetLink(link), 0, &[])
     }
 
+    /// Sets the size, in octets, of the largest packet that the link sends.
+    pub fn set_mtu(&mut self, name: &str, mtu: u32) -> Result<(), RtnlError> {
+        let mut link = named(name);
+        link.attributes.push(LinkAttribute::Mtu(mtu));
+        self.change(|| format!("set the MTU of link {name} to {mtu}"), RouteNetlinkMessage::SetLink(link), 0, &[])
+    }
+
     /// Gives the link another name; the kernel demands that it is down, or IFF_LIVE_RENAME_OK.
     pub fn rename_link(&mut self, name: &str, new: &str) -> Result<(), RtnlError> {
         let operation = || format!("rename link {name} to {new}");
