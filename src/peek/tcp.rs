@@ -441,6 +441,7 @@ mod tests {
             bytes in prop_oneof![
                 proptest::collection::vec(any::<u8>(), 0..200),
                 "(GET|CONNECT|PRI|x) [ -~\r\n]{0,60}".prop_map(String::into_bytes),
+                "[ \r\n]{0,2}(GET /|CONNECT |PRI \\* |x http://|x )[ -~\r\n]{0,20}[\0é\n]?".prop_map(String::into_bytes),
                 (proptest::collection::vec(any::<u8>(), 0..80), 20u8..25).prop_map(|(mut rest, kind)| {
                     let mut bytes = vec![kind, 3, 1, 0];
                     bytes.append(&mut rest);
@@ -453,7 +454,9 @@ mod tests {
             let cut = cut.min(bytes.len());
             let (parts, _) = seen_in_steps(&bytes, [cut, bytes.len()].into_iter());
             // What is settled before all has come is settled for the whole.
-            prop_assert_eq!(parts, whole);
+            prop_assert_eq!(&parts, &whole);
+            let (octets, _) = seen_in_steps(&bytes, 1..=bytes.len());
+            prop_assert_eq!(octets, if bytes.is_empty() { "more".into() } else { whole });
         }
 
         #[test]

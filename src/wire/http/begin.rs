@@ -88,16 +88,15 @@ impl Beginning {
             Stage::Gap if is_space(octet) => Stage::Gap,
             Stage::Gap => {
                 self.target = self.at;
-                if octet == b'/' || self.is_request_by_method(bytes) { Stage::Request } else { Stage::Target }
+                let is_connect = bytes.get(self.line..).is_some_and(|line| line.starts_with(b"CONNECT "));
+                if octet == b'/' || is_connect { Stage::Request } else { Stage::Target }
             }
             Stage::Target if octet == b'/' && self.ends_scheme(bytes) => Stage::Request,
+            // No look ahead: what comes later must not tell more of what came before.
+            Stage::Target if octet == b' ' && bytes.get(self.line..self.at) == Some(b"PRI *") => Stage::Request,
             Stage::Target if is_space(octet) => Stage::Line,
             stage => stage,
         }
-    }
-
-    fn is_request_by_method(&self, bytes: &[u8]) -> bool {
-        bytes.get(self.line..).is_some_and(|line| line.starts_with(b"CONNECT ") || line.starts_with(b"PRI * "))
     }
 
     /// Whether the octet now looked at is the last of `scheme://`.
@@ -179,6 +178,11 @@ mod tests {
         }
         assert_eq!(begin("PRI * HTTP/2.0\r\n"), Begin::Http2);
         assert_eq!(begin("GET /x\r\nmore"), Begin::Simple(8));
+        for begun in ["PRI * a\0", "CONNECT a\0", "GET /\0", "a http://\0", " PRI * \0", "PRI  * \0", "PRI *\t\0"] {
+            let mut slow = Beginning::default();
+            let slowly = (1..=begun.len()).map(|end| slow.look(&begun.as_bytes()[..end])).last();
+            assert_eq!(slowly, Some(begin(begun)), "{begun:?}");
+        }
         for malformed in ["POST /x\r\n", "GET / FOO\r\n", "GET /\0", "FOO http://a b c\r\n"] {
             assert_eq!(begin(malformed), Begin::Malformed, "{malformed:?}");
         }
