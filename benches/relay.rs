@@ -13,11 +13,9 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use nix::sys::resource::{UsageWho, getrusage};
-use tidegate::peek::tcp::Limits;
 use tidegate::policy::snapshot::Snapshot;
 use tidegate::policy::{ClientAddr, OrigDst, Transport};
 use tidegate::proxy::flow::{Closing, Flow};
-use tidegate::proxy::proof;
 use tidegate::proxy::relay::{Handover, Relay, Settings};
 use tidegate::proxy::worker::{self, Census};
 use tidegate::telemetry::{Queue, Telemetry};
@@ -174,14 +172,7 @@ fn relay(pairs: Vec<Pair>) {
 }
 
 fn limits() -> worker::Settings {
-    worker::Settings {
-        flows: usize::MAX,
-        flows_of_one: usize::MAX,
-        held: usize::MAX,
-        peek: Limits::default(),
-        dial_from: worker::DialFrom::Host,
-        proof: proof::Settings::new(Vec::new()),
-    }
+    worker::Settings { flows_of_one: usize::MAX, flows: usize::MAX, ..worker::Settings::default() }
 }
 
 fn settings() -> Settings {

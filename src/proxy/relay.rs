@@ -340,9 +340,7 @@ const SWEEP: Duration = Duration::from_secs(1);
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::peek::tcp::Limits;
     use crate::policy::{ClientAddr, OrigDst, Transport};
-    use crate::proxy::proof;
     use crate::proxy::worker::{self, Census};
     use crate::telemetry::Queue;
     use std::io::{Read, Write};
@@ -353,14 +351,6 @@ mod tests {
         let (queue, writer) = Queue::new(1000);
         let telemetry = Telemetry::new(queue.clone());
         let census = Arc::new(Census::default());
-        let limits = worker::Settings {
-            flows: usize::MAX,
-            flows_of_one: usize::MAX,
-            held: usize::MAX,
-            peek: Limits::default(),
-            dial_from: worker::DialFrom::Host,
-            proof: proof::Settings::new(Vec::new()),
-        };
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
         let mut programs = Vec::new();
         tokio::task::LocalSet::new().block_on(&runtime, async {
@@ -379,7 +369,7 @@ mod tests {
                     held: held.into(),
                     watched: None,
                     closing: closing(),
-                    place: census.enter([127, 0, 0, 1].into(), &limits).unwrap(),
+                    place: census.enter([127, 0, 0, 1].into(), &worker::Settings::default()).unwrap(),
                 });
             }
             while !relay.is_empty() {

@@ -36,6 +36,19 @@ pub struct Settings {
     pub proof: proof::Settings,
 }
 
+impl Default for Settings {
+    fn default() -> Self {
+        Self {
+            flows: 100_000,
+            flows_of_one: 25_000,
+            held: 512 << 20,
+            peek: Limits::default(),
+            dial_from: DialFrom::Client,
+            proof: proof::Settings::new(Vec::new()),
+        }
+    }
+}
+
 /// From which address servers are dialled.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum DialFrom {
@@ -219,8 +232,7 @@ mod tests {
     use super::*;
 
     fn settings(flows: usize, flows_of_one: usize, held: usize) -> Settings {
-        let proof = proof::Settings::new(Vec::new());
-        Settings { flows, flows_of_one, held, peek: Limits::default(), dial_from: DialFrom::Host, proof }
+        Settings { flows, flows_of_one, held, ..Settings::default() }
     }
 
     #[test]
