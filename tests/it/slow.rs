@@ -104,9 +104,10 @@ fn one_client_that_begins_much_and_ends_nothing_takes_no_room_from_another() {
         assert!(gateway.enforcer.message(is_reached, DEADLINE).is_some(), "{:?}", gateway.enforcer.messages());
         others_pass();
         drop(first);
-        // The same of later requests.
-        let later: Vec<TcpStream> = (0..6).map(|_| ask(8080, &(get("allowed.example") + &begun))).collect();
-        let _servers: Vec<_> = later.iter().filter_map(|_| accepted.recv_timeout(DEADLINE).ok()).collect();
+        // The same of later requests, once the first has let the flow in.
+        let flow = |_| (ask(8080, &get("allowed.example")), accepted.recv_timeout(DEADLINE).unwrap());
+        let later: Vec<_> = (0..6).map(flow).collect();
+        later.iter().for_each(|(client, _)| send_anyway(client, begun.as_bytes()));
         let ended = gateway.enforcer.record(|record| record["closed_by"] == "limit", DEADLINE);
         assert!(ended.is_some(), "{:#?}", gateway.enforcer.records());
         others_pass();
