@@ -13,7 +13,7 @@ pub mod run;
 pub mod status;
 
 use std::fmt::Display;
-use std::io::{self, Write};
+use std::io::{self, IsTerminal, Write};
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::Duration;
@@ -149,6 +149,11 @@ fn said(written: io::Result<()>) -> ExitCode {
         }
         _ => ExitCode::SUCCESS,
     }
+}
+
+/// Whether what is written there may be coloured: on a terminal, unless NO_COLOR is set.
+fn is_coloured(to: &impl IsTerminal) -> bool {
+    to.is_terminal() && std::env::var_os("NO_COLOR").is_none()
 }
 
 /// `5s`, `500ms`, `2m`.

@@ -1,9 +1,9 @@
 //! `tidegate check`: every mistake of a configuration at once.
 
-use std::io::{self, IsTerminal, Write};
+use std::io::{self, Write};
 use std::process::ExitCode;
 
-use super::{ConfigArg, say};
+use super::{ConfigArg, is_coloured, say};
 use crate::config::{Fetching, Loaded, Mistakes};
 
 /// Mistakes and warnings go to standard error, the summary of a good configuration to standard output.
@@ -17,9 +17,8 @@ pub fn check(args: &ConfigArg) -> ExitCode {
 /// As excerpts, in colour on a terminal. The first line of each is for programs: `FILE:LINE:COLUMN: error: WHAT`.
 pub(super) fn print(mistakes: &Mistakes) {
     let mut err = io::stderr().lock();
-    let colour = err.is_terminal() && std::env::var_os("NO_COLOR").is_none();
     // Whoever closed standard error learns it from the exit status alone.
-    _ = err.write_all(mistakes.render(colour).as_bytes());
+    _ = err.write_all(mistakes.render(is_coloured(&err)).as_bytes());
 }
 
 fn summary(path: &str, loaded: &Loaded) -> String {

@@ -1,10 +1,10 @@
 //! `tidegate demo`: the verdict matrix live, with nothing configured and without root.
 
-use std::io::IsTerminal;
 use std::process::ExitCode;
 
 use clap::Args;
 
+use super::is_coloured;
 use crate::mode::demo::{self, DemoOptions};
 
 #[derive(Clone, Debug, Args)]
@@ -15,6 +15,6 @@ pub struct DemoArgs {
 }
 
 pub fn demo(args: &DemoArgs) -> ExitCode {
-    let color = std::io::stdout().is_terminal() && std::env::var_os("NO_COLOR").is_none();
+    let color = is_coloured(&std::io::stdout());
     demo::run(DemoOptions { json: args.json, color })
 }

@@ -1,13 +1,12 @@
 //! `tidegate run`: the gateway, or the sidecar.
 
-use std::io::IsTerminal;
 use std::process::ExitCode;
 use std::time::Duration;
 
 use clap::Args;
 use tracing_subscriber::EnvFilter;
 
-use super::ConfigArg;
+use super::{ConfigArg, is_coloured};
 use crate::app::{self, Beginning, Ending};
 use crate::config::{self, Runs};
 use crate::sys::privileges;
@@ -70,7 +69,7 @@ fn log_to_standard_error() {
         .with_env_filter(filter)
         .with_writer(Messages::default)
         .with_target(false)
-        .with_ansi(std::io::stderr().is_terminal() && std::env::var_os("NO_COLOR").is_none());
+        .with_ansi(is_coloured(&std::io::stderr()));
     // A second call finds the first still in force.
     let _ = subscriber.try_init();
 }

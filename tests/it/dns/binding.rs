@@ -237,13 +237,8 @@ fn the_kernel_judges_by_the_name_that_dns_gave_on_ports_that_nobody_inspects() {
 #[test]
 fn the_kernel_forgets_a_name_that_had_to_make_room_for_others() {
     in_lab(|lab| {
-        let resolver = Resolver::start(lab, at(Site::A, Family::V4, 53, 53), at_its_number);
-        let inspection = format!(
-            "type = \"explicit\"\nuse_bindings = true\n[network.dns]\nauthorized_resolvers = [\"{}\"]",
-            resolver.at.ip()
-        );
-        let one_of_each_shard = "[limits.dns]\nbindings = 16\n";
-        let _gateway = Gateway::start(lab, &(configuration("tcp-reset", &inspection) + one_of_each_shard));
+        // One of each shard.
+        let (_gateway, resolver) = start_with_few(lab, 16);
         let accepted = listen(lab, 9874);
         let named = at(Site::B, Family::V4, 1, 9874);
         ask(lab, resolver.at, &question("allowed.example.", RecordType::A));
@@ -261,13 +256,8 @@ fn the_kernel_forgets_a_name_that_had_to_make_room_for_others() {
 #[test]
 fn a_client_that_asks_for_many_names_takes_none_from_another() {
     in_lab(|lab| {
-        let resolver = Resolver::start(lab, at(Site::A, Family::V4, 53, 53), at_its_number);
-        let inspection = format!(
-            "type = \"explicit\"\nuse_bindings = true\n[network.dns]\nauthorized_resolvers = [\"{}\"]",
-            resolver.at.ip()
-        );
-        let four_of_each_shard = "[limits.dns]\nbindings = 64\n";
-        let gateway = Gateway::start(lab, &(configuration("tcp-reset", &inspection) + four_of_each_shard));
+        // Four of each shard.
+        let (gateway, resolver) = start_with_few(lab, 64);
         let _accepted = listen(lab, 80);
         ask(lab, resolver.at, &question("allowed.example.", RecordType::A));
         let greedy = stub(lab, 1, resolver.at);
@@ -279,6 +269,15 @@ fn a_client_that_asks_for_many_names_takes_none_from_another() {
         let record = gateway.verdict_on(client.local_addr().unwrap());
         assert_eq!((&record["verdict"], &record["domain"]), (&"allow".into(), &"allowed.example".into()), "{record:#}");
     });
+}
+
+/// A gateway that uses at most so many bindings, and a resolver that knows many names.
+fn start_with_few(lab: &Lab, bindings: usize) -> (Gateway, Resolver) {
+    let resolver = Resolver::start(lab, at(Site::A, Family::V4, 53, 53), at_its_number);
+    let dns = format!("[network.dns]\nauthorized_resolvers = [\"{}\"]", resolver.at.ip());
+    let inspection = format!("type = \"explicit\"\nuse_bindings = true\n{dns}");
+    let limits = format!("[limits.dns]\nbindings = {bindings}\n");
+    (Gateway::start(lab, &(configuration("tcp-reset", &inspection) + &limits)), resolver)
 }
 
 /// `NUMBER.example` stands at host NUMBER of site B, any other name at host 1.
