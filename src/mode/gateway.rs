@@ -4,13 +4,13 @@
 
 pub mod dns;
 pub mod hand_over;
-mod held;
 pub mod kernel;
+mod listening;
 pub mod recheck;
 
 use std::cell::RefCell;
 use std::io;
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket};
+use std::net::UdpSocket;
 use std::os::fd::OwnedFd;
 use std::rc::Rc;
 use std::sync::{Arc, mpsc};
@@ -33,7 +33,7 @@ use crate::proxy::tcp::refuser;
 use crate::proxy::worker::{self, Census, Worker};
 use crate::sys::ending::Ender;
 use crate::sys::nft::NftSocket;
-use crate::sys::{tcp, udp};
+use crate::sys::udp;
 use crate::telemetry::Telemetry;
 
 #[derive(Clone, Debug)]
@@ -92,50 +92,6 @@ impl Listeners {
         self.workers.len()
     }
 
-    /// Opens them at ports of the kernel's choice. Nothing is accepted yet. A host without one of the families gets
-    /// none for it, and the rules drop what it should have had.
-    pub fn open(workers: usize) -> io::Result<Self> {
-        let dns = dns::Listeners::open(workers)?;
-        let none = Listener { v4: None, v6: None };
-        let sockets = || Ok::<_, io::Error>(Sockets { tcp: Vec::new(), udp: Vec::new(), ender: Ender::open()? });
-        let open = (0..workers).map(|_| sockets()).collect::<Result<_, _>>()?;
-        let mut all = Self { tcp: none, udp: none, dns, workers: open };
-        all.tcp.v4 = all.add_tcp(Ipv4Addr::LOCALHOST.into())?;
-        all.tcp.v6 = all.add_tcp(Ipv6Addr::LOCALHOST.into())?;
-        all.udp.v4 = all.add_udp(Ipv4Addr::LOCALHOST.into())?;
-        all.udp.v6 = all.add_udp(Ipv6Addr::LOCALHOST.into())?;
-        Ok(all)
-    }
-
-    /// One listener for each worker, all at the port that the kernel gave the first.
-    fn add_tcp(&mut self, address: IpAddr) -> io::Result<Option<u16>> {
-        let mut port = 0;
-        for worker in &mut self.workers {
-            let socket = match tcp::listen(SocketAddr::new(address, port), BACKLOG) {
-                Err(error) if port == 0 && lacks_family(&error) => return Ok(None),
-                result => result?,
-            };
-            port = tcp::local_address(&socket)?.port();
-            worker.tcp.push(socket);
-        }
-        Ok(Some(port))
-    }
-
-    fn add_udp(&mut self, address: IpAddr) -> io::Result<Option<u16>> {
-        let mut port = 0;
-        for worker in &mut self.workers {
-            let socket = match udp::listener(SocketAddr::new(address, port)) {
-                Err(error) if port == 0 && lacks_family(&error) => return Ok(None),
-                result => result?,
-            };
-            port = socket.local_addr()?.port();
-            worker.udp.push((socket, proxy::udp::Way::Kernel));
-        }
-        Ok(Some(port))
-    }
-}
-
-impl Listeners {
     /// Has UDP flows relayed by sockets of this host instead of forwarded by the kernel.
     pub(super) fn relaying(mut self) -> io::Result<Self> {
         for (_, way) in self.workers.iter_mut().flat_map(|worker| &mut worker.udp) {

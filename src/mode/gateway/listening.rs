@@ -1,4 +1,5 @@
-//! Listeners that a service manager holds: what comes while no tidegate runs waits in their queues for the next.
+//! The listeners of every worker: new ones, and those that a service manager holds, in whose queues waits what comes while no
+//! tidegate runs.
 //!
 //! They are known by name: `tcp` and `udp` for inspected flows, `dns-tcp` and `dns-udp` for questions. A worker gets one of
 //! each name and family; of what is not held, each gets its own.
@@ -11,7 +12,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::os::fd::{AsFd, OwnedFd};
 
 use super::hand_over::Spare;
-use super::{BACKLOG, Listeners, lacks_family};
+use super::{BACKLOG, Listeners, dns, lacks_family};
 use crate::sys::channel::Message;
 use crate::sys::{activation, tcp, udp};
 
@@ -31,6 +32,17 @@ impl Listeners {
             groups.entry((*letter, is_ipv6)).or_default().push(socket);
         }
         let Some(workers) = groups.values().map(Vec::len).max() else { return Ok(None) };
+        Self::of(groups, workers).map(Some)
+    }
+
+    /// Opens them at ports of the kernel's choice. Nothing is accepted yet. A host without one of the families gets
+    /// none for it, and the rules drop what it should have had.
+    pub fn open(workers: usize) -> io::Result<Self> {
+        Self::of(BTreeMap::new(), workers)
+    }
+
+    /// These, and new ones of every kind that is not among them.
+    fn of(mut groups: BTreeMap<(u8, bool), Sockets>, workers: usize) -> io::Result<Self> {
         for (letter, _) in NAMES {
             for address in [IpAddr::from(Ipv4Addr::LOCALHOST), Ipv6Addr::LOCALHOST.into()] {
                 let group = groups.entry((letter, address.is_ipv6())).or_default();
@@ -40,7 +52,7 @@ impl Listeners {
                 }
             }
         }
-        Self::take_over(of_each_worker(groups, workers)).map(Some)
+        Self::take_over(of_each_worker(groups, workers))
     }
 }
 
@@ -56,13 +68,14 @@ fn of_each_worker(groups: BTreeMap<(u8, bool), Sockets>, workers: usize) -> Vec<
     messages
 }
 
-/// New ones of a kind that is not held; none on a host without the family.
+/// One for each worker, all at the port that the kernel gave the first; none on a host without the family.
 fn open(letter: u8, address: IpAddr, workers: usize) -> io::Result<Sockets> {
     let mut sockets = Sockets::new();
     let mut at = SocketAddr::new(address, 0);
     for _ in 0..workers {
         let opened = match letter {
-            b't' | b'D' => tcp::listen(at, BACKLOG),
+            b't' => tcp::listen(at, BACKLOG),
+            b'D' => tcp::listen(at, dns::BACKLOG),
             _ => udp::listener(at).map(OwnedFd::from),
         };
         let socket = match opened {
