@@ -3,7 +3,7 @@
 //! `cargo bench --bench prefixes`, as root (a million entries in one transaction need a larger socket buffer than
 //! others may have; `PREFIXES` sets another number). Packets go through a lab of three namespaces on this machine; the
 //! rates hold for nobody else, the ratios do. `tracked` has one rule, `ct state established accept`, as every stateful
-//! firewall has. `by hand` is the same list in one interval set of the `nft` program, where that is installed.
+//! firewall has: what it costs is connection tracking. `by hand` is the same list in one interval set of the `nft` program, where that is installed.
 
 #![allow(clippy::unwrap_used, clippy::print_stdout)]
 
@@ -61,9 +61,13 @@ fn load(lab: &Lab, count: u32, whole: &Ruleset, changed: &Ruleset) {
     }
     let (all, compared) = (median(times), median(compared));
     let kernel = all.saturating_sub(compared);
-    let begun = Instant::now();
-    assert!(nft.has_all(&whole.lists, SystemTime::now()).unwrap());
-    let looked = begun.elapsed();
+    let mut has_all = || {
+        let begun = Instant::now();
+        (nft.has_all(&whole.lists, SystemTime::now()).unwrap(), begun.elapsed())
+    };
+    // While the kernel makes room in a table, not all that is there is seen.
+    let (stands, looked) = Some(has_all()).filter(|(stands, _)| *stands).unwrap_or_else(&mut has_all);
+    assert!(stands);
     let sample = Sample::of(&whole.lists);
     let begun = Instant::now();
     assert!(nft.has(&sample, SystemTime::now()).unwrap());
@@ -97,7 +101,8 @@ fn by_hand(lab: &Lab, whole: &Ruleset) -> Option<Duration> {
     for entry in whole.lists[0].entries() {
         write!(text, "{},", entry.prefix).unwrap();
     }
-    text += "} }\nchain judge { ct state established accept; ip daddr @blocked drop; }\n}\n";
+    // Connection tracking runs from the first rule that asks for it, wherever that hangs: this one comes later.
+    text += "} }\nchain judge { ip daddr @blocked drop; }\n}\n";
     let file = std::env::temp_dir().join(format!("byhand-{}.nft", std::process::id()));
     std::fs::write(&file, text).unwrap();
     let begun = Instant::now();
@@ -140,6 +145,7 @@ fn rates(lab: &Lab, small: &Ruleset, whole: &Ruleset) {
             let hooked = matches!(way, Way::ByHand);
             if hooked {
                 nft(lab, "add chain inet byhand forward { type filter hook forward priority 0; }");
+                nft(lab, "add rule inet byhand forward ct state established accept");
                 nft(lab, "add rule inet byhand forward jump judge");
             }
             of_flow[place].push(lab.client.run(|| one_flow(round)).unwrap());

@@ -2,14 +2,15 @@
 //!
 //! ```text
 //! prerouting (raw), UDP alone                      forward (filter)
-//!   forwarded flows, no long header -> pass          marked for us, yet forwarded    -> drop
-//!   refused and silenced flows    -> reject, drop    flows that a later policy ended -> drop, answer
-//!   what a Network inspects       -> tproxy,         answers to flows that we took,
-//!             untracked, or drop where nobody listens  and errors about them         -> drop
-//! prerouting (mangle)                                replies                         -> pass
+//!   forwarded flows, no long header -> pass          of flows that were let in       -> pass
+//!   refused and silenced flows    -> reject, drop    marked for us, yet forwarded    -> drop
+//!   what a Network inspects       -> tproxy,         flows that a later policy ended -> drop, answer
+//!             untracked, or drop where nobody listens  answers to flows that we took,
+//! prerouting (mangle)                                  and errors about them         -> drop
+//!   of flows that were let in     -> pass            replies                         -> pass
 //!   to our listeners directly     -> drop            forwarded flows, no long header -> pass
 //!   flows that we hold            -> to us           what a Network should have had  -> drop
-//!   discarded flows               -> drop            of flows that were let in       -> pass
+//!   discarded flows               -> drop            the rest of flows let in        -> pass
 //!   replies                       -> pass            new flows of a Network          -> by their addresses: pass,
 //!   the gateway's own addresses   -> pass                                               drop, answer; and a record
 //!   what a Network inspects       -> tproxy,         all else passes

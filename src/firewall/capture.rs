@@ -42,12 +42,15 @@ const INSPECTED: &str = "inspected";
 pub(super) const QUESTIONS: &str = "questions";
 pub(super) const SERVICE: [Key; 2] = [Key::Protocol, Key::DestinationPort];
 const INSPECTED_UDP: &str = "inspected_udp";
+/// The ports of all that is captured, by whatever protocol.
+const CAPTURED_PORTS: &str = "captured_ports";
 /// What all of them capture.
 pub(super) const GUARDED: &str = "guarded";
 const GUARD: &str = "guard";
 const ENDED: &str = "ended";
 pub(super) const TAKEN: &str = "taken";
 const UDP_CHAIN: &str = "udp";
+const CAPTURE: &str = "capture";
 pub(super) const LOOPBACK: &str = "loopback";
 /// The ports of our own listeners.
 pub(super) const LISTENERS: &str = "listeners";
@@ -60,7 +63,7 @@ const IPV6_LOOPBACK: IpNet = IpNet::V6(Ipv6Net::new_assert(Ipv6Addr::LOCALHOST, 
 pub fn render(snapshot: &Snapshot, capture: &Capture) -> Ruleset {
     let mut sets = flow_sets(capture);
     sets.extend([Stage::CaptureUdp, Stage::Capture, Stage::Guard].map(|stage| inspected_set(stage, snapshot, capture)));
-    sets.push(questions_set(capture));
+    sets.extend([ports_set(CAPTURED_PORTS, &pairs(Stage::Guard, snapshot, capture)), questions_set(capture)]);
     sets.extend(port_sets(snapshot));
     sets.extend(protected_sets(snapshot));
     sets.extend(snapshot.networks().iter().flat_map(|network| name_sets(network, capture)));
@@ -91,9 +94,7 @@ pub fn render(snapshot: &Snapshot, capture: &Capture) -> Ruleset {
     }
     chains.extend(Family::BOTH.map(sent_chain));
     chains.extend([answered_chain(), ended(), taken(), guard(capture), udp_chain(capture), prerouting_udp()]);
-    chains.push(prerouting(capture));
-    chains.push(prerouting_errors());
-    chains.push(forward(capture));
+    chains.extend([capture_chain(capture), prerouting(), prerouting_errors(), forward(capture)]);
     Ruleset { table: TABLE, sets, lists, chains }
 }
 
@@ -121,7 +122,14 @@ fn prerouting_udp() -> Chain {
     Chain::at(Hook::Prerouting, RAW, "prerouting_udp", rules)
 }
 
-fn prerouting(capture: &Capture) -> Chain {
+/// Most packets leave here.
+fn prerouting() -> Chain {
+    let begins = [Expression::Protocol(TCP), Expression::TcpOpening];
+    let rules = vec![Rule([&begins[..], &[goto(CAPTURE)]].concat()), let_in(), Rule(vec![goto(CAPTURE)])];
+    Chain::at(Hook::Prerouting, MANGLE, "prerouting", rules)
+}
+
+fn capture_chain(capture: &Capture) -> Chain {
     let mut rules = vec![
         Rule(vec![of_interest(LISTENERS, false), jump(LOOPBACK)]),
         Rule(vec![Expression::Protocol(TCP), jump(HELD)]),
@@ -146,7 +154,15 @@ fn prerouting(capture: &Capture) -> Chain {
     rules.push(reply_passes());
     rules.extend(to_the_gateway(capture));
     rules.extend(selections(Stage::Capture, capture));
-    Chain::at(Hook::Prerouting, MANGLE, "prerouting", rules)
+    Chain::new(CAPTURE, rules)
+}
+
+/// A packet of a flow that was let in, and that nobody has taken or ended since. Not on a port that is captured: its flow
+/// may have begun before that was so.
+fn let_in() -> Rule {
+    let not_captured = |port| Expression::InSet { key: vec![port], set: CAPTURED_PORTS.to_owned(), negate: true };
+    let alone = Expression::LabelAlone { label: JUDGED_LABEL, not: &[ENDED_LABEL, TAKEN_LABEL] };
+    Rule(vec![not_captured(Key::DestinationPort), not_captured(Key::SourcePort), alone, accept()])
 }
 
 /// An ICMP error goes to the address that the quoted packet came from: that of a client or of a server, in whose name we
@@ -161,7 +177,7 @@ fn prerouting_errors() -> Chain {
 }
 
 fn forward(capture: &Capture) -> Chain {
-    let mut rules = Vec::new();
+    let mut rules = vec![let_in()];
     if capture.on_failure == OnFailure::Closed {
         rules.push(Rule(vec![Expression::MarkIs(MARK), Expression::Counter, drop()]));
     }
@@ -311,23 +327,33 @@ fn network_rules(stage: Stage, direction: Direction, network: &Network, capture:
     captured(direction, network, capture).into_iter().filter(here).flat_map(rules).collect()
 }
 
-pub(super) fn inspected_set(stage: Stage, snapshot: &Snapshot, capture: &Capture) -> Set {
-    let pairs: BTreeSet<(u8, u16)> = capture
+/// What is captured at a stage, or at all of them.
+fn pairs(stage: Stage, snapshot: &Snapshot, capture: &Capture) -> BTreeSet<(u8, u16)> {
+    capture
         .directions
         .iter()
         .flat_map(|direction| snapshot.networks().iter().flat_map(|network| captured(*direction, network, capture)))
         .filter(|(service, _)| stage == Stage::Guard || service.stage == stage)
         .map(|(service, port)| (service.protocol, port))
-        .collect();
+        .collect()
+}
+
+/// Of ports alone, the kernel makes a bitmap, which every packet can be looked up in.
+fn ports_set(name: &str, pairs: &BTreeSet<(u8, u16)>) -> Set {
+    let ports: BTreeSet<u16> = pairs.iter().map(|(_, port)| *port).collect();
+    let elements = ports.into_iter().map(|port| Element::exactly(vec![Datum::Service(port)]));
+    Set::new(name, vec![Field::Service], SetKind::Hash, elements.collect())
+}
+
+pub(super) fn inspected_set(stage: Stage, snapshot: &Snapshot, capture: &Capture) -> Set {
+    let pairs = pairs(stage, snapshot, capture);
     let name = match stage {
         Stage::CaptureUdp => INSPECTED_UDP,
         Stage::Capture => INSPECTED,
         _ => GUARDED,
     };
     if stage == Stage::CaptureUdp {
-        // Of ports alone, the kernel makes a bitmap, which is asked for both ports of every UDP packet.
-        let ports = pairs.into_iter().map(|(_, port)| Element::exactly(vec![Datum::Service(port)]));
-        return Set::new(name, vec![Field::Service], SetKind::Hash, ports.collect());
+        return ports_set(name, &pairs);
     }
     let element = |(protocol, port)| Element::exactly(vec![Datum::Protocol(protocol), Datum::Service(port)]);
     Set::new(name, vec![Field::Protocol, Field::Service], SetKind::Hash, pairs.into_iter().map(element).collect())
@@ -466,9 +492,31 @@ mod tests {
     #[test]
     fn what_we_hold_comes_before_what_is_discarded_and_that_before_what_is_selected() {
         let rules = rules(vec![network("office", PREFIX)], &Capture::tcp(Listener::on(1)));
-        let text = text_of(&rules, "prerouting");
+        let text = text_of(&rules, "capture");
         in_order(&text, &["jump loopback", "jump held", "ct direction reply", "fib daddr type local", "jump capture_"]);
         in_order(&text_of(&rules, "held"), &["socket wildcard 0", "jump discard4", "jump discard6"]);
+    }
+
+    #[test]
+    fn packets_of_a_flow_that_was_let_in_are_looked_at_no_more_but_on_captured_ports() {
+        let capture =
+            Capture { udp: Some(Listener::on(2)), dns_udp: Some(Listener::on(3)), ..Capture::tcp(Listener::on(1)) };
+        let rules = rules(vec![network("office", PREFIX)], &capture);
+        assert!(text_of(&rules, "captured_ports").contains("{ 53, 80, 443 }"));
+        let let_in =
+            "th dport != @captured_ports th sport != @captured_ports ct label & (127 | 126 | 121) == 127 accept";
+        assert_eq!(
+            text_of(&rules, "prerouting"),
+            format!(
+                "chain prerouting {{\n\
+                 type filter hook prerouting priority -150; policy accept;\n\
+                 meta l4proto tcp tcp flags & (syn | ack) == syn goto capture\n\
+                 {let_in}\n\
+                 goto capture\n\
+                 }}\n"
+            )
+        );
+        in_order(&text_of(&rules, "forward"), &[let_in, "mark 0x7469 counter drop"]);
     }
 
     #[test]

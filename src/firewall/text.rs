@@ -100,6 +100,7 @@ impl Display for Expression {
             Self::ConnectionProtocol(number) => write!(f, "ct protocol {}", Datum::Protocol(*number)),
             Self::Reply => f.write_str("ct direction reply"),
             Self::Label(label) => write!(f, "ct label {label}"),
+            Self::LabelAlone { label, not } => write!(f, "ct label & ({label} | {}) == {label}", Joined(not, " | ")),
             Self::SetLabel(label) => write!(f, "ct label set {label}"),
             Self::TcpOpening => f.write_str("tcp flags & (syn | ack) == syn"),
             Self::TcpUnderWay => f.write_str("tcp flags & (syn | ack) != syn"),

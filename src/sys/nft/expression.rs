@@ -82,6 +82,7 @@ pub(super) fn add(list: &mut Message, expression: &Expression) {
             bitwise_and(list, FIRST, &labels_with(*label));
             compare_with(list, FIRST, NOT_EQUAL, &[0; 16]);
         }
+        Expression::LabelAlone { label, not } => match_label_alone(list, *label, not),
         Expression::SetLabel(label) => {
             immediate(list, FIRST, &labels_with(*label));
             named(list, "ct", |ct| {
@@ -238,6 +239,16 @@ fn load_ct(list: &mut Message, key: u32) {
 /// The labels of a flow that has this one alone, as the kernel keeps them. To set them leaves the others as they are.
 fn labels_with(label: u8) -> [u8; 16] {
     1_u128.checked_shl(label.into()).unwrap_or_default().to_ne_bytes()
+}
+
+/// The kernel compares up to four octets without a call.
+fn match_label_alone(list: &mut Message, label: u8, not: &[u8]) {
+    const LAST_WORD: u32 = 3;
+    let last_word = |label: u8| 1_u32.checked_shl(u32::from(label).wrapping_sub(96)).unwrap_or_default();
+    let all = not.iter().fold(last_word(label), |all, label| all | last_word(*label));
+    load_ct(list, CT_LABELS);
+    bitwise_and(list, FIRST + LAST_WORD, &all.to_ne_bytes());
+    compare(list, FIRST + LAST_WORD, &last_word(label).to_ne_bytes());
 }
 
 fn beyond(list: &mut Message, per_second: u32) {
