@@ -62,6 +62,31 @@ fn each_family(each: impl FnMut(Family)) {
     Family::BOTH.into_iter().for_each(each);
 }
 
+/// The kernel knows the flow, and let it in, from the time when nobody looked at questions.
+#[test]
+fn a_stub_that_asked_before_its_network_was_judged_is_heard_all_the_same() {
+    in_lab(|lab| {
+        let judged = configuration("icmp-unreachable", "");
+        let left_alone = judged.replace("directions = ", "mode = \"off\"\ndirections = ");
+        let gateway = Gateway::start(lab, &left_alone);
+        each_family(|family| {
+            gateway.rewrite(&left_alone);
+            gateway.reload();
+            let resolver = Resolver::start(lab, at(Site::A, family, 53, 53), honest);
+            let stub = stub(lab, 3, resolver.at);
+            let query = question("blocked.example.", RecordType::A);
+            for _ in 0..3 {
+                exchange(&stub, &query);
+            }
+            assert_eq!(resolver.asked().len(), 3);
+            gateway.rewrite(&judged);
+            gateway.reload();
+            assert_eq!(Message::from_vec(&exchange(&stub, &query)).unwrap().response_code, ResponseCode::NXDomain);
+            assert_eq!(resolver.asked().len(), 3, "not a question more");
+        });
+    });
+}
+
 #[test]
 fn a_question_is_forwarded_byte_for_byte_from_the_clients_own_address_with_a_fresh_id_and_port() {
     in_lab(|lab| {
