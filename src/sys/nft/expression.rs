@@ -1,12 +1,13 @@
 //! Expressions as the kernel has them: registers, loads and comparisons.
 
+mod connection;
 mod key;
 
 use ipnet::IpNet;
 
 use self::key::{destination_offset, load_key, mask, source_offset, width};
 use super::message::Message;
-use crate::firewall::{Connection, Expression, Family, Verdict};
+use crate::firewall::{Expression, Family, Verdict};
 
 // Sixteen registers of four bytes; a key is laid out over as many as it needs.
 const FIRST: u32 = 8;
@@ -24,8 +25,6 @@ const META_L4PROTO: u32 = 16;
 
 const NETWORK_HEADER: u32 = 1;
 const TRANSPORT_HEADER: u32 = 2;
-
-const CT_LABELS: u32 = 13;
 
 const EQUAL: u32 = 0;
 const NOT_EQUAL: u32 = 1;
@@ -65,31 +64,12 @@ pub(super) fn add(list: &mut Message, expression: &Expression) {
             load_meta(list, META_MARK, FIRST);
             compare(list, FIRST, &mark.to_ne_bytes());
         }
-        Expression::Connection(states) => match_connection(list, states),
-        Expression::ConnectionProtocol(number) => {
-            const PROTOCOL: u32 = 10;
-            load_ct(list, PROTOCOL);
-            compare(list, FIRST, &[*number]);
-        }
-        Expression::Reply => {
-            const DIRECTION: u32 = 1;
-            const REPLY: u8 = 1;
-            load_ct(list, DIRECTION);
-            compare(list, FIRST, &[REPLY]);
-        }
-        Expression::Label(label) => {
-            load_ct(list, CT_LABELS);
-            bitwise_and(list, FIRST, &labels_with(*label));
-            compare_with(list, FIRST, NOT_EQUAL, &[0; 16]);
-        }
-        Expression::LabelAlone { label, not } => match_label_alone(list, *label, not),
-        Expression::SetLabel(label) => {
-            immediate(list, FIRST, &labels_with(*label));
-            named(list, "ct", |ct| {
-                ct.u32(2, CT_LABELS);
-                ct.u32(4, FIRST);
-            });
-        }
+        Expression::Connection(states) => connection::match_state(list, states),
+        Expression::ConnectionProtocol(number) => connection::match_protocol(list, *number),
+        Expression::Reply => connection::match_reply(list),
+        Expression::Label(label) => connection::match_label(list, *label),
+        Expression::LabelAlone { label, not } => connection::match_label_alone(list, *label, not),
+        Expression::SetLabel(label) => connection::set_label(list, *label),
         Expression::TcpOpening => match_opening(list, EQUAL),
         Expression::TcpUnderWay => match_opening(list, NOT_EQUAL),
         Expression::TransparentSocket => match_transparent_socket(list),
@@ -211,44 +191,6 @@ fn match_no_long_header(list: &mut Message) {
     load_payload(list, TRANSPORT_HEADER, UDP_HEADER, 1, FIRST);
     bitwise_and(list, FIRST, &[0x80]);
     compare(list, FIRST, &[0]);
-}
-
-fn match_connection(list: &mut Message, states: &[Connection]) {
-    const STATE: u32 = 0;
-    let bits: u32 = states
-        .iter()
-        .map(|state| match state {
-            Connection::New => 0x8,
-            Connection::Invalid => 0x1,
-            Connection::Established => 0x2,
-            Connection::Related => 0x4,
-        })
-        .sum();
-    load_ct(list, STATE);
-    bitwise_and(list, FIRST, &bits.to_ne_bytes());
-    compare_with(list, FIRST, NOT_EQUAL, &[0; 4]);
-}
-
-fn load_ct(list: &mut Message, key: u32) {
-    named(list, "ct", |ct| {
-        ct.u32(1, FIRST);
-        ct.u32(2, key);
-    });
-}
-
-/// The labels of a flow that has this one alone, as the kernel keeps them. To set them leaves the others as they are.
-fn labels_with(label: u8) -> [u8; 16] {
-    1_u128.checked_shl(label.into()).unwrap_or_default().to_ne_bytes()
-}
-
-/// The kernel compares up to four octets without a call.
-fn match_label_alone(list: &mut Message, label: u8, not: &[u8]) {
-    const LAST_WORD: u32 = 3;
-    let last_word = |label: u8| 1_u32.checked_shl(u32::from(label).wrapping_sub(96)).unwrap_or_default();
-    let all = not.iter().fold(last_word(label), |all, label| all | last_word(*label));
-    load_ct(list, CT_LABELS);
-    bitwise_and(list, FIRST + LAST_WORD, &all.to_ne_bytes());
-    compare(list, FIRST + LAST_WORD, &last_word(label).to_ne_bytes());
 }
 
 fn beyond(list: &mut Message, per_second: u32) {
