@@ -157,15 +157,7 @@ fn serve(
     let signals = Signals::listen().map_err(because("listen for signals"))?;
     let mut settings = settings::of(&loaded.limits).map_err(because("read the limit of descriptors"))?;
     let bindings = Arc::new(Bindings::new(settings.bindings.clone()));
-    let mut taken = match beginning {
-        Beginning::Alone => None,
-        // At its door could stand the application.
-        Beginning::TakeOver if sidecar.is_some() => {
-            let why = io::Error::new(io::ErrorKind::Unsupported, "a sidecar hands nothing over: start it anew");
-            return Err(because("take over")(why));
-        }
-        Beginning::TakeOver => Taken::ask().map_err(because("take over from the tidegate that runs"))?,
-    };
+    let mut taken = take_over(beginning, sidecar.is_some())?;
     let listeners = match taken.as_mut().and_then(|taken| taken.listeners.take()) {
         Some(listeners) => listeners,
         None => listen(settings.workers, sidecar.is_some())?,
@@ -221,18 +213,13 @@ fn serve(
         taken.done().map_err(because("take over"))?;
     }
     // Whoever shares the namespace of a sidecar is whom it watches.
-    let door = app.sidecar.is_none().then(|| Door::open(hand_over::NAME)).transpose();
-    let door = door.unwrap_or_else(|error| {
-        tracing::warn!(%error, "nobody will be able to take over");
-        None
-    });
+    let door = if app.sidecar.is_none() { open_door() } else { None };
     let view = Arc::new(outlook::view(&app, &gateway, &settings, telemetry));
     app.view = Some(view.clone());
     let (to, orders) = mpsc::channel(1);
-    let looked_at =
-        admin::Settings { metrics: app.loaded.telemetry.metrics, socket: app.loaded.telemetry.socket.clone() };
+    let shown = admin::Settings { metrics: app.loaded.telemetry.metrics, socket: app.loaded.telemetry.socket.clone() };
     let begin = if app.sidecar.is_some() { give_up_rights } else { || () };
-    let admin = Admin::start(looked_at, view, to, begin).map_err(because("serve metrics and status"))?;
+    let admin = Admin::start(shown, view, to, begin).map_err(because("serve metrics and status"))?;
     telemetry.event(telemetry.happened(Happened::Started).generation(app.snapshot.load().generation));
     messages::say("ready");
     let _ = sd_notify::notify(&[sd_notify::NotifyState::Ready]);
@@ -243,23 +230,30 @@ fn serve(
     let end = app.follow(signals, path, orders, &mut scene)?;
     // Who takes over is looked at by the same address and socket.
     drop(admin);
-    let Scene { gateway, ear, spare, .. } = scene;
-    drop(spare);
-    let stopping = telemetry.happened(Happened::Stopping);
-    if end == End::HandedOver {
-        telemetry.event(stopping.detail("handed over"));
-        gateway.stop(ending.drain);
-        return Ok(());
+    app.stop(scene, end, ending)
+}
+
+/// Who is succeeded, if anybody is.
+fn take_over(beginning: Beginning, is_sidecar: bool) -> Result<Option<Taken>, Failure> {
+    match beginning {
+        Beginning::Alone => Ok(None),
+        // At its door could stand the application.
+        Beginning::TakeOver if is_sidecar => {
+            let why = io::Error::new(io::ErrorKind::Unsupported, "a sidecar hands nothing over: start it anew");
+            Err(because("take over")(why))
+        }
+        Beginning::TakeOver => Taken::ask().map_err(because("take over from the tidegate that runs")),
     }
-    telemetry.event(stopping);
-    let _ = sd_notify::notify(&[sd_notify::NotifyState::Stopping]);
-    // Live flows need the rules that bring their packets here: they go last.
-    gateway.stop(ending.drain);
-    app.mend();
-    let stay = ending.keep_rules || !app.may_change_rules();
-    let removed = if stay { Ok(()) } else { capture::remove() };
-    drop(ear);
-    removed.map_err(because("take the rules away"))
+}
+
+fn open_door() -> Option<Door> {
+    match Door::open(hand_over::NAME) {
+        Ok(door) => Some(door),
+        Err(error) => {
+            tracing::warn!(%error, "nobody will be able to take over");
+            None
+        }
+    }
 }
 
 impl App {

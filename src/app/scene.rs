@@ -5,14 +5,15 @@ use std::os::fd::{AsFd, OwnedFd};
 
 use tokio::io::unix::AsyncFd;
 
-use super::{App, hand_over};
+use super::{App, Ending, Failure, because, hand_over};
 use crate::mode::gateway::Gateway;
 use crate::mode::gateway::hand_over::Spare;
 use crate::mode::gateway::kernel::Recorder;
+use crate::sys::capture;
 use crate::sys::channel::{Channel, Door};
 use crate::sys::nflog::PacketLog;
 use crate::sys::readable::Raw;
-use crate::telemetry::Telemetry;
+use crate::telemetry::{Happened, Telemetry};
 
 /// What serves, beside the configuration.
 pub(super) struct Scene {
@@ -47,6 +48,27 @@ pub(super) enum End {
 }
 
 impl App {
+    /// What serves ends, and then the rules, unless another process goes on with them.
+    pub(super) fn stop(&mut self, scene: Scene, end: End, ending: Ending) -> Result<(), Failure> {
+        let Scene { gateway, ear, spare, .. } = scene;
+        drop(spare);
+        let stopping = self.telemetry.happened(Happened::Stopping);
+        if end == End::HandedOver {
+            self.telemetry.event(stopping.detail("handed over"));
+            gateway.stop(ending.drain);
+            return Ok(());
+        }
+        self.telemetry.event(stopping);
+        let _ = sd_notify::notify(&[sd_notify::NotifyState::Stopping]);
+        // Live flows need the rules that bring their packets here: they go last.
+        gateway.stop(ending.drain);
+        self.mend();
+        let stay = ending.keep_rules || !self.may_change_rules();
+        let removed = if stay { Ok(()) } else { capture::remove() };
+        drop(ear);
+        removed.map_err(because("take the rules away"))
+    }
+
     /// Gives everything to another process. On an error this one goes on as before.
     pub(super) fn hand_over(&mut self, to: &Channel, scene: &mut Scene) -> io::Result<()> {
         let process = hand_over::greet(to)?;
