@@ -133,8 +133,6 @@ fn rates(lab: &Lab, small: &Ruleset, whole: &Ruleset) {
     }
     let mut of_flow = vec![Vec::new(); ways.len()];
     let mut new_flows = vec![Vec::new(); ways.len()];
-    let receiver = lab.server.run(|| UdpSocket::bind("0.0.0.0:9000")).unwrap().unwrap();
-    socket2::SockRef::from(&receiver).set_recv_buffer_size(4096).unwrap();
     for round in 0..ROUNDS {
         for (place, (_, way)) in ways.iter().enumerate() {
             let mut own = lab.gateway.run(NftSocket::open).unwrap().unwrap();
@@ -148,7 +146,7 @@ fn rates(lab: &Lab, small: &Ruleset, whole: &Ruleset) {
                 nft(lab, "add rule inet byhand forward ct state established accept");
                 nft(lab, "add rule inet byhand forward jump judge");
             }
-            of_flow[place].push(lab.client.run(|| one_flow(round)).unwrap());
+            of_flow[place].push(one_flow(lab, round));
             new_flows[place].push(lab.client.run(|| many_flows(round * ways.len() + place)).unwrap());
             if hooked {
                 nft(lab, "delete chain inet byhand forward");
@@ -164,13 +162,21 @@ fn rates(lab: &Lab, small: &Ruleset, whole: &Ruleset) {
     }
 }
 
-fn one_flow(round: usize) -> Duration {
-    let socket = UdpSocket::bind((client_address(Family::V4, 0), 0)).unwrap();
+/// Of a flow that has been answered, as nearly all are.
+fn one_flow(lab: &Lab, round: usize) -> Duration {
     let host = u8::try_from(round % 200).unwrap() + 1;
-    socket.connect(SocketAddr::new(Site::A.address(Family::V4, host), 9000)).unwrap();
+    let to = SocketAddr::new(Site::A.address(Family::V4, host), 9000);
+    let server = lab.server.run(|| UdpSocket::bind(to)).unwrap().unwrap();
+    socket2::SockRef::from(&server).set_recv_buffer_size(4096).unwrap();
+    let client = lab.client.run(|| UdpSocket::bind((client_address(Family::V4, 0), 0))).unwrap().unwrap();
+    client.connect(to).unwrap();
+    client.send(&[0; 64]).unwrap();
+    server.recv(&mut [0; 64]).unwrap();
+    server.send_to(&[0; 64], client.local_addr().unwrap()).unwrap();
+    client.recv(&mut [0; 64]).unwrap();
     let begun = Instant::now();
     for _ in 0..PACKETS {
-        let _ = socket.send(&[0; 64]);
+        let _ = client.send(&[0; 64]);
     }
     begun.elapsed()
 }

@@ -39,6 +39,8 @@ fn read_text(path: &Path) -> Result<String, String> {
         return Err(format!("it is larger than {} MiB", MAX_FILE >> 20));
     }
     let octets = std::fs::read(path).map_err(|error| error.to_string())?;
+    // The mark of byte order is no column of what is written.
+    let octets = octets.strip_prefix(b"\xef\xbb\xbf").map(<[u8]>::to_vec).unwrap_or(octets);
     String::from_utf8(octets).map_err(|error| {
         let at = error.utf8_error().valid_up_to();
         let line = 1 + error.as_bytes().iter().take(at).filter(|b| **b == b'\n').count();
@@ -150,6 +152,16 @@ pub(super) fn beside(place: &Place, written: &str) -> PathBuf {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_mark_of_byte_order_is_no_part_of_the_text() {
+        let folder = tempfile::TempDir::new().unwrap();
+        let path = folder.path().join("tidegate.toml");
+        for (octets, text) in [(&b"\xef\xbb\xbfname"[..], "name"), (b"name", "name"), (b"\xef\xbb\xbf", "")] {
+            std::fs::write(&path, octets).unwrap();
+            assert_eq!(read_text(&path).unwrap(), text);
+        }
+    }
 
     #[test]
     fn patterns_match_file_names() {

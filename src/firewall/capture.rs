@@ -94,7 +94,7 @@ pub fn render(snapshot: &Snapshot, capture: &Capture) -> Ruleset {
     }
     chains.extend(Family::BOTH.map(sent_chain));
     chains.extend([answered_chain(), ended(), taken(), guard(capture), udp_chain(capture), prerouting_udp()]);
-    chains.extend([capture_chain(capture), prerouting(), prerouting_errors(), forward(capture)]);
+    chains.extend([capture_chain(capture), prerouting(capture), prerouting_errors(), forward(capture)]);
     Ruleset { table: TABLE, sets, lists, chains }
 }
 
@@ -122,10 +122,14 @@ fn prerouting_udp() -> Chain {
     Chain::at(Hook::Prerouting, RAW, "prerouting_udp", rules)
 }
 
-/// Most packets leave here.
-fn prerouting() -> Chain {
+/// Most packets leave here. Where the path of sources counts, it does until a flow has been answered.
+fn prerouting(capture: &Capture) -> Chain {
     let begins = [Expression::Protocol(TCP), Expression::TcpOpening];
-    let rules = vec![Rule([&begins[..], &[goto(CAPTURE)]].concat()), let_in(), Rule(vec![goto(CAPTURE)])];
+    let mut let_in = let_in();
+    if capture.reverse_path {
+        let_in.0.insert(0, Expression::Connection(&[Connection::Established]));
+    }
+    let rules = vec![Rule([&begins[..], &[goto(CAPTURE)]].concat()), let_in, Rule(vec![goto(CAPTURE)])];
     Chain::at(Hook::Prerouting, MANGLE, "prerouting", rules)
 }
 
@@ -303,8 +307,12 @@ fn origin_chain() -> Chain {
 
 /// Both sides of every TCP flow that we hold, and those that are discarded. Never for UDP: on the client's side it
 /// would steal a flow for the socket that answers in the server's name.
+///
+/// The side that we opened is known as taken from its first answer on. Somebody's packet with its addresses could else
+/// be let in, and the flow with it.
 pub(super) fn held_chain() -> Chain {
-    let mut rules = vec![Rule(vec![Expression::TransparentSocket, Expression::SetMark(MARK), accept()])];
+    let ours = [Expression::TransparentSocket, Expression::SetLabel(TAKEN_LABEL), Expression::SetMark(MARK), accept()];
+    let mut rules = vec![Rule(ours.to_vec())];
     rules.extend(Family::BOTH.map(jump_to_discarded));
     Chain::new(HELD, rules)
 }
@@ -511,7 +519,7 @@ mod tests {
                 "chain prerouting {{\n\
                  type filter hook prerouting priority -150; policy accept;\n\
                  meta l4proto tcp tcp flags & (syn | ack) == syn goto capture\n\
-                 {let_in}\n\
+                 ct state established {let_in}\n\
                  goto capture\n\
                  }}\n"
             )

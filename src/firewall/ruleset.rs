@@ -137,7 +137,7 @@ pub enum Expression {
     Reply,
     /// `ct label LABEL`: the flow was given it by [`Expression::SetLabel`].
     Label(u8),
-    /// `ct label LABEL`, and none of `not`. All of them are from 96 on, so that the kernel looks at them in one step.
+    /// `ct label LABEL`, and none of `not`.
     LabelAlone {
         label: u8,
         not: &'static [u8],

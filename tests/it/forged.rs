@@ -9,7 +9,7 @@ use std::net::{IpAddr, Ipv6Addr, SocketAddr, SocketAddrV6, UdpSocket};
 use hickory_proto::rr::RecordType;
 use ipnet::IpNet;
 use socket2::{Domain, Protocol, Socket, Type};
-use tidegate::mode::demo::lab::{Lab, Site, client_address, gateway_address};
+use tidegate::mode::demo::lab::{Lab, Site, client_address, gateway_address, server_address};
 use tidegate::mode::demo::tap::Tap;
 use tidegate::sys::rtnl::{Family, Rtnl};
 
@@ -125,6 +125,39 @@ fn a_flow_that_a_client_makes_up_in_a_blocked_servers_name_opens_nothing() {
             }
             let counted = gateway.stop().messages.iter().any(|line| line.contains("forged="));
             assert!(counted, "the connection that answers one is never let in");
+        }
+    });
+}
+
+/// Connection tracking calls a flow new until it is answered, and some never are.
+#[test]
+fn a_flow_that_was_let_in_and_has_no_answer_yet_is_nobody_elses_to_speak_in() {
+    in_lab(|lab| {
+        let nowhere: [SocketAddr; 2] = ["192.0.2.77:5140".parse().unwrap(), "[2001:db8:c::77]:5140".parse().unwrap()];
+        for (family, to) in Family::BOTH.into_iter().zip(nowhere) {
+            let lead =
+                || Rtnl::open()?.add_route(IpNet::from(to.ip()), Some(server_address(family)), Some("server0"), false);
+            lab.gateway.run(lead).unwrap().unwrap();
+        }
+        for (more, host) in [("", 3), ("reverse_path = false", 4)] {
+            let gateway = Gateway::start(lab, &configuration(more));
+            let tap = Tap::at_server(lab).unwrap();
+            for (family, to) in Family::BOTH.into_iter().zip(nowhere) {
+                let from = SocketAddr::new(client_address(family, host), 5000);
+                let before = tap.count(lab, to).unwrap();
+                lab.client.run(|| UdpSocket::bind(from).unwrap().send_to(b"one way", to).unwrap()).unwrap();
+                assert_eq!(tap.count(lab, to).unwrap(), before + 1);
+                lab.server
+                    .run(|| {
+                        let forger = forger(from, Type::DGRAM, Protocol::UDP);
+                        (0..3).for_each(|_| drop(forger.send_to(b"from elsewhere", &to.into()).unwrap()));
+                    })
+                    .unwrap();
+                let passed = tap.count(lab, to).unwrap() - before - 1;
+                assert_eq!(passed > 0, !more.is_empty(), "{family:?} {more:?}: {passed} packets");
+            }
+            let counted = gateway.stop().messages.iter().any(|line| line.contains("forged=6"));
+            assert_eq!(counted, more.is_empty());
         }
     });
 }

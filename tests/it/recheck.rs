@@ -167,6 +167,39 @@ fn udp_that_the_kernel_judged_and_udp_that_was_inspected_end_for_both_sides() {
     });
 }
 
+/// A host may send in a flow that is not its own, and would have it let in with what it sends.
+#[test]
+fn a_flow_that_is_relayed_stays_ours_when_its_port_is_inspected_no_more() {
+    in_lab(|lab| {
+        // The kernel else knows the socket before it is asked for the way.
+        lab.gateway.run(|| std::fs::write("/proc/sys/net/ipv4/tcp_early_demux", "0")).unwrap().unwrap();
+        let accepted = listen(lab, 80);
+        let inspected = configuration("tcp-reset", "");
+        let gateway = Gateway::start(lab, &inspected);
+        let flows = Family::BOTH.map(|family| live(lab, &accepted, family, "kept.example"));
+        gateway.rewrite(&inspected.replace("prefer-both\"", "prefer-both\"\nhttp_ports = [81]"));
+        gateway.reload();
+        for (mut client, mut server) in flows {
+            exchange(&mut client, &mut server);
+            let (ours, to) = (server.peer_addr().unwrap(), client.peer_addr().unwrap());
+            let ours = SocketAddr::new(ours.ip().to_canonical(), ours.port());
+            let meddler = lab.client.run(|| socket_of(ours)).unwrap();
+            meddler.set_nonblocking(true).unwrap();
+            let _ = meddler.connect(&to.into());
+            for _ in 0..3 {
+                exchange(&mut client, &mut server);
+            }
+        }
+    });
+}
+
+/// An unconnected one of the client's.
+fn socket_of(address: SocketAddr) -> socket2::Socket {
+    let socket = socket2::Socket::new(socket2::Domain::for_address(address), socket2::Type::STREAM, None).unwrap();
+    socket.bind(&address.into()).unwrap();
+    socket
+}
+
 /// A flow to site A that was judged by its name, and both its ends.
 fn live(lab: &Lab, accepted: &Receiver<(TcpStream, SocketAddr)>, family: Family, name: &str) -> (TcpStream, TcpStream) {
     let mut client = connect(lab, at(Site::A, family, 1, 80));

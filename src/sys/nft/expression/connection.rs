@@ -41,14 +41,11 @@ pub(super) fn match_label(list: &mut Message, label: u8) {
     compare_with(list, FIRST, NOT_EQUAL, &[0; 16]);
 }
 
-/// The kernel compares up to four octets without a call.
 pub(super) fn match_label_alone(list: &mut Message, label: u8, not: &[u8]) {
-    const LAST_WORD: u32 = 3;
-    let last_word = |label: u8| 1_u32.checked_shl(u32::from(label).wrapping_sub(96)).unwrap_or_default();
-    let all = not.iter().fold(last_word(label), |all, label| all | last_word(*label));
+    let all = not.iter().map(|label| label_bit(*label)).fold(label_bit(label), |all, bit| all | bit);
     load_ct(list, LABELS);
-    bitwise_and(list, FIRST + LAST_WORD, &all.to_ne_bytes());
-    compare(list, FIRST + LAST_WORD, &last_word(label).to_ne_bytes());
+    bitwise_and(list, FIRST, &all.to_ne_bytes());
+    compare(list, FIRST, &labels_with(label));
 }
 
 pub(super) fn set_label(list: &mut Message, label: u8) {
@@ -61,7 +58,11 @@ pub(super) fn set_label(list: &mut Message, label: u8) {
 
 /// The labels of a flow that has this one alone, as the kernel keeps them. To set them leaves the others as they are.
 fn labels_with(label: u8) -> [u8; 16] {
-    1_u128.checked_shl(label.into()).unwrap_or_default().to_ne_bytes()
+    label_bit(label).to_ne_bytes()
+}
+
+fn label_bit(label: u8) -> u128 {
+    1_u128.checked_shl(label.into()).unwrap_or_default()
 }
 
 fn load_ct(list: &mut Message, key: u32) {
