@@ -3,11 +3,12 @@
 use std::io::{self, Write};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard};
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 
 use super::event::{Event, Happened};
+use super::gatherer::Written;
 use super::record::Record;
-use super::sink::{Page, Progress, Sink, Stream};
+use super::sink::{Line, Page, Progress, Sink, Stream, Weight};
 
 /// The side that records: never waits for a sink.
 #[derive(Clone, Debug)]
@@ -19,11 +20,18 @@ pub struct Writer(Arc<Shared>);
 
 /// What goes through the queue.
 #[derive(Clone, Debug)]
-// Nearly all are records: a box would cost an allocation for each.
-#[allow(clippy::large_enum_variant)]
 pub enum Entry {
-    Record(Record),
+    Record(Box<Record>),
     Event(Event),
+    /// A record that is text already.
+    Line(Text),
+}
+
+/// One of several records that were written together.
+#[derive(Clone, Debug)]
+pub struct Text {
+    written: Arc<Written>,
+    place: usize,
 }
 
 /// How a sink is doing.
@@ -47,6 +55,7 @@ struct Shared {
     waiting: Mutex<Waiting>,
     filled: Condvar,
     limit: usize,
+    takes_records: bool,
     written: AtomicU64,
     dropped: AtomicU64,
     failing: AtomicBool,
@@ -70,12 +79,22 @@ impl Queue {
 
     /// The same for a sink that is spoken of by its name.
     pub fn named(sink: Arc<str>, enforcer: Arc<str>, limit: usize) -> (Self, Writer) {
+        Self::shared(sink, enforcer, limit, false)
+    }
+
+    /// The same for [`Writer::each`], who wants records and no lines.
+    pub fn of_records(limit: usize) -> (Self, Writer) {
+        Self::shared("records".into(), "".into(), limit, true)
+    }
+
+    fn shared(sink: Arc<str>, enforcer: Arc<str>, limit: usize, takes_records: bool) -> (Self, Writer) {
         let shared = Arc::new(Shared {
             sink,
             enforcer,
             waiting: Mutex::default(),
             filled: Condvar::new(),
             limit,
+            takes_records,
             written: AtomicU64::new(0),
             dropped: AtomicU64::new(0),
             failing: AtomicBool::new(false),
@@ -97,6 +116,26 @@ impl Queue {
         if first {
             self.0.filled.notify_one();
         }
+    }
+
+    /// Pushes records that are text already, as many as have room.
+    pub(super) fn push_written(&self, written: &Arc<Written>) {
+        let mut waiting = self.0.lock();
+        let room = self.0.limit.saturating_sub(waiting.entries.len() + waiting.taken);
+        let pushed = written.len().min(room);
+        let first = waiting.entries.is_empty() && pushed > 0;
+        let text = |place| Entry::Line(Text { written: written.clone(), place });
+        waiting.entries.extend((0..pushed).map(text));
+        drop(waiting);
+        self.0.dropped.fetch_add((written.len() - pushed) as u64, Ordering::Relaxed);
+        if first {
+            self.0.filled.notify_one();
+        }
+    }
+
+    /// Whether it takes records as they are, and no lines.
+    pub(super) fn takes_records(&self) -> bool {
+        self.0.takes_records
     }
 
     /// Records that were lost to this sink.
@@ -281,9 +320,16 @@ impl Shared {
     }
 }
 
+impl Text {
+    pub(super) fn line(&self) -> Line<'_> {
+        let nothing = Line { json: b"", time: SystemTime::UNIX_EPOCH, kind: "", weight: Weight::Usual };
+        self.written.line(self.place).unwrap_or(nothing)
+    }
+}
+
 impl From<Record> for Entry {
     fn from(record: Record) -> Self {
-        Self::Record(record)
+        Self::Record(Box::new(record))
     }
 }
 
@@ -306,9 +352,7 @@ const SAY: Duration = Duration::from_secs(1);
 mod tests {
     use super::*;
     use crate::telemetry::Kind;
-    use crate::telemetry::sink::Line;
     use serde_json::Value;
-    use std::time::SystemTime;
 
     fn record(port: u16) -> Record {
         let destination = ([192, 0, 2, 1], port).into();
