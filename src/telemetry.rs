@@ -2,6 +2,7 @@
 //!
 //! Never stalls a flow: each sink has a bounded queue, and what does not fit is counted and said (SPEC L3).
 
+pub mod entry;
 pub mod event;
 pub mod gatherer;
 pub mod json;

@@ -3,12 +3,13 @@
 use std::io::{self, Write};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard};
-use std::time::{Duration, Instant, SystemTime};
+use std::time::{Duration, Instant};
 
+use super::entry::Entry;
 use super::event::{Event, Happened};
 use super::gatherer::Written;
 use super::record::Record;
-use super::sink::{Line, Page, Progress, Sink, Stream, Weight};
+use super::sink::{Page, Progress, Sink, Stream};
 
 /// The side that records: never waits for a sink.
 #[derive(Clone, Debug)]
@@ -17,22 +18,6 @@ pub struct Queue(Arc<Shared>);
 /// The side that writes, on a thread of its own.
 #[derive(Debug)]
 pub struct Writer(Arc<Shared>);
-
-/// What goes through the queue.
-#[derive(Clone, Debug)]
-pub enum Entry {
-    Record(Box<Record>),
-    Event(Event),
-    /// A record that is text already.
-    Line(Text),
-}
-
-/// One of several records that were written together.
-#[derive(Clone, Debug)]
-pub struct Text {
-    written: Arc<Written>,
-    place: usize,
-}
 
 /// How a sink is doing.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -124,8 +109,7 @@ impl Queue {
         let room = self.0.limit.saturating_sub(waiting.entries.len() + waiting.taken);
         let pushed = written.len().min(room);
         let first = waiting.entries.is_empty() && pushed > 0;
-        let text = |place| Entry::Line(Text { written: written.clone(), place });
-        waiting.entries.extend((0..pushed).map(text));
+        waiting.entries.extend(Entry::lines(written, pushed));
         drop(waiting);
         self.0.dropped.fetch_add((written.len() - pushed) as u64, Ordering::Relaxed);
         if first {
@@ -320,25 +304,6 @@ impl Shared {
     }
 }
 
-impl Text {
-    pub(super) fn line(&self) -> Line<'_> {
-        let nothing = Line { json: b"", time: SystemTime::UNIX_EPOCH, kind: "", weight: Weight::Usual };
-        self.written.line(self.place).unwrap_or(nothing)
-    }
-}
-
-impl From<Record> for Entry {
-    fn from(record: Record) -> Self {
-        Self::Record(Box::new(record))
-    }
-}
-
-impl From<Event> for Entry {
-    fn from(event: Event) -> Self {
-        Self::Event(event)
-    }
-}
-
 /// How long the writer lets records gather.
 const GATHER: Duration = Duration::from_millis(5);
 /// Records that are written at a time.
@@ -352,7 +317,9 @@ const SAY: Duration = Duration::from_secs(1);
 mod tests {
     use super::*;
     use crate::telemetry::Kind;
+    use crate::telemetry::sink::Line;
     use serde_json::Value;
+    use std::time::SystemTime;
 
     fn record(port: u16) -> Record {
         let destination = ([192, 0, 2, 1], port).into();

@@ -14,8 +14,8 @@ pub use syslog::{Facility, SyslogTcp, SyslogUdp, Template};
 use std::io;
 use std::time::SystemTime;
 
+use super::entry::Entry;
 use super::json::Lines;
-use super::queue::Entry;
 use super::record::Record;
 
 /// Takes records in order.
