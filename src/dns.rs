@@ -10,11 +10,13 @@
 //! Fails closed: what cannot be read is never forwarded and never released, and a resolver that does not answer is
 //! SERVFAIL.
 
+mod arrivals;
 pub mod cache;
 pub mod exchange;
 pub mod frames;
 pub mod in_flight;
 pub mod lookup;
+pub mod mirror;
 mod own;
 pub mod ports;
 pub mod record;

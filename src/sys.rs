@@ -27,4 +27,5 @@ pub mod readable;
 pub mod rtnl;
 pub mod seccomp;
 pub mod tcp;
+pub mod timer;
 pub mod udp;

@@ -2,7 +2,9 @@
 //!
 //! Never stalls a flow: each sink has a bounded queue, and what does not fit is counted and said (SPEC L3).
 
+pub mod entry;
 pub mod event;
+pub mod gatherer;
 pub mod json;
 pub mod messages;
 pub mod queue;
@@ -15,6 +17,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 pub use event::{Event, Happened};
+pub use gatherer::Gatherer;
 pub use queue::{Queue, Standing, Writer};
 pub use record::{Kind, Record};
 pub use tally::Tally;

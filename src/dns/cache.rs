@@ -4,11 +4,14 @@
 //! Shared by all workers: many clients that ask the same at once cost one upstream query. Bounded in octets: when
 //! full, what was not asked for lately makes room, so that a flood of random names keeps what is in use.
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::VecDeque;
 use std::hash::{BuildHasher, RandomState};
 use std::net::SocketAddr;
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::{Duration, Instant};
+
+use hashbrown::HashTable;
+use hashbrown::hash_table::Entry;
 
 use crate::wire::dns::query::Query;
 use crate::wire::dns::{Header, Message, Section, flag, kind, rcode, read_u32};
@@ -46,25 +49,36 @@ impl Default for Limits {
 
 #[derive(Debug)]
 struct Shard<W> {
-    answers: HashMap<Arc<[u8]>, Kept>,
-    order: VecDeque<Arc<[u8]>>,
+    answers: HashTable<Kept>,
+    /// Hash and number of each of them, the oldest first.
+    order: VecDeque<(u64, u64)>,
+    next: u64,
     octets: usize,
-    waiting: HashMap<Arc<[u8]>, Vec<W>>,
+    waiting: HashTable<(Key, Vec<W>)>,
 }
 
 #[derive(Debug)]
 struct Kept {
-    answer: Box<[u8]>,
-    /// Where TTLs lie in it.
-    ttls: Box<[u16]>,
+    hash: u64,
+    /// Its name in `order`.
+    number: u64,
+    /// The key, the answer, and where TTLs lie in the answer (two octets each), in one piece of memory: what is kept
+    /// long lies far away.
+    octets: Box<[u8]>,
+    key_ends: usize,
+    answer_ends: usize,
     since: Instant,
     until: Instant,
     asked_again: bool,
 }
 
 /// What makes two questions the same: name, type, class, the bits that change an answer, and who is asked.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Key(Arc<[u8]>);
+#[derive(Clone, Debug)]
+pub struct Key {
+    /// Seeded, since clients choose the names. Made once, for it costs more than to look something up.
+    hash: u64,
+    octets: Arc<[u8]>,
+}
 
 /// What a client who found no answer is to do.
 #[derive(Debug, PartialEq, Eq)]
@@ -98,12 +112,8 @@ impl Key {
         }
     }
 
-    pub fn new(octets: &[u8]) -> Self {
-        Self(octets.into())
-    }
-
     pub fn octets(&self) -> &[u8] {
-        &self.0
+        &self.octets
     }
 }
 
@@ -113,9 +123,15 @@ impl<W> Cache<W> {
         Self { limits, hasher: RandomState::new(), shards }
     }
 
+    /// The key that [`Key::write`] wrote, to keep.
+    pub fn key(&self, octets: &[u8]) -> Key {
+        Key { hash: self.hasher.hash_one(octets), octets: octets.into() }
+    }
+
     /// The answer to `query` with its own id and question, its TTLs less the time it has lain here.
     pub fn find(&self, key: &[u8], query: &Query<'_>, now: Instant, into: &mut Vec<u8>) -> bool {
-        self.shard(key).find(key, query, now, into)
+        let hash = self.hasher.hash_one(key);
+        self.shard(hash).find(hash, key, query, now, into)
     }
 
     /// For a question that [`Cache::find`] had no answer for.
@@ -127,18 +143,18 @@ impl<W> Cache<W> {
         into: &mut Vec<u8>,
         waiter: impl FnOnce() -> W,
     ) -> Turn {
-        let mut shard = self.shard(&key.0);
-        if shard.find(&key.0, query, now, into) {
+        let mut shard = self.shard(key.hash);
+        if shard.find(key.hash, &key.octets, query, now, into) {
             return Turn::Answered;
         }
-        match shard.waiting.get_mut(&key.0) {
-            None => {
-                shard.waiting.insert(key.0.clone(), Vec::new());
+        match shard.waiting.entry(key.hash, |(own, _)| own.octets == key.octets, |(own, _)| own.hash) {
+            Entry::Vacant(place) => {
+                place.insert((key.clone(), Vec::new()));
                 Turn::Ask
             }
-            Some(waiting) if waiting.len() >= self.limits.waiting => Turn::Full,
-            Some(waiting) => {
-                waiting.push(waiter());
+            Entry::Occupied(place) if place.get().1.len() >= self.limits.waiting => Turn::Full,
+            Entry::Occupied(mut place) => {
+                place.get_mut().1.push(waiter());
                 Turn::Wait
             }
         }
@@ -146,19 +162,20 @@ impl<W> Cache<W> {
 
     /// Keeps an answer, if it may be kept, and returns those who waited for it. Without one, only the latter.
     pub fn settle(&self, key: &Key, answer: Option<&Message<'_>>, now: Instant) -> Vec<W> {
-        let kept = answer.and_then(|answer| self.keepable(answer, now));
-        let mut shard = self.shard(&key.0);
+        let kept = answer.and_then(|answer| self.keepable(key, answer, now));
+        let mut shard = self.shard(key.hash);
         if let Some(kept) = kept {
-            shard.keep(key.0.clone(), kept, now, self.limits.octets / SHARDS);
+            shard.keep(kept, now, self.limits.octets / SHARDS);
         }
-        shard.waiting.remove(&key.0).unwrap_or_default()
+        let waiting = shard.waiting.find_entry(key.hash, |(own, _)| own.octets == key.octets);
+        waiting.map_or_else(|_| Vec::new(), |waiting| waiting.remove().0.1)
     }
 
     /// Keeps an answer, if it may be kept, for those who ask later.
     pub fn keep(&self, key: &Key, answer: &[u8], now: Instant) {
-        let kept = Message::read(answer).ok().and_then(|answer| self.keepable(&answer, now));
+        let kept = Message::read(answer).ok().and_then(|answer| self.keepable(key, &answer, now));
         if let Some(kept) = kept {
-            self.shard(&key.0).keep(key.0.clone(), kept, now, self.limits.octets / SHARDS);
+            self.shard(key.hash).keep(kept, now, self.limits.octets / SHARDS);
         }
     }
 
@@ -167,16 +184,25 @@ impl<W> Cache<W> {
         self.shards.iter().map(|shard| lock(shard).octets).sum()
     }
 
-    fn keepable(&self, answer: &Message<'_>, now: Instant) -> Option<Kept> {
+    fn keepable(&self, key: &Key, answer: &Message<'_>, now: Instant) -> Option<Kept> {
         let lifetime = lifetime(answer, &self.limits)?;
         let records = answer.records.iter().filter(|record| record.kind != kind::OPT);
-        let ttls = records.map(|record| u16::try_from(record.ttl_at)).collect::<Result<Box<_>, _>>().ok()?;
-        let answer = answer.octets.into();
-        Some(Kept { answer, ttls, since: now, until: now + lifetime, asked_again: false })
+        let key_ends = key.octets.len();
+        let answer_ends = key_ends + answer.octets.len();
+        let mut octets = Vec::with_capacity(answer_ends + answer.records.len() * 2);
+        octets.extend_from_slice(&key.octets);
+        octets.extend_from_slice(answer.octets);
+        for record in records {
+            octets.extend_from_slice(&u16::try_from(record.ttl_at).ok()?.to_be_bytes());
+        }
+        let (octets, hash) = (octets.into(), key.hash);
+        let until = now + lifetime;
+        Some(Kept { hash, number: 0, octets, key_ends, answer_ends, since: now, until, asked_again: false })
     }
 
-    fn shard(&self, key: &[u8]) -> MutexGuard<'_, Shard<W>> {
-        let place = self.hasher.hash_one(key) as usize % SHARDS;
+    fn shard(&self, hash: u64) -> MutexGuard<'_, Shard<W>> {
+        // Other bits than those by which the tables choose their places.
+        let place = (hash >> 32) as usize % SHARDS;
         // There are always SHARDS of them.
         lock(self.shards.get(place).unwrap_or(&self.shards[0]))
     }
@@ -184,33 +210,43 @@ impl<W> Cache<W> {
 
 impl<W> Default for Shard<W> {
     fn default() -> Self {
-        Self { answers: HashMap::new(), order: VecDeque::new(), octets: 0, waiting: HashMap::new() }
+        Self { answers: HashTable::new(), order: VecDeque::new(), next: 0, octets: 0, waiting: HashTable::new() }
     }
 }
 
 impl<W> Shard<W> {
-    fn find(&mut self, key: &[u8], query: &Query<'_>, now: Instant, into: &mut Vec<u8>) -> bool {
-        let Some(kept) = self.answers.get_mut(key) else { return false };
+    fn find(&mut self, hash: u64, key: &[u8], query: &Query<'_>, now: Instant, into: &mut Vec<u8>) -> bool {
+        let Some(kept) = self.answers.find_mut(hash, |kept| kept.key() == key) else { return false };
         if kept.until <= now {
             return false;
         }
-        kept.asked_again = true;
+        // Not written without need: other workers read it too.
+        if !kept.asked_again {
+            kept.asked_again = true;
+        }
         kept.write(query, now, into);
         true
     }
 
-    fn keep(&mut self, key: Arc<[u8]>, kept: Kept, now: Instant, room: usize) {
-        let size = cost(&key, &kept);
+    fn keep(&mut self, mut kept: Kept, now: Instant, room: usize) {
+        let size = kept.cost();
         if size > room {
             return;
         }
-        if let Some(old) = self.answers.remove(&key) {
-            self.octets = self.octets.saturating_sub(cost(&key, &old));
-        } else {
-            self.order.push_back(key.clone());
+        match self.answers.entry(kept.hash, |own| own.key() == kept.key(), |own| own.hash) {
+            Entry::Occupied(mut old) => {
+                self.octets = self.octets.saturating_sub(old.get().cost());
+                kept.number = old.get().number;
+                *old.get_mut() = kept;
+            }
+            Entry::Vacant(place) => {
+                kept.number = self.next;
+                self.order.push_back((kept.hash, kept.number));
+                self.next += 1;
+                place.insert(kept);
+            }
         }
         self.octets += size;
-        self.answers.insert(key, kept);
         while self.octets > room {
             if !self.make_room(now) {
                 return;
@@ -220,32 +256,42 @@ impl<W> Shard<W> {
 
     /// Lets the oldest go, unless it was asked for since it was last looked at.
     fn make_room(&mut self, now: Instant) -> bool {
-        let Some(key) = self.order.pop_front() else { return false };
-        let Some(kept) = self.answers.get_mut(&key) else { return true };
+        let Some((hash, number)) = self.order.pop_front() else { return false };
+        let Ok(mut place) = self.answers.find_entry(hash, |kept| kept.number == number) else { return true };
+        let kept = place.get_mut();
         if kept.asked_again && now < kept.until {
             kept.asked_again = false;
-            self.order.push_back(key);
+            self.order.push_back((hash, number));
             return true;
         }
-        if let Some(gone) = self.answers.remove(&key) {
-            self.octets = self.octets.saturating_sub(cost(&key, &gone));
-        }
+        let (gone, _) = place.remove();
+        self.octets = self.octets.saturating_sub(gone.cost());
         true
     }
 }
 
 impl Kept {
+    fn key(&self) -> &[u8] {
+        self.octets.get(..self.key_ends).unwrap_or_default()
+    }
+
     fn write(&self, query: &Query<'_>, now: Instant, into: &mut Vec<u8>) {
         into.clear();
-        into.extend_from_slice(&self.answer);
+        into.extend_from_slice(self.octets.get(self.key_ends..self.answer_ends).unwrap_or_default());
         put(into, 0, &query.header.id.to_be_bytes());
         put(into, crate::wire::dns::HEADER, query.question.octets);
         let age = u32::try_from(now.saturating_duration_since(self.since).as_secs()).unwrap_or(u32::MAX);
-        for at in &self.ttls {
-            let at = usize::from(*at);
+        let (ttls, _) = self.octets.get(self.answer_ends..).unwrap_or_default().as_chunks();
+        for at in ttls {
+            let at = usize::from(u16::from_be_bytes(*at));
             let left = read_u32(into, at).unwrap_or(0).saturating_sub(age);
             put(into, at, &left.to_be_bytes());
         }
+    }
+
+    /// Octets, with what the tables take for an entry, roughly.
+    fn cost(&self) -> usize {
+        self.octets.len() + ENTRY
     }
 }
 
@@ -278,11 +324,6 @@ fn negative(answer: &Message<'_>) -> Option<u32> {
     let soa = answer.records.iter().find(|record| record.section == Section::Authority && record.kind == kind::SOA)?;
     let data = answer.data(soa);
     read_u32(data, data.len().checked_sub(4)?)
-}
-
-fn cost(key: &[u8], kept: &Kept) -> usize {
-    // The key is held three times by pointer; the rest is what the tables take for an entry, roughly.
-    key.len() + kept.answer.len() + kept.ttls.len() * 2 + ENTRY
 }
 
 fn lock<W>(shard: &Mutex<Shard<W>>) -> MutexGuard<'_, Shard<W>> {
@@ -340,26 +381,26 @@ mod tests {
             Self { cache: Cache::new(limits), now: Instant::now() }
         }
 
-        fn key(query: &[u8]) -> Key {
+        fn key(&self, query: &[u8]) -> Key {
             let mut key = Vec::new();
             Key::write(&Query::read(query).unwrap(), &["192.0.2.53:53".parse().unwrap()], &mut key);
-            Key::new(&key)
+            self.cache.key(&key)
         }
 
         fn keep(&self, query: &[u8], answer: &[u8]) -> Vec<u32> {
-            self.cache.settle(&Self::key(query), Some(&Message::read(answer).unwrap()), self.now)
+            self.cache.settle(&self.key(query), Some(&Message::read(answer).unwrap()), self.now)
         }
 
         fn find(&self, query: &[u8], after: u64) -> Option<Vec<u8>> {
             let mut found = Vec::new();
             let at = self.now + Duration::from_secs(after);
             let read = Query::read(query).unwrap();
-            self.cache.find(&Self::key(query).0, &read, at, &mut found).then_some(found)
+            self.cache.find(&self.key(query).octets, &read, at, &mut found).then_some(found)
         }
 
         fn turn(&self, query: &[u8], waiter: u32) -> Turn {
             let read = Query::read(query).unwrap();
-            self.cache.turn(&Self::key(query), &read, self.now, &mut Vec::new(), || waiter)
+            self.cache.turn(&self.key(query), &read, self.now, &mut Vec::new(), || waiter)
         }
     }
 
@@ -453,7 +494,7 @@ mod tests {
         assert_eq!(bench.turn(&query("other.example."), 6), Turn::Ask);
         assert_eq!(bench.keep(&asked, &answer(&asked, &[300])), [2, 3, 4]);
         assert_eq!(bench.turn(&asked, 7), Turn::Answered);
-        assert_eq!(bench.cache.settle(&Bench::key(&query("other.example.")), None, bench.now), [0u32; 0]);
+        assert_eq!(bench.cache.settle(&bench.key(&query("other.example.")), None, bench.now), [0u32; 0]);
         assert_eq!(bench.turn(&query("other.example."), 8), Turn::Ask);
     }
 

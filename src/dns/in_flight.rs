@@ -14,8 +14,10 @@ use super::service::Waiter;
 #[derive(Debug)]
 pub struct Pending {
     pub waiter: Waiter,
-    /// What was sent, less its id.
+    /// What was sent last.
     pub sent: Box<[u8]>,
+    /// Where the question ends in it.
+    pub question_ends: usize,
     /// For questions that others may wait for too.
     pub key: Option<Key>,
     /// Of the attempts so far: an answer to any of them will do.
@@ -53,6 +55,11 @@ impl InFlight {
     pub fn has_room(&self, client: IpAddr) -> bool {
         self.places.len() - self.free.len() < self.most
             && self.of.get(&client).is_none_or(|count| *count < self.most_of_one)
+    }
+
+    /// Questions that wait now.
+    pub fn waiting(&self) -> u64 {
+        (self.places.len() - self.free.len()) as u64
     }
 
     pub fn add(&mut self, client: IpAddr, pending: Pending, look: Instant) -> u32 {

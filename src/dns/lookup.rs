@@ -79,7 +79,7 @@ async fn over_udp(query: &Query<'_>, resolver: SocketAddr) -> io::Result<Vec<u8>
     loop {
         let length = socket.recv(&mut answer).await?;
         if let Some(own) = answer.get(..length)
-            && is_answer_to(query, query.header.id, own)
+            && is_answer_to(query.question.octets, query.header.id, own)
             && (is_cut(own) || Message::read(own).is_ok())
         {
             return Ok(own.to_vec());
@@ -94,7 +94,11 @@ async fn over_tcp(query: &Query<'_>, resolver: SocketAddr) -> io::Result<Vec<u8>
     stream.write_all(&[&length.to_be_bytes(), query.octets].concat()).await?;
     let mut answer = vec![0; usize::from(stream.read_u16().await?)];
     stream.read_exact(&mut answer).await?;
-    if is_answer_to(query, query.header.id, &answer) { Ok(answer) } else { Err(io::ErrorKind::InvalidData.into()) }
+    if is_answer_to(query.question.octets, query.header.id, &answer) {
+        Ok(answer)
+    } else {
+        Err(io::ErrorKind::InvalidData.into())
+    }
 }
 
 fn is_cut(answer: &[u8]) -> bool {

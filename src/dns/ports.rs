@@ -19,7 +19,6 @@ pub struct Ports {
     free: Vec<u32>,
     /// The places from which each upstream resolver is asked with this host's own address.
     pools: HashMap<SocketAddr, Vec<u32>>,
-    waiting: HashMap<Ticket, u32>,
     random: Random,
     pool: usize,
     uses: u32,
@@ -29,7 +28,8 @@ pub struct Ports {
 struct Port {
     socket: UdpSocket,
     uses_left: u32,
-    waiting: u32,
+    /// Ids in flight, each with whom its answer is for. So few that they are looked through.
+    waiting: Vec<(u16, u32)>,
 }
 
 /// A question in flight: where its answer must come, and with which id.
@@ -46,7 +46,6 @@ impl Ports {
             places: Vec::new(),
             free: Vec::new(),
             pools: HashMap::new(),
-            waiting: HashMap::new(),
             random: Random::default(),
             pool: pool.max(1),
             uses: uses.max(1),
@@ -73,10 +72,9 @@ impl Ports {
         }
         let port = self.port(place)?;
         port.uses_left = port.uses_left.saturating_sub(1);
-        port.waiting += 1;
+        port.waiting.push((ticket.id, token));
         // A refusal of an earlier question is told to whoever sends next: then the second attempt goes out.
         let sent = port.socket.send(query).or_else(|_| port.socket.send(query));
-        self.waiting.insert(ticket, token);
         match sent {
             Ok(_) => Ok(ticket),
             Err(error) => {
@@ -88,17 +86,16 @@ impl Ports {
 
     /// Who waits at `place` for an answer with this id.
     pub fn waiter(&self, place: u32, id: u16) -> Option<u32> {
-        self.waiting.get(&Ticket { place, id }).copied()
+        let port = self.places.get(place as usize)?.as_ref()?;
+        port.waiting.iter().find(|(own, _)| *own == id).map(|(_, token)| *token)
     }
 
     /// The question is answered or given up. Its socket goes with the last question that may leave from it.
     pub fn forget(&mut self, ticket: Ticket) {
-        if self.waiting.remove(&ticket).is_none() {
-            return;
-        }
         let Ok(port) = self.port(ticket.place) else { return };
-        port.waiting = port.waiting.saturating_sub(1);
-        if port.waiting == 0 && port.uses_left == 0 {
+        let Some(at) = port.waiting.iter().position(|(id, _)| *id == ticket.id) else { return };
+        port.waiting.swap_remove(at);
+        if port.waiting.is_empty() && port.uses_left == 0 {
             self.close(ticket.place);
         }
     }
@@ -145,7 +142,7 @@ impl Ports {
             return Err(error);
         }
         if let Some(slot) = self.places.get_mut(place as usize) {
-            *slot = Some(Port { socket, uses_left: uses, waiting: 0 });
+            *slot = Some(Port { socket, uses_left: uses, waiting: Vec::new() });
         }
         Ok(place)
     }
@@ -168,9 +165,9 @@ impl Ports {
 
     fn ticket(&mut self, place: u32) -> io::Result<Ticket> {
         loop {
-            let ticket = Ticket { place, id: self.random.next()? };
-            if !self.waiting.contains_key(&ticket) {
-                return Ok(ticket);
+            let id = self.random.next()?;
+            if self.waiter(place, id).is_none() {
+                return Ok(Ticket { place, id });
             }
         }
     }

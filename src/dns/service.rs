@@ -8,12 +8,12 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
 
-use arc_swap::ArcSwap;
 use tokio::sync::watch;
 
 use super::Settings;
 use super::cache::Cache;
 use super::exchange::{Decision, Exchange, is_canary};
+use super::mirror::Mirror;
 use super::record::{ANSWERED, Outcome, record};
 use super::review::{Address, Findings, Reader, Review};
 use crate::firewall::naming_networks;
@@ -24,18 +24,20 @@ use crate::policy::snapshot::Snapshot;
 use crate::policy::{DropAction, IpVerdict, Reason, Transport};
 use crate::sys::ending::{Ended, Ender};
 use crate::sys::nft::{Named, NftSocket};
-use crate::telemetry::Telemetry;
+use crate::telemetry::{Gatherer, Telemetry};
 use crate::wire::dns::query::{self, Local, Query};
 use crate::wire::dns::{HEADER, Header, Message, rcode};
 
 /// One worker's share of DNS.
 pub struct Service {
     pub settings: Settings,
-    pub snapshot: Arc<ArcSwap<Snapshot>>,
+    pub snapshot: Mirror,
     pub bindings: Arc<Bindings>,
     /// One for all workers.
     pub cache: Arc<Cache<Waiter>>,
     pub telemetry: Telemetry,
+    /// Of records and answers; handed over at the end of a turn.
+    pub gatherer: RefCell<Gatherer>,
     pub ender: Rc<RefCell<Ender>>,
     /// To tell it of names before their answers are released (SPEC V12).
     pub kernel: Option<RefCell<NftSocket>>,
@@ -81,12 +83,25 @@ impl Service {
         self.record_refusal(exchange, action);
     }
 
+    fn record(&self, exchange: &Exchange, outcome: Outcome) {
+        self.gatherer.borrow_mut().record(record(exchange, outcome));
+        if exchange.transport == Transport::Tcp {
+            // Nobody knows when its turn ends.
+            self.hand_over();
+        }
+    }
+
+    /// Hands over what was gathered in a turn.
+    pub fn hand_over(&self) {
+        self.gatherer.borrow_mut().hand_over();
+    }
+
     fn record_refusal(&self, exchange: &Exchange, action: DropAction) {
         if let Decision::Refuse { reason, list, .. } = &exchange.decision {
             let blocked = Some((*reason, list.clone()));
             let outcome = Outcome { blocked, action: Some(action.as_str()), ..Outcome::default() };
             self.telemetry.count(|c| &c.dns_refused);
-            self.telemetry.record(record(exchange, outcome));
+            self.record(exchange, outcome);
         }
     }
 
@@ -95,7 +110,7 @@ impl Service {
         let blocked = Some((Reason::Unreadable, None));
         self.telemetry.count(|c| &c.dns_unread);
         let action = Some(DropAction::Discard.as_str());
-        self.telemetry.record(record(exchange, Outcome { blocked, action, ..Outcome::default() }));
+        self.record(exchange, Outcome { blocked, action, ..Outcome::default() });
     }
 
     /// Answers a message that is no query, and records it.
@@ -104,7 +119,7 @@ impl Service {
         self.telemetry.count(|c| &c.dns_malformed);
         let blocked = Some((Reason::Unreadable, None));
         let outcome = Outcome { rcode: Some(code), blocked, action: Some(ANSWERED), ..Outcome::default() };
-        self.telemetry.record(record(exchange, outcome));
+        self.record(exchange, outcome);
     }
 
     /// Answers a blocked name.
@@ -117,7 +132,7 @@ impl Service {
         query::answer(query, &local, into);
         let outcome = Outcome { rcode: Some(code), blocked: Some(why), action: Some(ANSWERED), ..Outcome::default() };
         self.telemetry.count(|c| &c.dns_blocked);
-        self.telemetry.record(record(exchange, outcome));
+        self.record(exchange, outcome);
     }
 
     /// Tells a client that nobody answered its question, or that a limit was reached.
@@ -129,7 +144,7 @@ impl Service {
         let blocked = limit.then_some((Reason::Limit, None));
         let action = limit.then_some(ANSWERED);
         let outcome = Outcome { rcode: Some(rcode::SERVFAIL), blocked, action, ..Outcome::default() };
-        self.telemetry.record(record(exchange, outcome));
+        self.record(exchange, outcome);
     }
 
     /// Reads an answer, binds what it says, and writes what the client may see of it.
@@ -142,8 +157,23 @@ impl Service {
         now: Instant,
         into: &mut Vec<u8>,
     ) {
-        let Ok(message) = Message::read(answer) else { return self.fail(exchange, query, false, into) };
-        let findings = match self.review(exchange, &message) {
+        match Message::read(answer) {
+            Ok(message) => self.release_read(exchange, query, &message, upstream, now, into),
+            Err(_) => self.fail(exchange, query, false, into),
+        }
+    }
+
+    /// The same for an answer that is read already.
+    pub fn release_read(
+        &self,
+        exchange: &Exchange,
+        query: &Query<'_>,
+        message: &Message<'_>,
+        upstream: Option<SocketAddr>,
+        now: Instant,
+        into: &mut Vec<u8>,
+    ) {
+        let findings = match self.review(exchange, message) {
             Some(Review::Release(findings)) => findings,
             Some(Review::Block(judged)) if !exchange.is_monitored() => {
                 return self.block(exchange, query, (judged.reason, judged.list), into);
@@ -151,10 +181,10 @@ impl Service {
             Some(Review::Block(_)) => Findings::default(),
             None => return self.fail(exchange, query, false, into),
         };
-        self.telemetry.count(|c| &c.dns_answered);
+        self.gatherer.borrow_mut().answered();
         self.bind(exchange, &findings, now);
         into.clear();
-        into.extend_from_slice(findings.edited.as_deref().unwrap_or(answer));
+        into.extend_from_slice(findings.edited.as_deref().unwrap_or(message.octets));
         echo(query, into);
         if exchange.transport == Transport::Udp && into.len() > query.datagram_limit() {
             query::truncate(query, message.header.flags, into);
@@ -165,16 +195,16 @@ impl Service {
             upstream: upstream.filter(|upstream| *upstream != exchange.resolver.0),
             ..Outcome::default()
         };
-        self.telemetry.record(record(exchange, outcome));
+        self.record(exchange, outcome);
     }
 
     /// Releases what is sure of an answer that ends in the midst of a record: that it was cut.
     pub fn release_cut(&self, exchange: &Exchange, query: &Query<'_>, answer: &[u8], into: &mut Vec<u8>) {
         let Ok(header) = Header::read(answer) else { return self.fail(exchange, query, false, into) };
-        self.telemetry.count(|c| &c.dns_answered);
+        self.gatherer.borrow_mut().answered();
         query::truncate(query, header.flags, into);
         let outcome = Outcome { rcode: Some(header.rcode()), ..Outcome::default() };
-        self.telemetry.record(record(exchange, outcome));
+        self.record(exchange, outcome);
     }
 
     fn review(&self, exchange: &Exchange, answer: &Message<'_>) -> Option<Review> {
@@ -256,14 +286,14 @@ fn echo(query: &Query<'_>, answer: &mut [u8]) {
     }
 }
 
-/// Whether `answer` answers the question of `query`, which left with the id `id`: the same question byte for byte, and
-/// so in the same case, which a forger who did not see it must guess.
-pub fn is_answer_to(query: &Query<'_>, id: u16, answer: &[u8]) -> bool {
+/// Whether `answer` answers `question`, which left with the id `id`: the same question byte for byte, and so in the same
+/// case, which a forger who did not see it must guess.
+pub fn is_answer_to(question: &[u8], id: u16, answer: &[u8]) -> bool {
     let Ok(header) = Header::read(answer) else { return false };
     header.id == id
         && header.is_answer()
         && header.questions == 1
-        && answer.get(HEADER..query.question.end()).is_some_and(|own| own == query.question.octets)
+        && answer.get(HEADER..HEADER + question.len()).is_some_and(|own| own == question)
 }
 
 /// Pairs that the kernel is told to forget in one transaction.

@@ -202,7 +202,7 @@ impl Connection {
     }
 
     async fn forward(&mut self, exchange: Exchange, query: &Query<'_>) -> io::Result<()> {
-        let key = key_of(&exchange, query);
+        let key = self.key_of(&exchange, query);
         if let Some(key) = &key {
             let mut found = Vec::new();
             let now = std::time::Instant::now();
@@ -218,6 +218,16 @@ impl Connection {
             return self.send().await;
         }
         Ok(())
+    }
+
+    /// The key under which an answer may serve others too.
+    fn key_of(&self, exchange: &Exchange, query: &Query<'_>) -> Option<Key> {
+        if exchange.upstream().is_empty() || query.edns.is_some_and(|edns| !edns.options.is_empty()) {
+            return None;
+        }
+        let mut octets = Vec::new();
+        Key::write(query, exchange.upstream(), &mut octets);
+        Some(self.service.cache.key(&octets))
     }
 
     /// Sends a question to the resolver under an id that no other question of this connection has.
@@ -251,7 +261,9 @@ impl Connection {
 
     async fn take_answer(&mut self, answer: &[u8]) -> io::Result<()> {
         let Some(id) = answer.first_chunk().map(|id| u16::from_be_bytes(*id)) else { return Ok(()) };
-        let is_its = |waiting: &Waiting| Query::read(&waiting.sent).is_ok_and(|sent| is_answer_to(&sent, id, answer));
+        let is_its = |waiting: &Waiting| {
+            Query::read(&waiting.sent).is_ok_and(|sent| is_answer_to(sent.question.octets, id, answer))
+        };
         if !self.waiting.get(&id).is_some_and(is_its) {
             return Ok(());
         }
@@ -319,16 +331,6 @@ async fn connect(client: Option<IpAddr>, resolver: SocketAddr) -> io::Result<Tcp
 
 fn stream(socket: OwnedFd) -> io::Result<TcpStream> {
     TcpStream::from_std(socket.into())
-}
-
-/// The key under which an answer may serve others too.
-fn key_of(exchange: &Exchange, query: &Query<'_>) -> Option<Key> {
-    if exchange.upstream().is_empty() || query.edns.is_some_and(|edns| !edns.options.is_empty()) {
-        return None;
-    }
-    let mut octets = Vec::new();
-    Key::write(query, exchange.upstream(), &mut octets);
-    Some(Key::new(&octets))
 }
 
 /// How many connections there are, and of whom.

@@ -3,17 +3,13 @@
 //! No task for each question: what waits stands in a table of bounded size, and its time-outs in a queue. Fails closed:
 //! when a limit is reached, or no answer comes, the client is told SERVFAIL.
 
-use std::future::poll_fn;
 use std::io;
 use std::net::{SocketAddr, UdpSocket};
 use std::rc::Rc;
 use std::sync::atomic::Ordering;
-use std::task::{Context, Poll};
-use std::time::{Duration, Instant, SystemTime};
+use std::time::{Instant, SystemTime};
 
-use tokio::io::unix::{AsyncFd, AsyncFdReadyGuard};
-use tokio::time::Interval;
-
+use super::arrivals::{Arrivals, Ear, Event};
 use super::cache::{Key, Turn};
 use super::exchange::{Decision, Exchange};
 use super::in_flight::{InFlight, Pending};
@@ -22,10 +18,9 @@ use super::ports::Ports;
 use super::service::{Service, Waiter, is_answer_to};
 use crate::policy::Transport;
 use crate::sys::epoll::Epoll;
-use crate::sys::readable::{Raw, readable};
 use crate::sys::udp::{Datagram, Inbox, MAX_BATCH, Outbox};
-use crate::wire::dns::Message;
 use crate::wire::dns::query::{Query, Refused, without_options};
+use crate::wire::dns::{HEADER, Message};
 
 /// Serves captured questions from `listeners`, which [`crate::sys::udp::listener`] made.
 pub struct Udp {
@@ -45,6 +40,11 @@ struct Desk {
     made: Vec<u8>,
     found: Vec<u8>,
     key: Vec<u8>,
+    ready: Vec<u64>,
+    /// Questions since the last tick that were not sent on.
+    at_once: usize,
+    /// Questions in flight, as all workers' level of them has it.
+    told: u64,
 }
 
 impl std::fmt::Debug for Udp {
@@ -68,6 +68,9 @@ impl Udp {
             made: Vec::new(),
             found: Vec::new(),
             key: Vec::new(),
+            ready: Vec::new(),
+            at_once: 0,
+            told: 0,
         };
         Ok(Self { listeners, desk })
     }
@@ -75,92 +78,57 @@ impl Udp {
     /// Serves until its task is aborted.
     pub async fn run(self) -> io::Result<()> {
         let Self { listeners, mut desk } = self;
-        let heard = |(listener, own)| Ok(Ear { listener: readable(listener)?, own });
-        let mut ears = listeners.into_iter().map(heard).collect::<io::Result<Vec<_>>>()?;
-        let watched = readable(Epoll::new()?)?;
-        let ports = &watched.get_ref().0;
-        let mut inbox = Inbox::new(BATCH, LONGEST_QUERY);
+        let mut arrivals = Arrivals::new(listeners)?;
+        let ports = arrivals.ports.it.clone();
+        let mut questions = Inbox::new(BATCH, LONGEST_QUERY);
         let mut answers = Inbox::new(ANSWERS, LONGEST_ANSWER);
-        let mut tick = tokio::time::interval(TICK);
-        tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
-        let mut keys = Vec::new();
-        let mut turn = 0;
         loop {
-            turn += 1;
             // It is seen at the next tick at the latest.
             if *desk.service.leaving.borrow() {
-                ears.clear();
+                arrivals.ears.clear();
             }
-            // What comes from now on is told anew: to look once more when all is taken would be a system call for nothing.
-            match poll_fn(|cx| next(cx, &ears, &watched, &mut tick, turn)).await {
-                Event::Questions(ear, guard) => {
-                    if desk.take_questions(ear, ports, &mut inbox) {
-                        guard?.clear_ready();
+            match arrivals.next().await? {
+                Event::Questions(place) => {
+                    if let Some(ear) = arrivals.ears.get(place)
+                        && desk.take_questions(ear, &ports, &mut questions, Moment::now())
+                    {
+                        ear.listener.emptied();
                     }
                 }
-                Event::Answers(guard) => {
-                    ports.ready(&mut keys)?;
+                Event::Answers => {
+                    if desk.take_all_answers(&ports, &mut answers, Moment::now())? {
+                        arrivals.ports.emptied();
+                    }
+                }
+                Event::Everything => {
                     let now = Moment::now();
-                    let mut is_drained = keys.len() < READY;
-                    for key in &keys {
-                        is_drained &= desk.take_answers(*key as u32, &mut answers, now);
+                    let mut is_all = true;
+                    for ear in &arrivals.ears {
+                        is_all &= desk.take_questions(ear, &ports, &mut questions, now);
                     }
-                    if is_drained {
-                        guard?.clear_ready();
-                    }
+                    is_all &= desk.take_all_answers(&ports, &mut answers, now)?;
+                    desk.end_turn();
+                    arrivals.look_again(is_all)?;
                 }
-                Event::Time => desk.look_at_the_clock(ports, Moment::now()),
+                Event::Tick => {
+                    desk.look_at_the_clock(&ports, Moment::now());
+                    arrivals.keep_pace(std::mem::take(&mut desk.at_once))?;
+                }
             }
-            desk.outbox.flush();
+            desk.end_turn();
         }
     }
-}
-
-/// A listener with its own address.
-struct Ear {
-    listener: AsyncFd<Raw<UdpSocket>>,
-    own: SocketAddr,
-}
-
-enum Event<'a> {
-    Questions(&'a Ear, io::Result<AsyncFdReadyGuard<'a, Raw<UdpSocket>>>),
-    Answers(io::Result<AsyncFdReadyGuard<'a, Raw<Epoll>>>),
-    Time,
-}
-
-/// What there is to do next. Who is looked at first changes with every `turn`, so that none waits for ever.
-fn next<'a>(
-    cx: &mut Context<'_>,
-    ears: &'a [Ear],
-    ports: &'a AsyncFd<Raw<Epoll>>,
-    tick: &mut Interval,
-    turn: usize,
-) -> Poll<Event<'a>> {
-    if tick.poll_tick(cx).is_ready() {
-        return Poll::Ready(Event::Time);
-    }
-    let all = ears.len() + 1;
-    for number in (turn..turn + all).map(|number| number % all) {
-        let event = match ears.get(number) {
-            Some(ear) => ear.listener.poll_read_ready(cx).map(|guard| Event::Questions(ear, guard)),
-            None => ports.poll_read_ready(cx).map(Event::Answers),
-        };
-        if event.is_ready() {
-            return event;
-        }
-    }
-    Poll::Pending
 }
 
 impl Desk {
     /// Takes what has come to a listener, and says whether that was all.
-    fn take_questions(&mut self, ear: &Ear, epoll: &Epoll, inbox: &mut Inbox) -> bool {
-        let now = Moment::now();
+    fn take_questions(&mut self, ear: &Ear, epoll: &Epoll, inbox: &mut Inbox, now: Moment) -> bool {
         for _ in 0..ROUNDS {
-            let count = match inbox.receive(&ear.listener.get_ref()) {
+            let count = match inbox.receive(&*ear.listener.it) {
                 Ok(count) => count,
                 Err(error) => return error.kind() == io::ErrorKind::WouldBlock,
             };
+            self.at_once += count;
             for datagram in inbox.datagrams() {
                 // What was sent to the listener itself has no original destination.
                 if let Some(resolver) = datagram.to.filter(|to| *to != ear.own) {
@@ -172,6 +140,17 @@ impl Desk {
             }
         }
         false
+    }
+
+    fn end_turn(&mut self) {
+        self.service.hand_over();
+        self.outbox.flush();
+        let waiting = self.in_flight.waiting();
+        if waiting != self.told {
+            // What all workers add to: that the number wraps where fewer wait than were told is right in the sum.
+            self.service.telemetry.levels().questions.fetch_add(waiting.wrapping_sub(self.told), Ordering::Relaxed);
+            self.told = waiting;
+        }
     }
 
     /// The story of a question.
@@ -216,7 +195,7 @@ impl Desk {
             self.found = found;
             return;
         }
-        let key = Key::new(&self.key);
+        let key = cache.key(&self.key);
         let waiter = || Waiter { exchange: exchange.clone(), query: query.octets.into() };
         match cache.turn(&key, query, now.at, &mut found, waiter) {
             Turn::Answered => self.release_found(&exchange, query, &found, now),
@@ -248,8 +227,10 @@ impl Desk {
             sent = query.octets.to_vec();
         }
         let waiter = Waiter { exchange, query: query.octets.into() };
-        let pending = Pending { waiter, sent: sent.into(), key, tickets: Vec::new(), asked, since: now.at };
-        self.service.telemetry.levels().questions.fetch_add(1, Ordering::Relaxed);
+        let question_ends = query.question.end();
+        let (sent, tickets, since) = (sent.into(), Vec::new(), now.at);
+        let pending = Pending { waiter, sent, question_ends, key, tickets, asked, since };
+        self.at_once = self.at_once.saturating_sub(1);
         let token = self.in_flight.add(client, pending, now.at + self.service.settings.attempt);
         self.attempt(epoll, token, 0);
     }
@@ -264,11 +245,22 @@ impl Desk {
         let as_client = self.service.settings.from_client && upstream.is_empty() && !is_own;
         let source = as_client.then_some(exchange.client.0);
         pending.asked = upstream.get(attempt % upstream.len().max(1)).copied().unwrap_or(exchange.resolver.0);
-        let mut sent = pending.sent.to_vec();
         // What cannot be sent is as what is not answered: the next attempt or SERVFAIL follows.
-        if let Ok(ticket) = self.ports.ask(epoll, source, pending.asked, &mut sent, token) {
+        if let Ok(ticket) = self.ports.ask(epoll, source, pending.asked, &mut pending.sent, token) {
             pending.tickets.push(ticket);
         }
+    }
+
+    /// Takes what has come to the ports, and says whether that was all.
+    fn take_all_answers(&mut self, ports: &Epoll, inbox: &mut Inbox, now: Moment) -> io::Result<bool> {
+        let mut ready = std::mem::take(&mut self.ready);
+        ports.ready(&mut ready)?;
+        let mut is_all = ready.len() < READY;
+        for place in &ready {
+            is_all &= self.take_answers(*place as u32, inbox, now);
+        }
+        self.ready = ready;
+        Ok(is_all)
     }
 
     /// Takes what has come to a port, and says whether that was all.
@@ -288,11 +280,11 @@ impl Desk {
 
     fn take_answer(&mut self, token: u32, id: u16, answer: &[u8], now: Moment) {
         let Some(pending) = self.in_flight.get(token) else { return };
-        let Ok(sent) = Query::read(&pending.sent) else { return };
+        let Some(question) = pending.sent.get(HEADER..pending.question_ends) else { return };
         let message = Message::read(answer).ok();
         // A cut answer may end in the midst of a record.
         let is_cut = answer.get(2).is_some_and(|flags| flags & 0x02 != 0);
-        if !is_answer_to(&sent, id, answer) || (message.is_none() && !is_cut) {
+        if !is_answer_to(question, id, answer) || (message.is_none() && !is_cut) {
             return;
         }
         let Some(pending) = self.end(token) else { return };
@@ -301,16 +293,25 @@ impl Desk {
             None => Vec::new(),
         };
         for waiter in std::iter::once(&pending.waiter).chain(&others) {
-            self.release(waiter, answer, message.is_some(), pending.asked, now);
+            self.release(waiter, answer, message.as_ref(), pending.asked, now);
         }
     }
 
-    fn release(&mut self, waiter: &Waiter, answer: &[u8], whole: bool, asked: SocketAddr, now: Moment) {
+    /// `message`: the answer as it was read, unless it was cut.
+    fn release(
+        &mut self,
+        waiter: &Waiter,
+        answer: &[u8],
+        message: Option<&Message<'_>>,
+        asked: SocketAddr,
+        now: Moment,
+    ) {
         let Ok(query) = Query::read(&waiter.query) else { return };
-        if whole {
-            self.service.release(&waiter.exchange, &query, answer, Some(asked), now.at, &mut self.made);
-        } else {
-            self.service.release_cut(&waiter.exchange, &query, answer, &mut self.made);
+        match message {
+            Some(message) => {
+                self.service.release_read(&waiter.exchange, &query, message, Some(asked), now.at, &mut self.made);
+            }
+            None => self.service.release_cut(&waiter.exchange, &query, answer, &mut self.made),
         }
         self.send(&waiter.exchange);
     }
@@ -364,7 +365,6 @@ impl Desk {
 
     fn end(&mut self, token: u32) -> Option<Pending> {
         let pending = self.in_flight.remove(token)?;
-        self.service.telemetry.levels().questions.fetch_sub(1, Ordering::Relaxed);
         for ticket in &pending.tickets {
             self.ports.forget(*ticket);
         }
@@ -404,6 +404,5 @@ const ANSWERS: usize = 4;
 /// A longer query is no query that anybody sends over UDP. Octets.
 const LONGEST_QUERY: usize = 4096;
 const LONGEST_ANSWER: usize = 65_535;
-const TICK: Duration = Duration::from_millis(50);
 /// The EDNS option COOKIE (RFC 7873).
 const COOKIE: u16 = 10;

@@ -246,7 +246,7 @@ impl Running {
         lines: Lines,
         exposed: Vec<std::net::TcpListener>,
     ) -> Result<Self, Failure> {
-        let (queue, writer) = Queue::new(settings.records_waiting);
+        let (queue, writer) = Queue::of_records(settings.records_waiting);
         let telemetry = Telemetry::new(queue.clone());
         let tally = Tally::new(settings.records, settings.notices);
         let tallying = std::thread::Builder::new()

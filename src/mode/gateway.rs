@@ -23,6 +23,7 @@ use tokio::task::{JoinError, JoinSet, LocalSet};
 use tokio::time::Instant;
 
 use crate::dns::cache::Cache;
+use crate::dns::mirror::Mirror;
 use crate::dns::service::Waiter;
 use crate::firewall::Listener;
 use crate::policy::bindings::{self, Bindings};
@@ -34,7 +35,7 @@ use crate::proxy::worker::{self, Census, Worker};
 use crate::sys::ending::Ender;
 use crate::sys::nft::NftSocket;
 use crate::sys::udp;
-use crate::telemetry::Telemetry;
+use crate::telemetry::{Gatherer, Telemetry};
 
 #[derive(Clone, Debug)]
 pub struct Settings {
@@ -206,10 +207,11 @@ impl Seat {
         let dns = Rc::new(crate::dns::Service {
             kernel,
             settings: self.settings.dns.clone(),
-            snapshot: self.snapshot.clone(),
+            snapshot: Mirror::new(self.snapshot.clone()),
             bindings: self.bindings.clone(),
             cache: self.answers,
             telemetry: self.telemetry.clone(),
+            gatherer: RefCell::new(Gatherer::new(self.telemetry.clone())),
             ender: ender.clone(),
             leaving: leaving.clone(),
         });

@@ -2,6 +2,7 @@
 
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
+use std::rc::Rc;
 
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
@@ -12,7 +13,9 @@ pub trait Steady: AsFd {}
 impl Steady for OwnedFd {}
 impl Steady for &OwnedFd {}
 impl Steady for super::epoll::Epoll {}
+impl Steady for super::timer::Timer {}
 impl Steady for std::net::UdpSocket {}
+impl<T: Steady> Steady for Rc<T> {}
 
 /// Gives the raw number of a [`Steady`] descriptor, as the runtime asks for it.
 #[derive(Debug)]

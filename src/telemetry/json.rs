@@ -3,24 +3,41 @@
 //! Written field by field: a record is written for every judgement, and deriving this cost more than the judgement of a
 //! blocked name. Never fails: it writes to memory.
 
+use std::borrow::Cow;
 use std::io::Write;
 use std::net::{IpAddr, SocketAddr};
+use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use super::event::Event;
-use super::record::{Dns, Record};
+use super::record::{Dns, Kind, Record};
 
-/// Writes records one after another, and keeps the text of the second that it last wrote.
+/// Writes records one after another, and keeps the text of what most have in common with the last.
 #[derive(Debug, Default)]
 pub struct Lines {
     second: u64,
     text: Vec<u8>,
+    judge: Option<Judge>,
+    judged: Vec<u8>,
+}
+
+/// Who judged what kind of thing: the fields that a record has next to its time.
+#[derive(Debug)]
+struct Judge {
+    kind: Kind,
+    enforcer: Arc<str>,
+    network: Option<Arc<str>>,
+    policy: Option<Arc<str>>,
+    direction: Option<&'static str>,
+    protocol: Cow<'static, str>,
 }
 
 impl Lines {
     /// Appends a record as one line.
     pub fn write(&mut self, record: &Record, into: &mut Vec<u8>) {
-        let mut object = self.begin(record.time, into);
+        self.begin(record.time, into);
+        self.write_judge(record, into);
+        let mut object = Object(into);
         object.fields(record);
         if let Some(dns) = &record.dns {
             object.dns_fields(dns);
@@ -41,6 +58,15 @@ impl Lines {
         Object(into)
     }
 
+    fn write_judge(&mut self, record: &Record, into: &mut Vec<u8>) {
+        if !self.judge.as_ref().is_some_and(|judge| judge.is_of(record)) {
+            self.judged.clear();
+            Object(&mut self.judged).judge(record);
+            self.judge = Some(Judge::of(record));
+        }
+        into.extend_from_slice(&self.judged);
+    }
+
     /// As RFC 3339 has it, to the millisecond.
     pub fn write_time(&mut self, time: SystemTime, into: &mut Vec<u8>) {
         let since = time.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
@@ -59,17 +85,47 @@ impl Lines {
     }
 }
 
+impl Judge {
+    fn of(record: &Record) -> Self {
+        Self {
+            kind: record.kind,
+            enforcer: record.enforcer.clone(),
+            network: record.network.clone(),
+            policy: record.policy.clone(),
+            direction: record.direction,
+            protocol: record.protocol.clone(),
+        }
+    }
+
+    /// Names are looked at by where they lie: to compare them all would cost as much as to write them.
+    fn is_of(&self, record: &Record) -> bool {
+        let same = |own: &Option<Arc<str>>, other: &Option<Arc<str>>| match (own, other) {
+            (Some(own), Some(other)) => Arc::ptr_eq(own, other),
+            (own, other) => own.is_none() && other.is_none(),
+        };
+        self.kind == record.kind
+            && Arc::ptr_eq(&self.enforcer, &record.enforcer)
+            && same(&self.network, &record.network)
+            && same(&self.policy, &record.policy)
+            && self.direction == record.direction
+            && self.protocol == record.protocol
+    }
+}
+
 /// An object that has a field already.
 struct Object<'a>(&'a mut Vec<u8>);
 
 impl Object<'_> {
-    fn fields(&mut self, record: &Record) {
+    fn judge(&mut self, record: &Record) {
         self.text("kind", record.kind.as_str());
         self.text("enforcer", &record.enforcer);
         self.some_text("network", record.network.as_deref());
         self.some_text("policy", record.policy.as_deref());
         self.some_text("direction", record.direction);
         self.text("protocol", &record.protocol);
+    }
+
+    fn fields(&mut self, record: &Record) {
         self.address("source", record.source);
         self.number("source_port", record.source_port.map(u64::from));
         self.address("destination", record.destination);
@@ -219,14 +275,12 @@ fn write_plain(address: IpAddr, into: &mut Vec<u8>) {
 
 #[cfg(test)]
 mod tests {
-    use std::sync::Arc;
-
     use proptest::prelude::*;
     use serde_json::{Value, json};
 
     use super::*;
     use crate::name::DomainName;
-    use crate::telemetry::Kind;
+    use crate::policy::Direction;
 
     fn line(record: &Record) -> String {
         let mut text = Vec::new();
@@ -276,6 +330,34 @@ mod tests {
                 "\n"
             )
         );
+    }
+
+    #[test]
+    fn a_record_that_differs_from_the_last_in_any_field_says_so() {
+        let first = bare("10.1.0.2:1", "10.1.0.3:2").judged_by("n".into(), Some("p".into()), Direction::Outbound);
+        let with = |change: fn(&mut Record)| {
+            let mut record = first.clone();
+            change(&mut record);
+            record
+        };
+        let mut lines = Lines::default();
+        for record in [
+            first.clone(),
+            first.clone(),
+            with(|record| record.kind = Kind::Dns),
+            with(|record| record.enforcer = "f".into()),
+            with(|record| record.network = Some("m".into())),
+            with(|record| record.network = None),
+            with(|record| record.policy = Some("q".into())),
+            with(|record| record.policy = None),
+            with(|record| record.direction = Some("inbound")),
+            with(|record| record.protocol = "udp".into()),
+            first.clone(),
+        ] {
+            let mut text = Vec::new();
+            lines.write(&record, &mut text);
+            assert_eq!(String::from_utf8(text).unwrap(), line(&record));
+        }
     }
 
     #[test]

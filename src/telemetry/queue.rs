@@ -5,7 +5,9 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard};
 use std::time::{Duration, Instant};
 
+use super::entry::Entry;
 use super::event::{Event, Happened};
+use super::gatherer::Written;
 use super::record::Record;
 use super::sink::{Page, Progress, Sink, Stream};
 
@@ -16,15 +18,6 @@ pub struct Queue(Arc<Shared>);
 /// The side that writes, on a thread of its own.
 #[derive(Debug)]
 pub struct Writer(Arc<Shared>);
-
-/// What goes through the queue.
-#[derive(Clone, Debug)]
-// Nearly all are records: a box would cost an allocation for each.
-#[allow(clippy::large_enum_variant)]
-pub enum Entry {
-    Record(Record),
-    Event(Event),
-}
 
 /// How a sink is doing.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -47,6 +40,7 @@ struct Shared {
     waiting: Mutex<Waiting>,
     filled: Condvar,
     limit: usize,
+    takes_records: bool,
     written: AtomicU64,
     dropped: AtomicU64,
     failing: AtomicBool,
@@ -70,12 +64,22 @@ impl Queue {
 
     /// The same for a sink that is spoken of by its name.
     pub fn named(sink: Arc<str>, enforcer: Arc<str>, limit: usize) -> (Self, Writer) {
+        Self::shared(sink, enforcer, limit, false)
+    }
+
+    /// The same for [`Writer::each`], who wants records and no lines.
+    pub fn of_records(limit: usize) -> (Self, Writer) {
+        Self::shared("records".into(), "".into(), limit, true)
+    }
+
+    fn shared(sink: Arc<str>, enforcer: Arc<str>, limit: usize, takes_records: bool) -> (Self, Writer) {
         let shared = Arc::new(Shared {
             sink,
             enforcer,
             waiting: Mutex::default(),
             filled: Condvar::new(),
             limit,
+            takes_records,
             written: AtomicU64::new(0),
             dropped: AtomicU64::new(0),
             failing: AtomicBool::new(false),
@@ -97,6 +101,25 @@ impl Queue {
         if first {
             self.0.filled.notify_one();
         }
+    }
+
+    /// Pushes records that are text already, as many as have room.
+    pub(super) fn push_written(&self, written: &Arc<Written>) {
+        let mut waiting = self.0.lock();
+        let room = self.0.limit.saturating_sub(waiting.entries.len() + waiting.taken);
+        let pushed = written.len().min(room);
+        let first = waiting.entries.is_empty() && pushed > 0;
+        waiting.entries.extend(Entry::lines(written, pushed));
+        drop(waiting);
+        self.0.dropped.fetch_add((written.len() - pushed) as u64, Ordering::Relaxed);
+        if first {
+            self.0.filled.notify_one();
+        }
+    }
+
+    /// Whether it takes records as they are, and no lines.
+    pub(super) fn takes_records(&self) -> bool {
+        self.0.takes_records
     }
 
     /// Records that were lost to this sink.
@@ -278,18 +301,6 @@ impl Shared {
             Ok(guard) => guard,
             Err(poisoned) => poisoned.into_inner(),
         }
-    }
-}
-
-impl From<Record> for Entry {
-    fn from(record: Record) -> Self {
-        Self::Record(record)
-    }
-}
-
-impl From<Event> for Entry {
-    fn from(event: Event) -> Self {
-        Self::Event(event)
     }
 }
 

@@ -14,8 +14,9 @@ pub use syslog::{Facility, SyslogTcp, SyslogUdp, Template};
 use std::io;
 use std::time::SystemTime;
 
+use super::entry::Entry;
 use super::json::Lines;
-use super::queue::Entry;
+use super::record::Record;
 
 /// Takes records in order.
 pub trait Sink {
@@ -51,6 +52,12 @@ pub enum Weight {
     Block,
 }
 
+impl Weight {
+    pub fn of(record: &Record) -> Self {
+        if record.verdict == Some("block") { Self::Block } else { Self::Usual }
+    }
+}
+
 /// Some records at a time, as text.
 #[derive(Debug, Default)]
 pub struct Page {
@@ -71,6 +78,7 @@ impl Page {
             match entry {
                 Entry::Record(record) => self.lines.write(record, &mut self.text),
                 Entry::Event(event) => self.lines.write_event(event, &mut self.text),
+                Entry::Line(_) => {}
             }
             ends.push(self.text.len());
         }
@@ -79,9 +87,9 @@ impl Page {
             let json = self.text.get(start..*end).unwrap_or_default();
             match entry {
                 Entry::Record(record) => {
-                    let weight = if record.verdict == Some("block") { Weight::Block } else { Weight::Usual };
-                    Line { json, time: record.time, kind: record.kind.as_str(), weight }
+                    Line { json, time: record.time, kind: record.kind.as_str(), weight: Weight::of(record) }
                 }
+                Entry::Line(text) => text.line(),
                 Entry::Event(event) => Line { json, time: event.time, kind: "event", weight: Weight::Event },
             }
         });

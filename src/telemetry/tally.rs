@@ -26,21 +26,28 @@ impl Default for Tally {
 impl Tally {
     /// Counts a record, if it tells of a judgement.
     pub(super) fn judged(&self, record: &Record) {
-        let Some(kind) = KINDS.iter().position(|kind| *kind == record.kind) else { return };
-        let Some(reason) = record.reason.and_then(|word| Reason::ALL.iter().position(|own| own.as_str() == word))
-        else {
-            return;
-        };
+        if let Some(place) = Self::place_of(record) {
+            self.add(place, 1);
+        }
+    }
+
+    pub(super) fn add(&self, place: usize, number: u64) {
+        if let Some(count) = self.judgements.get(place) {
+            count.fetch_add(number, Ordering::Relaxed);
+        }
+    }
+
+    /// Where a record is counted, if it tells of a judgement.
+    pub(super) fn place_of(record: &Record) -> Option<usize> {
+        let kind = KINDS.iter().position(|kind| *kind == record.kind)?;
+        let reason = record.reason.and_then(|word| Reason::ALL.iter().position(|own| own.as_str() == word))?;
         let verdict = match (record.verdict, record.action) {
             (Some("allow"), _) if record.reason == Some(Reason::DomainInspect.as_str()) => HELD,
             (Some("allow"), _) => ALLOW,
             (_, Some("monitor")) => MONITORED,
             _ => BLOCK,
         };
-        let place = (kind * VERDICTS.len() + verdict) * Reason::ALL.len() + reason;
-        if let Some(count) = self.judgements.get(place) {
-            count.fetch_add(1, Ordering::Relaxed);
-        }
+        Some((kind * VERDICTS.len() + verdict) * Reason::ALL.len() + reason)
     }
 
     /// Counts what the beginning of a flow told.
