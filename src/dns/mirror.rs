@@ -1,6 +1,6 @@
 //! A worker's own copy of what judges.
 
-use std::cell::{Ref, RefCell};
+use std::cell::RefCell;
 use std::sync::Arc;
 
 use arc_swap::ArcSwap;
@@ -27,12 +27,13 @@ impl Mirror {
         Self { current, own }
     }
 
-    pub fn load(&self) -> Ref<'_, Arc<Snapshot>> {
+    pub fn load(&self) -> Arc<Snapshot> {
         let current = self.current.load();
-        if !Arc::ptr_eq(&self.own.borrow().of, &current) {
-            *self.own.borrow_mut() = Copied::new(Arc::clone(&current));
+        let mut own = self.own.borrow_mut();
+        if !Arc::ptr_eq(&own.of, &current) {
+            *own = Copied::new(Arc::clone(&current));
         }
-        Ref::map(self.own.borrow(), |own| &own.copy)
+        own.copy.clone()
     }
 }
 
@@ -51,7 +52,7 @@ mod tests {
         let snapshot = |generation| Arc::new(Snapshot::new("e".into(), generation, vec![]));
         let current = Arc::new(ArcSwap::new(snapshot(1)));
         let mirror = Mirror::new(current.clone());
-        let first = Arc::clone(&mirror.load());
+        let first = mirror.load();
         assert_eq!((&*first.enforcer, first.generation), ("e", 1));
         assert!(!Arc::ptr_eq(&first.enforcer, &current.load().enforcer));
         assert!(Arc::ptr_eq(&first, &mirror.load()));

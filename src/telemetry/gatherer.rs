@@ -31,7 +31,7 @@ pub(super) struct Written {
     marks: Vec<Mark>,
 }
 
-#[derive(Debug)]
+#[derive(Clone, Copy, Debug)]
 struct Mark {
     end: usize,
     time: SystemTime,
@@ -120,6 +120,13 @@ impl Written {
         let before = place.checked_sub(1).and_then(|before| self.marks.get(before));
         let json = self.text.get(before.map_or(0, |mark| mark.end)..end)?;
         Some(Line { json, time, kind, weight })
+    }
+
+    /// So many of them, from the first on.
+    pub(super) fn first(&self, number: usize) -> Self {
+        let marks: Vec<Mark> = self.marks.iter().take(number).copied().collect();
+        let end = marks.last().map_or(0, |last| last.end);
+        Self { text: self.text.get(..end).unwrap_or_default().to_vec(), marks }
     }
 
     /// An empty one with room for about as much.

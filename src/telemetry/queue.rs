@@ -109,7 +109,11 @@ impl Queue {
         let room = self.0.limit.saturating_sub(waiting.entries.len() + waiting.taken);
         let pushed = written.len().min(room);
         let first = waiting.entries.is_empty() && pushed > 0;
-        waiting.entries.extend(Entry::lines(written, pushed));
+        match pushed == written.len() {
+            true => waiting.entries.extend(Entry::lines(written, pushed)),
+            // The text of those without room does not wait with the others.
+            false => waiting.entries.extend(Entry::lines(&Arc::new(written.first(pushed)), pushed)),
+        }
         drop(waiting);
         self.0.dropped.fetch_add((written.len() - pushed) as u64, Ordering::Relaxed);
         if first {
