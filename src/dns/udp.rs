@@ -41,7 +41,7 @@ struct Desk {
     found: Vec<u8>,
     key: Vec<u8>,
     ready: Vec<u64>,
-    /// Questions since the last tick that were not sent on.
+    /// Questions since the last tick that were not to be sent on.
     at_once: usize,
     /// Questions in flight, as all workers' level of them has it.
     told: u64,
@@ -214,6 +214,7 @@ impl Desk {
 
     /// Sends a question on: to the resolver that was asked, from the client's address, or to the first `upstream`.
     fn forward(&mut self, epoll: &Epoll, exchange: Exchange, query: &Query<'_>, key: Option<Key>, now: Moment) {
+        self.at_once = self.at_once.saturating_sub(1);
         let client = exchange.client.ip();
         if !self.in_flight.has_room(client) {
             self.service.telemetry.count(|c| &c.refused_by_limit);
@@ -230,7 +231,6 @@ impl Desk {
         let question_ends = query.question.end();
         let (sent, tickets, since) = (sent.into(), Vec::new(), now.at);
         let pending = Pending { waiter, sent, question_ends, key, tickets, asked, since };
-        self.at_once = self.at_once.saturating_sub(1);
         let token = self.in_flight.add(client, pending, now.at + self.service.settings.attempt);
         self.attempt(epoll, token, 0);
     }
