@@ -3,7 +3,8 @@
 //! To be woken for a few questions costs more than to answer them. So a busy worker does as the driver of a busy network card
 //! does: it is told of nothing, and looks [`PERIOD`] after its last turn at what has come since. It waits for that in the
 //! runtime, where its thread serves all else in the meantime. Where a turn leaves something, the next follows at once: no
-//! capacity is lost.
+//! capacity is lost. Clients who ask no more until they are answered would be slowed down by it: where fewer questions come
+//! than before, it is given up again.
 //!
 //! Only questions that are answered at once make a worker busy. Those that are sent on would wait twice, and cost no less.
 
@@ -29,7 +30,10 @@ pub(super) struct Arrivals {
     pub(super) ports: Watched<Epoll>,
     timer: AsyncFd<Raw<Timer>>,
     tick: Interval,
-    by_clock: bool,
+    /// Questions from one tick to the next before it was looked by the clock, while it is.
+    by_clock: Option<usize>,
+    /// Ticks until that may begin again.
+    rest: u32,
     turn: usize,
 }
 
@@ -67,7 +71,8 @@ impl Arrivals {
             ports: Watched::new(Epoll::new()?)?,
             timer: readable(Timer::new()?)?,
             tick,
-            by_clock: false,
+            by_clock: None,
+            rest: 0,
             turn: 0,
         })
     }
@@ -101,7 +106,7 @@ impl Arrivals {
 
     /// Who looks by the clock looks again: at once, if this turn could not take all.
     pub(super) fn look_again(&self, is_all: bool) -> io::Result<()> {
-        if !self.by_clock {
+        if self.by_clock.is_none() {
             return Ok(());
         }
         self.timer.get_ref().0.set(if is_all { PERIOD } else { Duration::ZERO })
@@ -109,11 +114,16 @@ impl Arrivals {
 
     /// Chooses how to look from now on, given how many questions were answered at once since the last tick.
     pub(super) fn keep_pace(&mut self, questions: usize) -> io::Result<()> {
-        let by_clock = questions >= if self.by_clock { CALM } else { BUSY };
-        if by_clock == self.by_clock {
+        self.rest = self.rest.saturating_sub(1);
+        let by_clock = match self.by_clock {
+            Some(before) => questions >= CALM && questions >= before / 4 * 3,
+            None => questions >= BUSY && self.rest == 0,
+        };
+        if by_clock == self.by_clock.is_some() {
             return Ok(());
         }
-        self.by_clock = by_clock;
+        self.rest = if by_clock { 0 } else { REST };
+        self.by_clock = by_clock.then_some(questions);
         self.ears.iter_mut().try_for_each(|ear| ear.listener.tell(!by_clock))?;
         self.ports.tell(!by_clock)?;
         self.look_again(true)
@@ -154,6 +164,8 @@ const TICK: Duration = Duration::from_millis(50);
 const BUSY: usize = 1000;
 /// Those below which it is no longer.
 const CALM: usize = BUSY / 2;
+/// Ticks: a second.
+const REST: u32 = 20;
 
 #[cfg(test)]
 mod tests {
@@ -170,6 +182,22 @@ mod tests {
     }
 
     #[tokio::test]
+    async fn who_is_asked_less_by_the_clock_gives_it_up_for_a_while() {
+        let mut arrivals = Arrivals::new(Vec::new()).unwrap();
+        let mut is_by_clock = |questions| {
+            arrivals.keep_pace(questions).unwrap();
+            arrivals.by_clock.is_some()
+        };
+        assert!(is_by_clock(4 * BUSY));
+        assert!(is_by_clock(3 * BUSY));
+        assert!(!is_by_clock(3 * BUSY - 1), "the clients wait for answers");
+        for _ in 1..REST {
+            assert!(!is_by_clock(4 * BUSY));
+        }
+        assert!(is_by_clock(4 * BUSY));
+    }
+
+    #[tokio::test]
     async fn a_busy_worker_looks_by_the_clock_and_is_told_of_arrivals_again_when_it_is_not() {
         let listener = udp::listener("127.0.0.1:0".parse().unwrap()).unwrap();
         let own = listener.local_addr().unwrap();
@@ -179,7 +207,7 @@ mod tests {
         assert!(matches!(next_but_ticks(&mut arrivals).await, Event::Questions(0)));
         arrivals.keep_pace(BUSY - 1).unwrap();
         assert!(matches!(next_but_ticks(&mut arrivals).await, Event::Questions(0)));
-        for questions in [BUSY, CALM] {
+        for questions in [BUSY, BUSY / 4 * 3] {
             arrivals.keep_pace(questions).unwrap();
             for is_all in [true, false] {
                 assert!(matches!(next_but_ticks(&mut arrivals).await, Event::Everything));
