@@ -3,7 +3,8 @@
 //! `cargo bench --bench prefixes`, as root (a million entries in one transaction need a larger socket buffer than
 //! others may have; `PREFIXES` sets another number). Packets go through a lab of three namespaces on this machine; the
 //! rates hold for nobody else, the ratios do. `tracked` has one rule, `ct state established accept`, as every stateful
-//! firewall has: what it costs is connection tracking. `by hand` is the same list in one interval set of the `nft` program, where that is installed.
+//! firewall has: what it costs is connection tracking. `by hand` is the same list in one interval set of the `nft`
+//! program, where that is installed.
 
 #![allow(clippy::unwrap_used, clippy::print_stdout)]
 

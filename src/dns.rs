@@ -16,7 +16,6 @@ pub mod exchange;
 pub mod frames;
 pub mod in_flight;
 pub mod lookup;
-pub mod mirror;
 mod own;
 pub mod ports;
 pub mod record;

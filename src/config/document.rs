@@ -9,6 +9,7 @@ use toml::de::DeTable;
 use super::mistake::{Place, Report, Source};
 use super::table::Table;
 use super::value::Located;
+use crate::list::reader::BYTE_ORDER_MARK;
 
 /// What a file holds, each key and value with its span.
 pub(super) type Document<'s> = Spanned<DeTable<'s>>;
@@ -38,9 +39,11 @@ fn read_text(path: &Path) -> Result<String, String> {
     if size.len() > MAX_FILE {
         return Err(format!("it is larger than {} MiB", MAX_FILE >> 20));
     }
-    let octets = std::fs::read(path).map_err(|error| error.to_string())?;
-    // The mark of byte order is no column of what is written.
-    let octets = octets.strip_prefix(b"\xef\xbb\xbf").map(<[u8]>::to_vec).unwrap_or(octets);
+    let mut octets = std::fs::read(path).map_err(|error| error.to_string())?;
+    // It is no column of what is written.
+    if octets.starts_with(BYTE_ORDER_MARK) {
+        octets.drain(..BYTE_ORDER_MARK.len());
+    }
     String::from_utf8(octets).map_err(|error| {
         let at = error.utf8_error().valid_up_to();
         let line = 1 + error.as_bytes().iter().take(at).filter(|b| **b == b'\n').count();

@@ -8,12 +8,12 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
 
+use arc_swap::ArcSwap;
 use tokio::sync::watch;
 
 use super::Settings;
 use super::cache::Cache;
 use super::exchange::{Decision, Exchange, is_canary};
-use super::mirror::Mirror;
 use super::record::{ANSWERED, Outcome, record};
 use super::review::{Address, Findings, Reader, Review};
 use crate::firewall::naming_networks;
@@ -31,7 +31,7 @@ use crate::wire::dns::{HEADER, Header, Message, rcode};
 /// One worker's share of DNS.
 pub struct Service {
     pub settings: Settings,
-    pub snapshot: Mirror,
+    pub snapshot: Arc<ArcSwap<Snapshot>>,
     pub bindings: Arc<Bindings>,
     /// One for all workers.
     pub cache: Arc<Cache<Waiter>>,

@@ -87,6 +87,7 @@ impl Udp {
             if *desk.service.leaving.borrow() {
                 arrivals.ears.clear();
             }
+            let mut again = None;
             match arrivals.next().await? {
                 Event::Questions(place) => {
                     if let Some(ear) = arrivals.ears.get(place)
@@ -107,8 +108,7 @@ impl Udp {
                         is_all &= desk.take_questions(ear, &ports, &mut questions, now);
                     }
                     is_all &= desk.take_all_answers(&ports, &mut answers, now)?;
-                    desk.end_turn();
-                    arrivals.look_again(is_all)?;
+                    again = Some(is_all);
                 }
                 Event::Tick => {
                     desk.look_at_the_clock(&ports, Moment::now());
@@ -116,6 +116,9 @@ impl Udp {
                 }
             }
             desk.end_turn();
+            if let Some(is_all) = again {
+                arrivals.look_again(is_all)?;
+            }
         }
     }
 }

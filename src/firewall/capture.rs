@@ -125,10 +125,8 @@ fn prerouting_udp() -> Chain {
 /// Most packets leave here. Where the path of sources counts, it does until a flow has been answered.
 fn prerouting(capture: &Capture) -> Chain {
     let begins = [Expression::Protocol(TCP), Expression::TcpOpening];
-    let mut let_in = let_in();
-    if capture.reverse_path {
-        let_in.0.insert(0, Expression::Connection(&[Connection::Established]));
-    }
+    let answered = [Expression::Connection(&[Connection::Established])];
+    let let_in = let_in(if capture.reverse_path { &answered } else { &[] });
     let rules = vec![Rule([&begins[..], &[goto(CAPTURE)]].concat()), let_in, Rule(vec![goto(CAPTURE)])];
     Chain::at(Hook::Prerouting, MANGLE, "prerouting", rules)
 }
@@ -163,10 +161,11 @@ fn capture_chain(capture: &Capture) -> Chain {
 
 /// A packet of a flow that was let in, and that nobody has taken or ended since. Not on a port that is captured: its flow
 /// may have begun before that was so.
-fn let_in() -> Rule {
+fn let_in(and: &[Expression]) -> Rule {
     let not_captured = |port| Expression::InSet { key: vec![port], set: CAPTURED_PORTS.to_owned(), negate: true };
     let alone = Expression::LabelAlone { label: JUDGED_LABEL, not: &[ENDED_LABEL, TAKEN_LABEL] };
-    Rule(vec![not_captured(Key::DestinationPort), not_captured(Key::SourcePort), alone, accept()])
+    let known = [not_captured(Key::DestinationPort), not_captured(Key::SourcePort), alone, accept()];
+    Rule([and, &known].concat())
 }
 
 /// An ICMP error goes to the address that the quoted packet came from: that of a client or of a server, in whose name we
@@ -181,7 +180,7 @@ fn prerouting_errors() -> Chain {
 }
 
 fn forward(capture: &Capture) -> Chain {
-    let mut rules = vec![let_in()];
+    let mut rules = vec![let_in(&[])];
     if capture.on_failure == OnFailure::Closed {
         rules.push(Rule(vec![Expression::MarkIs(MARK), Expression::Counter, drop()]));
     }

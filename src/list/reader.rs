@@ -282,7 +282,7 @@ impl std::error::Error for Refused {}
 /// Octets of a line, or in a list of addresses of one between commas.
 pub const MAX_LINE: usize = 16 << 10;
 const CHUNK: usize = 64 << 10;
-const BYTE_ORDER_MARK: &[u8] = b"\xef\xbb\xbf";
+pub(crate) const BYTE_ORDER_MARK: &[u8] = b"\xef\xbb\xbf";
 /// Characters of a bad line that are shown.
 const SHOWN: usize = 80;
 

@@ -23,7 +23,6 @@ use tokio::task::{JoinError, JoinSet, LocalSet};
 use tokio::time::Instant;
 
 use crate::dns::cache::Cache;
-use crate::dns::mirror::Mirror;
 use crate::dns::service::Waiter;
 use crate::firewall::Listener;
 use crate::policy::bindings::{self, Bindings};
@@ -207,7 +206,7 @@ impl Seat {
         let dns = Rc::new(crate::dns::Service {
             kernel,
             settings: self.settings.dns.clone(),
-            snapshot: Mirror::new(self.snapshot.clone()),
+            snapshot: self.snapshot.clone(),
             bindings: self.bindings.clone(),
             cache: self.answers,
             telemetry: self.telemetry.clone(),

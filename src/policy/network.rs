@@ -29,22 +29,6 @@ pub struct Network {
     pub dns: Dns,
 }
 
-impl Network {
-    /// The same, with names and policies of its own.
-    pub fn copied(&self) -> Self {
-        let rule = |rule: &Rule| {
-            let policy = Policy { name: (*rule.policy.name).into(), ..(*rule.policy).clone() };
-            Rule { policy: Arc::new(policy), drop: rule.drop }
-        };
-        Self {
-            name: (*self.name).into(),
-            outbound: self.outbound.as_ref().map(rule),
-            inbound: self.inbound.as_ref().map(rule),
-            ..self.clone()
-        }
-    }
-}
-
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Mode {
     Enforce,

@@ -45,12 +45,6 @@ impl Snapshot {
         Self { enforcer, generation, networks, v4, v6 }
     }
 
-    /// The same, sharing no name, Network or policy with it; lists and databases they share.
-    pub fn copied(&self) -> Self {
-        let networks = self.networks.iter().map(|network| Arc::new(network.copied())).collect();
-        Self::new((*self.enforcer).into(), self.generation, networks)
-    }
-
     pub fn networks(&self) -> &[Arc<Network>] {
         &self.networks
     }

@@ -25,8 +25,8 @@ pub struct Text {
 
 impl Entry {
     /// So many of those that were written, from the first on.
-    pub(super) fn lines(written: &Arc<Written>, number: usize) -> impl Iterator<Item = Self> {
-        (0..number).map(|place| Self::Line(Text { written: written.clone(), place }))
+    pub(super) fn lines(written: Arc<Written>, number: usize) -> impl Iterator<Item = Self> {
+        (0..number).map(move |place| Self::Line(Text { written: written.clone(), place }))
     }
 }
 

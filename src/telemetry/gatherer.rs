@@ -17,8 +17,6 @@ pub struct Gatherer {
     telemetry: Telemetry,
     lines: Lines,
     written: Written,
-    /// For the queues that take records as they are.
-    records: Vec<Record>,
     /// Judgements by their place in the tally, those of one place in a row together.
     judged: Vec<(usize, u64)>,
     answered: u64,
@@ -41,14 +39,7 @@ struct Mark {
 
 impl Gatherer {
     pub fn new(telemetry: Telemetry) -> Self {
-        Self {
-            telemetry,
-            lines: Lines::default(),
-            written: Written::default(),
-            records: Vec::new(),
-            judged: Vec::new(),
-            answered: 0,
-        }
+        Self { telemetry, lines: Lines::default(), written: Written::default(), judged: Vec::new(), answered: 0 }
     }
 
     /// Counts a record and keeps it to be handed over, if it is one that is told.
@@ -65,10 +56,9 @@ impl Gatherer {
         if self.telemetry.queues.iter().any(|queue| !queue.takes_records()) {
             self.written.push(&record, &mut self.lines);
         }
-        if self.telemetry.queues.iter().any(|queue| queue.takes_records()) {
-            self.records.push(record);
-        }
-        if self.written.marks.len().max(self.records.len()) >= MOST {
+        let as_they_are = self.telemetry.queues.iter().filter(|queue| queue.takes_records());
+        as_they_are.for_each(|queue| queue.push(record.clone()));
+        if self.written.marks.len() >= MOST {
             self.hand_over();
         }
     }
@@ -90,10 +80,6 @@ impl Gatherer {
             let written = Arc::new(std::mem::replace(&mut self.written, next));
             let queues = self.telemetry.queues.iter().filter(|queue| !queue.takes_records());
             queues.for_each(|queue| queue.push_written(&written));
-        }
-        for record in self.records.drain(..) {
-            let queues = self.telemetry.queues.iter().filter(|queue| queue.takes_records());
-            queues.for_each(|queue| queue.push(record.clone()));
         }
     }
 }

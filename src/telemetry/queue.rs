@@ -90,32 +90,30 @@ impl Queue {
     }
 
     pub fn push(&self, entry: impl Into<Entry>) {
-        let mut waiting = self.0.lock();
-        if waiting.entries.len() + waiting.taken >= self.0.limit {
-            self.0.dropped.fetch_add(1, Ordering::Relaxed);
-            return;
-        }
-        waiting.entries.push(entry.into());
-        let first = waiting.entries.len() == 1;
-        drop(waiting);
-        if first {
-            self.0.filled.notify_one();
-        }
+        self.push_some(1, |_| std::iter::once(entry.into()));
     }
 
     /// Pushes records that are text already, as many as have room.
     pub(super) fn push_written(&self, written: &Arc<Written>) {
-        let mut waiting = self.0.lock();
-        let room = self.0.limit.saturating_sub(waiting.entries.len() + waiting.taken);
-        let pushed = written.len().min(room);
-        let first = waiting.entries.is_empty() && pushed > 0;
-        match pushed == written.len() {
-            true => waiting.entries.extend(Entry::lines(written, pushed)),
+        self.push_some(written.len(), |room| match room == written.len() {
+            true => Entry::lines(written.clone(), room),
             // The text of those without room does not wait with the others.
-            false => waiting.entries.extend(Entry::lines(&Arc::new(written.first(pushed)), pushed)),
+            false => Entry::lines(Arc::new(written.first(room)), room),
+        });
+    }
+
+    /// Pushes what `entries` gives for as many of `number` as have room.
+    fn push_some<E: Iterator<Item = Entry>>(&self, number: usize, entries: impl FnOnce(usize) -> E) {
+        let mut waiting = self.0.lock();
+        let room = self.0.limit.saturating_sub(waiting.entries.len() + waiting.taken).min(number);
+        let first = waiting.entries.is_empty() && room > 0;
+        if room > 0 {
+            waiting.entries.extend(entries(room));
         }
         drop(waiting);
-        self.0.dropped.fetch_add((written.len() - pushed) as u64, Ordering::Relaxed);
+        if room < number {
+            self.0.dropped.fetch_add((number - room) as u64, Ordering::Relaxed);
+        }
         if first {
             self.0.filled.notify_one();
         }
