@@ -112,6 +112,7 @@ CONF
 
 gateway_up() { # inspection type
   sed "s/TYPE/$1/" "${configuration:-gateway.toml}" > "$work/gateway.toml"
+  : > "$work/messages" # Or the "ready" of the gateway before would be taken for this one's.
   (exec ip netns exec gateway "$tidegate" run --config "$work/gateway.toml" >"$work/records" 2>"$work/messages") &
   gateway=$!
   said "$work/messages" ready "$work/messages"
