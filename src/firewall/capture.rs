@@ -104,6 +104,9 @@ fn udp_chain(capture: &Capture) -> Chain {
     // The next hook tells why these are left alone here.
     rules.extend([IPV4_LOOPBACK, IPV6_LOOPBACK].map(|own| Rule(vec![Expression::DestinationIn(own), accept()])));
     rules.push(Rule(vec![Expression::DestinationIsLocal, accept()]));
+    if capture.reverse_path {
+        rules.push(Rule(vec![jump(ORIGIN)]));
+    }
     rules.extend(selections(Stage::CaptureUdp, capture));
     Chain::new(UDP_CHAIN, rules)
 }
@@ -418,6 +421,8 @@ mod tests {
         for chain in chains {
             assert_eq!(chain.rules.last(), Some(&Rule(vec![Expression::Counter, drop()])), "{chain}");
         }
+        // Where nobody listens and failures are let pass, what passes is translated like all else.
+        assert!(text_of(&rules, "to_udp").contains("tproxy ip to 127.0.0.1:2 notrack"));
     }
 
     #[test]

@@ -33,10 +33,10 @@ impl Service {
         for family in Family::BOTH {
             if let Some(port) = self.listener.and_then(|listener| listener.port(family)) {
                 let mut rule = vec![Expression::Family(family), Expression::Protocol(self.protocol)];
+                rule.push(Expression::Tproxy { family, port });
                 if self.stage == Stage::CaptureUdp {
                     rule.push(Expression::NoTrack);
                 }
-                rule.push(Expression::Tproxy { family, port });
                 if self.stage == Stage::Capture {
                     rule.push(Expression::SetLabel(TAKEN_LABEL));
                 }

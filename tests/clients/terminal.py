@@ -6,6 +6,7 @@ that of a shell outside: a program enclosed that suspends itself, or its group, 
 import os
 import pty
 import select
+import signal
 import sys
 import time
 
@@ -17,6 +18,8 @@ def sit_at(command):
     pid, terminal = pty.fork()
     if pid == 0:
         os.environ["PS1"] = "prompt> "
+        # What was started in the background has it ignored, and would hand that down.
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
         os.execvp(command[0], command)
     seen = ""
 

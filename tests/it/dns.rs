@@ -11,12 +11,13 @@ pub(crate) mod resolver;
 mod upstream;
 
 use std::io::{ErrorKind, Read};
-use std::net::{IpAddr, SocketAddr, TcpStream};
+use std::net::{IpAddr, SocketAddr, TcpStream, UdpSocket};
 use std::time::Instant;
 
 use hickory_proto::op::{Message, ResponseCode};
 use hickory_proto::rr::rdata::CNAME;
 use hickory_proto::rr::{Name, RData, Record, RecordType};
+use socket2::Type;
 use tidegate::mode::demo::lab::{Lab, Site, client_address, gateway_address};
 use tidegate::mode::demo::tap::{Kind, Tap};
 use tidegate::sys::rtnl::Family;
@@ -83,6 +84,34 @@ fn a_stub_that_asked_before_its_network_was_judged_is_heard_all_the_same() {
             gateway.reload();
             assert_eq!(Message::from_vec(&exchange(&stub, &query)).unwrap().response_code, ResponseCode::NXDomain);
             assert_eq!(resolver.asked().len(), 3, "not a question more");
+        });
+    });
+}
+
+/// As resolvers do that were told which port to ask from.
+#[test]
+fn an_answer_from_a_protected_server_to_one_that_asks_from_port_53_is_no_question() {
+    in_lab(|lab| {
+        let _gateway = start(lab, "");
+        each_family(|family| {
+            let server = SocketAddr::new(client_address(family, 3), 53);
+            let asking = at(Site::A, family, 53, 53);
+            let bound = |at| UdpSocket::from(bind(at, Type::DGRAM));
+            let server_socket = lab.client.run(|| bound(server)).unwrap();
+            let asking_socket = lab.server.run(|| bound(asking)).unwrap();
+            let query = question("blocked.example.", RecordType::A);
+            for socket in [&server_socket, &asking_socket] {
+                socket.set_read_timeout(Some(DEADLINE)).unwrap();
+            }
+            for _ in 0..2 {
+                asking_socket.send_to(&query, server).unwrap();
+                let mut buffer = [0; 512];
+                let (length, from) = server_socket.recv_from(&mut buffer).unwrap();
+                assert_eq!((&buffer[..length], from), (&query[..], asking));
+                server_socket.send_to(b"any answer", from).unwrap();
+                let (length, from) = asking_socket.recv_from(&mut buffer).unwrap();
+                assert_eq!((&buffer[..length], from), (&b"any answer"[..], server));
+            }
         });
     });
 }
@@ -397,7 +426,7 @@ fn a_resolver_on_the_gateway_is_intercepted_too() {
         let _gateway = start(lab, "");
         each_family(|family| {
             let own = SocketAddr::new(gateway_address(family), 53);
-            let udp = lab.gateway.run(|| std::net::UdpSocket::bind(own).unwrap()).unwrap();
+            let udp = lab.gateway.run(|| UdpSocket::bind(own).unwrap()).unwrap();
             std::thread::spawn(move || {
                 let mut buffer = [0; 512];
                 while let Ok((length, from)) = udp.recv_from(&mut buffer) {

@@ -16,6 +16,7 @@ use tidegate::sys::rtnl::{Family, Rtnl};
 use crate::dns::resolver::{Resolver, answered, bind, question};
 use crate::gateway::{DEADLINE, Gateway, at, is_from, protected};
 use crate::inside::in_lab;
+use crate::quic::flight;
 
 /// Of the client's network, and of nobody until somebody takes it.
 const ACCOMPLICE: u8 = 120;
@@ -160,6 +161,49 @@ fn a_flow_that_was_let_in_and_has_no_answer_yet_is_nobody_elses_to_speak_in() {
             }
             let counted = gateway.stop().messages.iter().any(|line| line.contains("forged=6"));
             assert_eq!(counted, more.is_empty());
+        }
+    });
+}
+
+/// A server could else have a flow to itself opened in a client's name, and speak in it. QUIC is looked at before connection
+/// tracking, which tells the rest what begins.
+#[test]
+fn quic_and_questions_in_a_clients_name_from_elsewhere_are_not_heard() {
+    in_lab(|lab| {
+        let nowhere: [IpAddr; 2] = ["192.0.2.77".parse().unwrap(), "2001:db8:c::77".parse().unwrap()];
+        for (family, to) in Family::BOTH.into_iter().zip(nowhere) {
+            let lead =
+                || Rtnl::open()?.add_route(IpNet::from(to), Some(server_address(family)), Some("server0"), false);
+            lab.gateway.run(lead).unwrap().unwrap();
+        }
+        let said = [(443, flight("www.google.com")), (53, question("a.example.", RecordType::A))];
+        for (more, host) in [("", 3), ("reverse_path = false", 4)] {
+            let text = configuration(more) + "[network.inspection]\ntype = \"prefer-both\"\n";
+            let gateway = Gateway::start(lab, &text);
+            let sources = Family::BOTH.map(|family| SocketAddr::new(client_address(family, host), 5000));
+            for (from, to) in sources.into_iter().zip(nowhere) {
+                lab.server
+                    .run(|| {
+                        let forger = forger(from, Type::DGRAM, Protocol::UDP);
+                        for (port, datagram) in &said {
+                            forger.send_to(datagram, &SocketAddr::new(to, *port).into()).unwrap();
+                        }
+                    })
+                    .unwrap();
+            }
+            if !more.is_empty() {
+                for source in sources {
+                    for port in [443, 53] {
+                        let heard = |record: &_| is_from(record, source) && record["destination_port"] == port;
+                        gateway.enforcer.record(heard, DEADLINE).unwrap();
+                    }
+                }
+            }
+            let ended = gateway.stop();
+            let dropped = ended.messages.iter().any(|line| line.contains("forged=4"));
+            assert_eq!(dropped, more.is_empty(), "{:?}", ended.messages);
+            let is_heard = ended.records().iter().any(|record| sources.iter().any(|source| is_from(record, *source)));
+            assert_eq!(is_heard, !more.is_empty(), "{:?}", ended.records());
         }
     });
 }
