@@ -36,6 +36,10 @@ pub enum NotAName {
 /// to nothing valid stays the label it is. Other text is mapped to A-labels (UTS 46, non-transitional), which also
 /// turns the full-width and ideographic dots into dots.
 pub fn normalise(octets: &[u8]) -> Result<Cow<'_, str>, NotAName> {
+    let bare = octets.strip_suffix(b".").unwrap_or(octets);
+    if is_written_so(bare) {
+        return str::from_utf8(bare).map(Cow::Borrowed).map_err(|_| NotAName::Character);
+    }
     if octets.len() > MAX_SPELLING {
         return Err(NotAName::TooLong);
     }
@@ -49,6 +53,28 @@ pub fn normalise(octets: &[u8]) -> Result<Cow<'_, str>, NotAName> {
     let name = mapped.strip_suffix('.').unwrap_or(&mapped);
     check(name)?;
     Ok(Cow::Owned(name.to_ascii_lowercase()))
+}
+
+/// Whether this is the one form of a host name, told in one pass, as nearly all are. Not of all: where the last label
+/// begins with 0 it may be a number.
+fn is_written_so(octets: &[u8]) -> bool {
+    let (mut label, mut begins_at, mut has_letters) = (0, 0, false);
+    for (at, octet) in octets.iter().enumerate() {
+        match octet {
+            b'a'..=b'z' | b'-' | b'_' => has_letters = true,
+            b'0'..=b'9' => {}
+            b'.' if label > 0 => {
+                (label, begins_at, has_letters) = (0, at + 1, false);
+                continue;
+            }
+            _ => return false,
+        }
+        label += 1;
+        if label > MAX_LABEL {
+            return false;
+        }
+    }
+    has_letters && octets.len() <= MAX_NAME && octets.get(begins_at) != Some(&b'0')
 }
 
 /// Whether ASCII `name`, without its trailing dot, is a host name.
@@ -360,6 +386,13 @@ mod tests {
                 prop_assert!(name.as_str().bytes().all(|b| !b.is_ascii_uppercase() && b.is_ascii()));
                 prop_assert_eq!(DomainName::parse(name.as_str().as_bytes()), Ok(name));
             }
+        }
+
+        #[test]
+        fn what_is_told_in_one_pass_is_what_the_rules_say(text in "[a-cX0-1x._-]{0,12}(z{0,64}|[a0]{0,2}|(c\\.){0,130})") {
+            let begins_with_zero = text.rsplit('.').next().unwrap().starts_with('0');
+            let is_so = check(&text).is_ok() && lower(&text) == text && !begins_with_zero;
+            prop_assert_eq!(is_written_so(text.as_bytes()), is_so);
         }
 
         #[test]

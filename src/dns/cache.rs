@@ -186,13 +186,14 @@ impl<W> Cache<W> {
 
     fn keepable(&self, key: &Key, answer: &Message<'_>, now: Instant) -> Option<Kept> {
         let lifetime = lifetime(answer, &self.limits)?;
-        let records = answer.records.iter().filter(|record| record.kind != kind::OPT);
+        let records = || answer.records.iter().filter(|record| record.kind != kind::OPT);
         let key_ends = key.octets.len();
         let answer_ends = key_ends + answer.octets.len();
-        let mut octets = Vec::with_capacity(answer_ends + answer.records.len() * 2);
+        // Just so much: what it had too much would be cut off by a copy.
+        let mut octets = Vec::with_capacity(answer_ends + records().count() * 2);
         octets.extend_from_slice(&key.octets);
         octets.extend_from_slice(answer.octets);
-        for record in records {
+        for record in records() {
             octets.extend_from_slice(&u16::try_from(record.ttl_at).ok()?.to_be_bytes());
         }
         let (octets, hash) = (octets.into(), key.hash);

@@ -20,10 +20,33 @@ pub struct Pending {
     pub question_ends: usize,
     /// For questions that others may wait for too.
     pub key: Option<Key>,
-    /// Of the attempts so far: an answer to any of them will do.
-    pub tickets: Vec<Ticket>,
+    pub attempts: Attempts,
     pub asked: SocketAddr,
     pub since: Instant,
+}
+
+/// The tickets of the attempts so far: an answer to any of them will do. Most questions need one.
+#[derive(Debug, Default)]
+pub struct Attempts {
+    first: Option<Ticket>,
+    more: Vec<Ticket>,
+}
+
+impl Attempts {
+    pub fn add(&mut self, ticket: Ticket) {
+        match self.first {
+            None => self.first = Some(ticket),
+            Some(_) => self.more.push(ticket),
+        }
+    }
+
+    pub fn count(&self) -> usize {
+        self.tickets().count()
+    }
+
+    pub fn tickets(&self) -> impl Iterator<Item = Ticket> {
+        self.first.iter().chain(&self.more).copied()
+    }
 }
 
 /// What waits, by token, and when it must be looked at.

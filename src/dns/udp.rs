@@ -12,7 +12,7 @@ use std::time::{Instant, SystemTime};
 use super::arrivals::{Arrivals, Ear, Event};
 use super::cache::{Key, Turn};
 use super::exchange::{Decision, Exchange};
-use super::in_flight::{InFlight, Pending};
+use super::in_flight::{Attempts, InFlight, Pending};
 use super::own::OwnAddresses;
 use super::ports::Ports;
 use super::service::{Service, Waiter, is_answer_to};
@@ -232,8 +232,8 @@ impl Desk {
         }
         let waiter = Waiter { exchange, query: query.octets.into() };
         let question_ends = query.question.end();
-        let (sent, tickets, since) = (sent.into(), Vec::new(), now.at);
-        let pending = Pending { waiter, sent, question_ends, key, tickets, asked, since };
+        let (sent, attempts, since) = (sent.into(), Attempts::default(), now.at);
+        let pending = Pending { waiter, sent, question_ends, key, attempts, asked, since };
         let token = self.in_flight.add(client, pending, now.at + self.service.settings.attempt);
         self.attempt(epoll, token, 0);
     }
@@ -250,7 +250,7 @@ impl Desk {
         pending.asked = upstream.get(attempt % upstream.len().max(1)).copied().unwrap_or(exchange.resolver.0);
         // What cannot be sent is as what is not answered: the next attempt or SERVFAIL follows.
         if let Ok(ticket) = self.ports.ask(epoll, source, pending.asked, &mut pending.sent, token) {
-            pending.tickets.push(ticket);
+            pending.attempts.add(ticket);
         }
     }
 
@@ -332,7 +332,7 @@ impl Desk {
                 self.give_up(token, now);
                 continue;
             }
-            let attempts = pending.tickets.len();
+            let attempts = pending.attempts.count();
             let may_ask_again = !pending.waiter.exchange.upstream().is_empty();
             self.in_flight.wait_again(token, now.at + settings.attempt.min(patience));
             if may_ask_again {
@@ -368,8 +368,8 @@ impl Desk {
 
     fn end(&mut self, token: u32) -> Option<Pending> {
         let pending = self.in_flight.remove(token)?;
-        for ticket in &pending.tickets {
-            self.ports.forget(*ticket);
+        for ticket in pending.attempts.tickets() {
+            self.ports.forget(ticket);
         }
         Some(pending)
     }

@@ -67,7 +67,7 @@ impl Name {
             let end = length + label.len();
             let place = text.get_mut(length..=end)?;
             for (place, octet) in place.iter_mut().zip(label) {
-                *place = as_in_host_names(*octet);
+                *place = AS_IN_HOST_NAMES[usize::from(*octet)];
             }
             *place.last_mut()? = b'.';
             length = end + 1;
@@ -77,13 +77,18 @@ impl Name {
     }
 }
 
-fn as_in_host_names(octet: u8) -> u8 {
-    match octet {
-        b'A'..=b'Z' => octet.to_ascii_lowercase(),
-        b'a'..=b'z' | b'0'..=b'9' | b'-' | b'_' => octet,
-        _ => b'_',
+const AS_IN_HOST_NAMES: [u8; 256] = {
+    let mut table = [b'_'; 256];
+    let mut octet = 0;
+    while octet < 128 {
+        let own = octet as u8;
+        if own.is_ascii_alphanumeric() || own == b'-' {
+            table[octet] = own.to_ascii_lowercase();
+        }
+        octet += 1;
     }
-}
+    table
+};
 
 /// Spoils the prefix of labels that claim to be A-labels: one of them is none (RFC 5891, section 5.4).
 fn without_a_labels(text: &mut [u8]) -> &[u8] {
