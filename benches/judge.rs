@@ -57,7 +57,7 @@ fn row_of_quic(snapshot: &Snapshot, client: IpAddr) {
     let (now, mut scratch) = (Instant::now(), Vec::new());
     row("QUIC: peek and judgement, fingerprints: true", Some(50_000.0), || {
         let reading = UdpPeek::default().datagram(&datagram, now, &budget, &mut scratch);
-        let (_, discovery) = reading.judge.unwrap();
+        let (_, discovery) = reading.judge.into_iter().next().unwrap();
         let network = snapshot.network_of(client, 17, Some(443)).unwrap();
         judge(network, Direction::Outbound, &facts(&discovery))
     });

@@ -89,6 +89,8 @@ pub const FORGED: &str = "forged";
 
 /// Marks what must be delivered to us ("ti"), and names the routing table that does it.
 pub const MARK: u32 = 0x7469;
+/// Marks what nobody took where `on_failure` lets that pass.
+pub const UNTAKEN_MARK: u32 = MARK + 1;
 /// The priority of the policy rules that lead to that table.
 pub const RULE_PRIORITY: u32 = 7469;
 

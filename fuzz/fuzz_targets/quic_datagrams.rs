@@ -23,7 +23,7 @@ fuzz_target!(|bytes: &[u8]| {
         let datagram = if kind & 1 == 0 { body.to_vec() } else { sealed(kind >> 1 & 3, number, body) };
         number += 1;
         let reading = peek.datagram(&datagram, now, &budget, &mut scratch);
-        if let Some((subject, _)) = reading.judge {
+        for (subject, _) in reading.judge {
             peek.settle(subject, false);
         }
         assert_ne!(peek.status(reading.depends_on), Status::Pass);

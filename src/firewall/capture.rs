@@ -21,7 +21,7 @@ use super::selection::{
 use super::service::{Service, authorized, captured, dns, services};
 use super::{
     Capture, ENDED_LABEL, ENDED_RESET_LABEL, ENDED_UNREACHABLE_LABEL, FORGED, JUDGED_LABEL, MARK, OnFailure, TABLE,
-    TAKEN_LABEL, TCP, UDP,
+    TAKEN_LABEL, TCP, UDP, UNTAKEN_MARK,
 };
 use crate::policy::Direction;
 use crate::policy::network::{DNS_PORT, ENCRYPTED_DNS_PORT, Network};
@@ -56,6 +56,7 @@ pub(super) const LOOPBACK: &str = "loopback";
 pub(super) const LISTENERS: &str = "listeners";
 pub(super) const HELD: &str = "held";
 pub(super) const ORIGIN: &str = "origin";
+const AUTHENTICATION_HEADER: u8 = 51;
 const IPV4_LOOPBACK: IpNet = IpNet::V4(Ipv4Net::new_assert(Ipv4Addr::new(127, 0, 0, 0), 8));
 const IPV6_LOOPBACK: IpNet = IpNet::V6(Ipv6Net::new_assert(Ipv6Addr::LOCALHOST, 128));
 
@@ -117,12 +118,19 @@ fn prerouting_udp() -> Chain {
         Rule(vec![Expression::Protocol(UDP), port, next])
     };
     let rules = vec![
+        authenticated(),
         // Fragments within fragments, of which no rule could read a port. Servers put them together.
         Rule(vec![Expression::Family(Family::V6), Expression::Fragment, jump(PROTECTED)]),
         inspected(Key::SourcePort, jump(ANSWERED_CHAIN)),
         inspected(Key::DestinationPort, goto(UDP_CHAIN)),
     ];
     Chain::at(Hook::Prerouting, RAW, "prerouting_udp", rules)
+}
+
+/// What follows an IPv6 authentication header (RFC 4302) is of a protocol and ports that connection tracking reads, and
+/// the rules do not: let in as what it is to them, it would let in the flow that it is to connection tracking.
+pub(super) fn authenticated() -> Rule {
+    Rule(vec![Expression::Family(Family::V6), Expression::Protocol(AUTHENTICATION_HEADER), Expression::NoTrack])
 }
 
 /// Most packets leave here. Where the path of sources counts, it does until a flow has been answered.
@@ -327,7 +335,7 @@ fn network_rules(stage: Stage, direction: Direction, network: &Network, capture:
             // The case that the policy routes are gone, or that another table took the mark away or changed the
             // destination between the two hooks.
             Stage::Guard if capture.on_failure == OnFailure::Closed => rule.extend([Expression::Counter, drop()]),
-            Stage::Guard => rule.push(accept()),
+            Stage::Guard => rule.extend([Expression::MarkIs(UNTAKEN_MARK), accept()]),
             Stage::Judge | Stage::Divert | Stage::Question => {}
         }
         Rule(rule)
@@ -423,6 +431,14 @@ mod tests {
         }
         // Where nobody listens and failures are let pass, what passes is translated like all else.
         assert!(text_of(&rules, "to_udp").contains("tproxy ip to 127.0.0.1:2 notrack"));
+    }
+
+    #[test]
+    fn where_failures_pass_only_what_nobody_took_is_not_judged_by_its_address() {
+        let open = Capture { on_failure: OnFailure::Open, ..Capture::tcp(Listener::on(1)) };
+        let rules = rules(vec![network("office", PREFIX)], &open);
+        assert!(text_of(&rules, "to_tcp").ends_with("meta mark set 0x746a\n}\n"));
+        assert!(text_of(&rules, "guard_outbound_0_office").contains("tcp th dport 443 meta mark 0x746a accept\n"));
     }
 
     #[test]

@@ -8,7 +8,7 @@ use ipnet::IpNet;
 use super::capture::{accept, drop};
 use super::ruleset::{Chain, Expression, Family, Rule, Verdict};
 use super::selection::Stage;
-use super::{Capture, Listener, MARK, OnFailure, TAKEN_LABEL, TCP, UDP};
+use super::{Capture, Listener, MARK, OnFailure, TAKEN_LABEL, TCP, UDP, UNTAKEN_MARK};
 use crate::policy::Direction;
 use crate::policy::network::{DNS_PORT, ENCRYPTED_DNS_PORT, Mode, Network, Quic};
 
@@ -44,9 +44,10 @@ impl Service {
                 rules.push(Rule(rule));
             }
         }
-        if on_failure == OnFailure::Closed || self.listener.is_none() {
-            rules.push(Rule(vec![Expression::Counter, drop()]));
-        }
+        rules.push(Rule(match on_failure == OnFailure::Closed || self.listener.is_none() {
+            true => vec![Expression::Counter, drop()],
+            false => vec![Expression::SetMark(UNTAKEN_MARK)],
+        }));
         Chain::new(self.chain, rules)
     }
 }

@@ -33,8 +33,8 @@
 //! process, and know of no other choice.
 
 use super::capture::{
-    FILTER, GUARDED, HELD, LISTENERS, LOOPBACK, MANGLE, QUESTIONS, RAW, TAKEN, accept, drop, goto, held_chain,
-    inspected_set, jump, listeners_set, loopback_chain, of_interest, questions_set, taken,
+    FILTER, GUARDED, HELD, LISTENERS, LOOPBACK, MANGLE, QUESTIONS, RAW, TAKEN, accept, authenticated, drop, goto,
+    held_chain, inspected_set, jump, listeners_set, loopback_chain, of_interest, questions_set, taken,
 };
 use super::flows::{discarded_chain, flow_sets};
 use super::judge::{end_chains, network_chains};
@@ -76,6 +76,7 @@ pub fn render_sidecar(snapshot: &Snapshot, capture: &Capture, user: u32) -> Rule
         chains.push(select(snapshot, Stage::Judge, Direction::Inbound, family));
     }
     chains.extend([captured_chain(), taken(), guard(), questions_here()]);
+    chains.push(Chain::at(Hook::Prerouting, RAW, "prerouting_untracked", vec![authenticated()]));
     chains.extend([questions(user), output(user), prerouting(), output_filter(user), postrouting(), input()]);
     Ruleset { table: TABLE, sets, lists, chains }
 }
@@ -84,6 +85,7 @@ pub fn render_sidecar(snapshot: &Snapshot, capture: &Capture, user: u32) -> Rule
 /// destination by address translation, which leaves alone what is not tracked.
 fn questions(user: u32) -> Chain {
     let rules = vec![
+        authenticated(),
         Rule(vec![Expression::User(user), accept()]),
         Rule(vec![of_interest(QUESTIONS, true), accept()]),
         Rule(vec![Expression::DestinationIsLocal, jump(QUESTIONS_HERE)]),

@@ -58,8 +58,8 @@ pub enum Status {
 pub struct Reading {
     /// Ask [`UdpPeek::status`] of it, now and after each judgement.
     pub depends_on: Subject,
-    /// To be judged, and the outcome given to [`UdpPeek::settle`].
-    pub judge: Option<(Subject, Discovery)>,
+    /// To be judged, each, and the outcome given to [`UdpPeek::settle`].
+    pub judge: Vec<(Subject, Discovery)>,
 }
 
 /// The peek at one UDP flow.
@@ -85,7 +85,8 @@ struct Initials {
     sealed: [Option<ConnectionId>; MAX_SEALED],
     /// There is more that a server could read and we cannot.
     obscure: bool,
-    finding: Option<Finding>,
+    /// What they made known of each connection.
+    findings: Vec<(u32, Finding)>,
 }
 
 /// What a datagram is by its first packet.
@@ -108,11 +109,16 @@ impl UdpPeek {
             Look::Malformed(malformed) => self.aimless(Subject::Unreadable, Some(malformed), budget),
             Look::UnknownVersion => Reading {
                 depends_on: Subject::Unreadable,
-                judge: self.unreadable.is_none().then(|| (Subject::Unreadable, unreadable(malformed(VERSION)))),
+                judge: self
+                    .unreadable
+                    .is_none()
+                    .then(|| (Subject::Unreadable, unreadable(malformed(VERSION))))
+                    .into_iter()
+                    .collect(),
             },
             Look::Later => {
                 self.suspicion.get_or_insert(malformed(NO_HELLO));
-                Reading { depends_on: Subject::Flow, judge: None }
+                Reading { depends_on: Subject::Flow, judge: Vec::new() }
             }
             Look::Initials(initials) => self.initials(initials, budget),
         }
@@ -167,7 +173,9 @@ impl UdpPeek {
             .connections
             .iter_mut()
             .filter(|connection| connection.is_pending())
-            .map(|connection| (Subject::Connection(connection.number), unreadable(connection.give_up())))
+            .map(|connection| {
+                (Subject::Connection(connection.number), unreadable(connection.give_up(Unreadable::TimedOut)))
+            })
             .collect();
         if pending.is_empty() && !self.open { vec![self.without_hello()] } else { pending }
     }
@@ -178,6 +186,12 @@ impl UdpPeek {
             Some(connection) => (Subject::Connection(connection.number), unreadable(Unreadable::TooLong)),
             None => self.without_hello(),
         }
+    }
+
+    /// There is no memory for all that was said: the connection that takes the most is unreadable.
+    pub fn forget(&mut self) -> Option<(Subject, Discovery)> {
+        let connection = self.connections.iter_mut().max_by_key(|connection| connection.weight())?;
+        Some((Subject::Connection(connection.number), unreadable(connection.give_up(Unreadable::TooLong))))
     }
 
     /// Octets of memory in use, beside a fixed part.
@@ -193,7 +207,7 @@ impl UdpPeek {
             }
         }
         let decide = !self.open && self.aimless >= budget.packets && self.connections.is_empty();
-        Reading { depends_on, judge: decide.then(|| self.without_hello()) }
+        Reading { depends_on, judge: decide.then(|| self.without_hello()).into_iter().collect() }
     }
 
     fn without_hello(&self) -> (Subject, Discovery) {
@@ -208,17 +222,17 @@ impl UdpPeek {
         let obscure = sealed || initials.obscure;
         let Some(number) = initials.of else {
             if initials.full {
-                return Reading { depends_on: Subject::Limit, judge: None };
+                return Reading { depends_on: Subject::Limit, judge: Vec::new() };
             }
             return self.aimless(if obscure { Subject::Unreadable } else { Subject::Flow }, Some(SEALED), budget);
         };
         let subject = Subject::Connection(number);
         let depends_on = if obscure || initials.full { Subject::Unreadable } else { subject };
-        let judge = initials.finding.map(|finding| match finding {
-            Finding::Hello(discovery) => (subject, *discovery),
-            Finding::Fault(why) => (subject, unreadable(why)),
+        let judge = initials.findings.into_iter().map(|(number, finding)| match finding {
+            Finding::Hello(discovery) => (Subject::Connection(number), *discovery),
+            Finding::Fault(why) => (Subject::Connection(number), unreadable(why)),
         });
-        Reading { depends_on, judge }
+        Reading { depends_on, judge: judge.collect() }
     }
 
     fn look(&mut self, bytes: &[u8], now: Instant, budget: &Budget, scratch: &mut Vec<u8>) -> Look {
@@ -266,12 +280,12 @@ impl UdpPeek {
             }
             return;
         };
-        initials.note(finding);
-        if initials.of.is_some_and(|other| other != number) {
-            let connection = self.connections.iter_mut().find(|own| own.number == number);
-            initials.note(connection.and_then(|connection| connection.fail(malformed(MIXED))));
+        initials.note(number, finding);
+        if let Some(other) = initials.of.replace(number).filter(|other| *other != number) {
+            for connection in self.connections.iter_mut().filter(|own| [number, other].contains(&own.number)) {
+                initials.note(connection.number, connection.fail(malformed(MIXED)));
+            }
         }
-        initials.of = Some(number);
     }
 
     /// Opens an Initial packet with the keys of the connection that it belongs to, or begins that connection.
@@ -317,10 +331,13 @@ impl UdpPeek {
 }
 
 impl Initials {
-    /// A fault outweighs a hello, whichever came first.
-    fn note(&mut self, finding: Option<Finding>) {
-        if matches!(finding, Some(Finding::Fault(_))) || self.finding.is_none() {
-            self.finding = finding.or(self.finding.take());
+    /// A fault outweighs a hello of the same connection, whichever came first.
+    fn note(&mut self, number: u32, finding: Option<Finding>) {
+        let Some(finding) = finding else { return };
+        match self.findings.iter_mut().find(|(of, _)| *of == number) {
+            None => self.findings.push((number, finding)),
+            Some((_, noted)) if matches!(finding, Finding::Fault(_)) => *noted = finding,
+            Some(_) => {}
         }
     }
 }
@@ -369,7 +386,7 @@ mod tests {
 
         fn put(&mut self, datagram: &[u8]) -> Status {
             let reading = self.peek.datagram(datagram, self.now, &BUDGET, &mut Vec::new());
-            if let Some((subject, discovery)) = reading.judge {
+            for (subject, discovery) in reading.judge {
                 self.judge(subject, discovery);
             }
             self.peek.status(reading.depends_on)
@@ -401,7 +418,7 @@ mod tests {
         let mut peek = UdpPeek::default();
         datagrams.iter().enumerate().find_map(|(index, datagram)| {
             let reading = peek.datagram(datagram, Instant::now(), &BUDGET, &mut Vec::new());
-            Some((index + 1, reading.judge?.1))
+            Some((index + 1, reading.judge.into_iter().next()?.1))
         })
     }
 
@@ -552,6 +569,43 @@ mod tests {
         let mut flow = Flow::new();
         let both = [Initial::USUAL.seal(&crypto(0, &good)), Initial::USUAL.seal(&crypto(0, &bad))].concat();
         assert_eq!(flow.put(&both), Status::Block);
+    }
+
+    #[test]
+    fn a_fault_of_one_connection_is_not_put_down_to_another() {
+        let (good, evil) = (hello("good.example", 0), hello("evil.example", 0));
+        let mut flow = Flow::new();
+        // Too small for any server to look at (RFC 9000, section 14.1).
+        assert_eq!(flow.put(&Initial { size: 0, ..Initial::USUAL }.seal(&crypto(0, &good))), Status::Pass);
+        let bad = Initial { number: 1, ..Initial::USUAL }.seal(&crypto(0, &evil));
+        let other = Initial { first: b"second-id", destination: b"second-id", ..Initial::USUAL }.seal(&[1]);
+        assert_eq!(flow.put(&[bad.clone(), other].concat()), Status::Block);
+        assert_eq!(flow.put(&bad), Status::Block, "the other hello in the first connection's place");
+    }
+
+    #[test]
+    fn a_verdict_that_took_its_time_does_not_undo_that_on_a_fault() {
+        let (good, evil) = (hello("good.example", 0), hello("evil.example", 0));
+        let mut flow = Flow::new();
+        assert_eq!(flow.put(&Initial::USUAL.seal(&crypto(0, &good))), Status::Pass);
+        let second = Initial { first: b"second-id", destination: b"second-id", ..Initial::USUAL };
+        // Its name is being looked up.
+        let reading = flow.peek.datagram(&second.seal(&crypto(0, &good)), flow.now, &BUDGET, &mut Vec::new());
+        let (subject, discovery) = reading.judge.into_iter().next().unwrap();
+        assert_eq!(flow.put(&second.seal(&crypto(0, &evil))), Status::Block);
+        flow.judge(subject, discovery);
+        assert_eq!(flow.put(&second.seal(&crypto(0, &evil))), Status::Block);
+    }
+
+    #[test]
+    fn reserved_bits_hide_no_hello() {
+        let mut flow = Flow::new();
+        assert_eq!(
+            flow.put(&Initial { size: 0, ..Initial::USUAL }.seal(&crypto(0, &hello("good.example", 0)))),
+            Status::Pass
+        );
+        let evil = Initial { number: 1, reserved: 0x0c, ..Initial::USUAL }.seal(&crypto(0, &hello("evil.example", 0)));
+        assert_eq!(flow.put(&evil), Status::Block);
     }
 
     #[test]

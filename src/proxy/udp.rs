@@ -50,6 +50,11 @@ pub struct Settings {
     pub held_of_client: usize,
     /// Octets of one flow that are held; one past it is unreadable. Default 128 KiB.
     pub held_of_flow: usize,
+    /// Octets of hellos of all flows that are kept for comparison as long as their flows are; a connection past it is
+    /// unreadable. Default 256 MiB.
+    pub remembered: usize,
+    /// The same of one client address. Default 64 MiB.
+    pub remembered_of_client: usize,
     /// QUIC connections of one flow that are remembered; a new one past it is dropped. Default 8.
     pub connections: usize,
     /// Allowed flows whose octets the kernel counts at a time; one past it gets no `end` record. Default 65,536.
@@ -73,6 +78,8 @@ impl Default for Settings {
             held: 32 << 20,
             held_of_client: 8 << 20,
             held_of_flow: 128 << 10,
+            remembered: 256 << 20,
+            remembered_of_client: 64 << 20,
             connections: 8,
             counted: 65_536,
             memory: Duration::from_secs(60),

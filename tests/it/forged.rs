@@ -318,3 +318,69 @@ fn fragments_within_fragments_of_which_no_port_can_be_read_do_not_pass() {
         assert_eq!(asked.recv(&mut [0; 1000]).unwrap_err().kind(), std::io::ErrorKind::WouldBlock);
     });
 }
+
+/// A datagram behind an authentication header (RFC 4302): of no port to the rules, of all ports to connection tracking.
+fn authenticated(from: SocketAddrV6, to: SocketAddrV6) -> Vec<u8> {
+    let mut datagram = [&from.port().to_be_bytes()[..], &to.port().to_be_bytes(), &[0, 9, 0, 0, b'x']].concat();
+    let sum = checksum(*from.ip(), *to.ip(), 17, &datagram);
+    datagram[6..8].copy_from_slice(&sum.to_be_bytes());
+    let header = [&[17, 4, 0, 0, 0, 0, 1, 0, 0, 0, 0, 1][..], &[0; 12]].concat();
+    let length = u16::try_from(header.len() + datagram.len()).unwrap().to_be_bytes();
+    let (source, destination) = (from.ip().octets(), to.ip().octets());
+    [&[0x60, 0, 0, 0][..], &length, &[51, 64], &source, &destination, &header, &datagram].concat()
+}
+
+const BLOCKED_PORTS: &str = r#"
+name = "edge-1"
+[gateway]
+[[policy]]
+name = "none"
+default = "block"
+[[port]]
+name = "some"
+protocols = [{ protocol = "udp", ports = ["8000-9000"] }]
+[[network]]
+name = "clients"
+ips = [{ ip = "fd00:1::", maskbits = 64, port = "some" }]
+outbound = { policy = "none", drop = "discard" }
+inbound = { policy = "none", drop = "discard" }
+"#;
+
+#[test]
+fn what_follows_an_authentication_header_lets_no_flow_in() {
+    in_lab(|lab| {
+        let _gateway = Gateway::start(lab, BLOCKED_PORTS);
+        let (own, remote) = (client_address(Family::V6, 2), Site::B.address(Family::V6, 3));
+        for (opener, from, other, to) in
+            [(&lab.client, own, &lab.server, remote), (&lab.server, remote, &lab.client, own)]
+        {
+            let listen = |port| {
+                let socket: UdpSocket = other.run(|| bind(SocketAddr::new(to, port), Type::DGRAM).into()).unwrap();
+                socket.set_read_timeout(Some(DEADLINE)).unwrap();
+                socket
+            };
+            let (blocked, witness) = (listen(8500), listen(7500));
+            let (SocketAddr::V6(source), SocketAddr::V6(destination)) =
+                (SocketAddr::new(from, 4001), SocketAddr::new(to, 8500))
+            else {
+                panic!("not IPv6")
+            };
+            opener
+                .run(|| {
+                    let raw = Socket::new(Domain::IPV6, Type::RAW, Some(Protocol::from(255))).unwrap();
+                    raw.send_to(
+                        &authenticated(source, destination),
+                        &SocketAddrV6::new(*destination.ip(), 0, 0, 0).into(),
+                    )
+                    .unwrap();
+                    let plain = UdpSocket::from(bind(source.into(), Type::DGRAM));
+                    plain.send_to(b"plain", destination).unwrap();
+                    plain.send_to(b"of a port that is not judged", (to, 7500)).unwrap();
+                })
+                .unwrap();
+            witness.recv(&mut [0; 100]).unwrap();
+            blocked.set_nonblocking(true).unwrap();
+            assert_eq!(blocked.recv(&mut [0; 100]).unwrap_err().kind(), std::io::ErrorKind::WouldBlock);
+        }
+    });
+}

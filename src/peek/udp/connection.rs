@@ -78,7 +78,10 @@ impl Connection {
         let Opened { number, frames } = keys?.open(long, self.largest, scratch)?;
         self.used = now;
         self.largest = self.largest.max(Some(number));
-        let finding = self.take_in(frames).and_then(|()| self.read_hellos(budget));
+        let finding = match self.is_broken() {
+            true => Ok(None),
+            false => self.take_in(frames).and_then(|()| self.read_hellos(budget)),
+        };
         if let Some(made) = made {
             self.keys.push((long.version, made));
         }
@@ -88,10 +91,26 @@ impl Connection {
         })
     }
 
-    /// The connection cannot be read. What was judged so is not judged again.
+    /// The connection cannot be read. What was judged so is not judged again; what was judged before is, and nothing
+    /// passes until then.
     pub(super) fn fail(&mut self, fault: Unreadable) -> Option<Finding> {
-        let told = self.fault.replace(self.fault.unwrap_or(fault)).is_some();
-        (!told).then_some(Finding::Fault(fault))
+        if self.fault.is_some() {
+            return None;
+        }
+        self.fault = Some(fault);
+        if self.verdict == Some(true) {
+            self.verdict = None;
+        }
+        if self.is_broken() {
+            self.stream = CryptoStream::default();
+            self.read = 0;
+        }
+        Some(Finding::Fault(fault))
+    }
+
+    /// It is judged by its fault for good. A hello that only came too late is read all the same.
+    fn is_broken(&self) -> bool {
+        self.fault.is_some_and(|fault| fault != Unreadable::TimedOut)
     }
 
     fn take_in(&mut self, payload: &[u8]) -> Result<(), Unreadable> {
@@ -127,8 +146,11 @@ impl Connection {
         }
     }
 
+    /// A hello whose verdict took its time does not undo that on a fault which was found in the meantime.
     pub(super) fn settle(&mut self, pass: bool) {
-        self.verdict = Some(pass);
+        if !self.is_broken() || self.verdict != Some(false) {
+            self.verdict = Some(pass);
+        }
     }
 
     /// Whether its packets pass; `None` while that is open.
@@ -144,8 +166,9 @@ impl Connection {
     }
 
     /// The waiting is over, for good: why it has no readable hello.
-    pub(super) fn give_up(&mut self) -> Unreadable {
-        *self.fault.get_or_insert(Unreadable::TimedOut)
+    pub(super) fn give_up(&mut self, why: Unreadable) -> Unreadable {
+        self.fail(why);
+        self.fault.unwrap_or(why)
     }
 
     /// Whether a packet number that was cut short can only be read in one way, however many packets the server missed

@@ -23,6 +23,8 @@ pub(super) struct Association {
     /// When what is waiting must have come.
     deadline: Option<Instant>,
     proving: Option<Proving>,
+    /// Octets of its peek that were taken note of.
+    remembered: usize,
 }
 
 /// A connection whose name is being looked up before it is judged.
@@ -53,7 +55,8 @@ enum State {
 impl Association {
     pub(super) fn new(flow: Flow, key: FlowKey) -> Self {
         let peek = UdpPeek::default();
-        Self { flow, key, peek, held: Vec::new(), state: State::Undecided, deadline: None, proving: None }
+        let state = State::Undecided;
+        Self { flow, key, peek, held: Vec::new(), state, deadline: None, proving: None, remembered: 0 }
     }
 
     /// Takes in a datagram of the client.
@@ -65,10 +68,13 @@ impl Association {
         }
         let Some(budget) = self.budget(hands) else { return self.without_inspection(payload, now, hands) };
         let Reading { depends_on, judge } = self.peek.datagram(payload, now, &budget, &mut hands.scratch);
-        let judged = judge.is_some();
-        if let Some((subject, discovery)) = judge {
-            self.judge(subject, &discovery, payload, now, hands);
+        let judged = !judge.is_empty();
+        for (subject, discovery) in judge {
+            if !matches!(self.state, State::Blocked(..)) {
+                self.judge(subject, &discovery, payload, now, hands);
+            }
         }
+        self.remember(payload, now, hands);
         match self.peek.status(depends_on) {
             _ if matches!(self.state, State::Blocked(..)) => {}
             Status::Block => hands.dropped(),
@@ -122,7 +128,6 @@ impl Association {
         self.deadline = None;
         self.proving = None;
         self.let_go(hands);
-        self.peek = UdpPeek::default();
     }
 
     /// When [`Self::expire`] has something to do.
@@ -169,6 +174,10 @@ impl Association {
     fn settle(&mut self, subject: Subject, discovery: &Discovery, payload: &[u8], now: Instant, hands: &mut Hands) {
         let judgement = self.flow.judge(Some(discovery), &hands.worker.telemetry);
         self.peek.settle(subject, judgement.ending.is_none());
+        // Judged otherwise while its name was looked up: what comes of that no longer matters.
+        if self.proving.take_if(|proving| proving.subject == subject).is_some() {
+            self.deadline = self.peek.is_waiting().then(|| now + self.patience());
+        }
         match (judgement.ending, self.state) {
             (None, State::Undecided) => {
                 hands.begin(&self.key, judgement.closing);
@@ -211,6 +220,19 @@ impl Association {
         }
     }
 
+    /// Takes note of the memory that hellos take. They are kept for as long as the flow is, whatever its verdict.
+    fn remember(&mut self, payload: &[u8], now: Instant, hands: &mut Hands) {
+        let client = self.key.client.ip();
+        let weight = self.peek.weight();
+        if hands.remember(client, self.remembered, weight) {
+            self.remembered = weight;
+        } else if let Some((subject, discovery)) = self.peek.forget()
+            && !matches!(self.state, State::Blocked(..))
+        {
+            self.settle(subject, &discovery, payload, now, hands);
+        }
+    }
+
     /// Sends what may pass by now in the order in which it came, and drops what may not.
     fn release(&mut self, now: Instant, hands: &mut Hands) {
         if matches!(self.state, State::Blocked(..)) {
@@ -233,8 +255,10 @@ impl Association {
         }
     }
 
-    /// Forgets what is held.
+    /// Forgets what is held and what was said.
     pub(super) fn let_go(&mut self, hands: &mut Hands) {
+        hands.remember(self.key.client.ip(), std::mem::take(&mut self.remembered), 0);
+        self.peek = UdpPeek::default();
         for held in std::mem::take(&mut self.held) {
             hands.release(self.key.client.ip(), held.payload.len());
             hands.dropped();

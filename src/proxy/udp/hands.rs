@@ -33,6 +33,7 @@ pub(super) struct Hands {
     /// Where packets are opened.
     pub(super) scratch: Vec<u8>,
     held: Holding,
+    remembered: Holding,
     onward: Onward,
 }
 
@@ -83,7 +84,8 @@ impl Hands {
             })),
             Way::Relay(answers) => Onward::Relay(Box::new(Relay::new(answers, worker.telemetry.clone())?)),
         };
-        Ok(Self { worker, settings, scratch: Vec::new(), held: Holding::default(), onward })
+        let (held, remembered) = Default::default();
+        Ok(Self { worker, settings, scratch: Vec::new(), held, remembered, onward })
     }
 
     /// Takes note of octets of a client that are held; false if there is no room for them.
@@ -99,6 +101,20 @@ impl Hands {
     pub(super) fn release(&mut self, client: IpAddr, octets: usize) {
         self.held.take(client, octets);
         self.worker.telemetry.levels().held_octets.fetch_sub(octets as u64, Ordering::Relaxed);
+    }
+
+    /// Takes note of octets of hellos that are kept of a client's flow; false if there is no room for more.
+    pub(super) fn remember(&mut self, client: IpAddr, before: usize, now: usize) -> bool {
+        if now <= before {
+            self.remembered.take(client, before - now);
+            return true;
+        }
+        let Settings { remembered, remembered_of_client, .. } = self.settings;
+        let has_room = self.remembered.add(client, now - before, remembered, remembered_of_client);
+        if !has_room {
+            self.worker.telemetry.count(|c| &c.refused_by_limit);
+        }
+        has_room
     }
 
     /// Sends a datagram to the server: from the client's own address and port, or from the flow's socket.

@@ -17,6 +17,8 @@ pub(crate) struct Initial<'a> {
     pub(crate) size: usize,
     /// Clear where a client greases it (RFC 9287).
     pub(crate) fixed_bit: bool,
+    /// The reserved bits of the first octet.
+    pub(crate) reserved: u8,
 }
 
 impl Initial<'static> {
@@ -29,6 +31,7 @@ impl Initial<'static> {
         number_length: 4,
         size: 1200,
         fixed_bit: true,
+        reserved: 0,
     };
 }
 
@@ -43,7 +46,7 @@ impl Initial<'_> {
         let suite = TLS13_AES_128_GCM_SHA256.tls13().unwrap();
         let keys = Keys::initial(version, suite, suite.quic.unwrap(), self.first, Side::Client).local;
         let fixed = if self.fixed_bit { 0x40 } else { 0 };
-        let mut header = vec![0x80 | fixed | kind << 4 | (self.number_length - 1) as u8];
+        let mut header = vec![0x80 | fixed | kind << 4 | self.reserved | (self.number_length - 1) as u8];
         header.extend(number.to_be_bytes());
         for id in [self.destination, b"own"] {
             header.push(id.len() as u8);

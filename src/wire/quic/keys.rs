@@ -56,9 +56,6 @@ impl InitialKeys {
         let protected = packet.whole.get(packet.number_at..)?;
         let mask = self.header.new_mask(protected.get(4..4 + SAMPLE)?).ok()?;
         let first = packet.whole.first()? ^ (mask[0] & 0x0f);
-        if first & RESERVED != 0 {
-            return None;
-        }
         let length = usize::from(first & 3) + 1;
         let number_end = packet.number_at + length;
         let mut cut = 0u64;
@@ -175,7 +172,6 @@ fn expand<const N: usize>(secret: &Prk, label: &[u8], out: &mut [u8; N]) -> Opti
 const PREFIX: &[u8] = b"tls13 ";
 const SAMPLE: usize = 16;
 /// These bits are zero once the protection is off (RFC 9000, section 17.2).
-const RESERVED: u8 = 0x0c;
 /// Room for a header without a long token; others go to the heap.
 const MAX_HEADER: usize = 128;
 
