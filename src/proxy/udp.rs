@@ -53,7 +53,7 @@ pub struct Settings {
     /// Octets of hellos of all flows that are kept for comparison as long as their flows are; a connection past it is
     /// unreadable. Default 256 MiB.
     pub remembered: usize,
-    /// The same of one client address. Default 64 MiB.
+    /// The same of one client address. Default 32 MiB.
     pub remembered_of_client: usize,
     /// QUIC connections of one flow that are remembered; a new one past it is dropped. Default 8.
     pub connections: usize,
@@ -79,7 +79,7 @@ impl Default for Settings {
             held_of_client: 8 << 20,
             held_of_flow: 128 << 10,
             remembered: 256 << 20,
-            remembered_of_client: 64 << 20,
+            remembered_of_client: 32 << 20,
             connections: 8,
             counted: 65_536,
             memory: Duration::from_secs(60),

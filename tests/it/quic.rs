@@ -4,6 +4,7 @@
 //! client 10.1.0.2, fd00:1::2 -- gateway (tidegate run) -- server 198.51.100.0/24, 2001:db8:a::/64 and more
 //! ```
 
+mod crafted;
 mod ends;
 mod limits;
 
