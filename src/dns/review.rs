@@ -1,7 +1,8 @@
 //! Reading an answer before its client may (SPEC D4).
 //!
 //! Pure. Fails closed: an answer that cannot be read to its last octet is never released, every link of a chain is
-//! judged wherever it stands in the answer, and what must be taken away is taken away from every section.
+//! judged wherever it stands in the answer, and what must be taken away is taken away from every section. Records are
+//! read as the Internet's whatever their class, since there are stub resolvers that do not look at it.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::sync::Arc;
@@ -15,7 +16,7 @@ use crate::wire::Malformed;
 use crate::wire::dns::name::Name;
 use crate::wire::dns::rebuild::{Change, rebuild};
 use crate::wire::dns::svcb::{Service, Strip, Stripped};
-use crate::wire::dns::{IN, Message, Record, Section, kind};
+use crate::wire::dns::{Message, Record, Section, kind};
 
 /// Who reads the answer, and by which rules.
 #[derive(Clone, Copy, Debug)]
@@ -115,9 +116,6 @@ impl Reader<'_> {
     }
 
     fn change(&self, answer: &Message<'_>, record: &Record) -> Result<Change, Malformed> {
-        if record.class != IN {
-            return Ok(Change::Keep);
-        }
         if let Some(ip) = address(answer, record)? {
             return Ok(if self.keeps(ip) { Change::Keep } else { Change::Remove });
         }
@@ -202,7 +200,7 @@ impl Links {
         let mut found = Vec::new();
         let mut last: Option<(usize, Arc<[DomainName]>)> = None;
         let services = answers(answer).any(|record| is_service(record.kind));
-        for record in answer.records.iter().filter(|record| record.class == IN) {
+        for record in &answer.records {
             let counts = record.section == Section::Answer || (services && record.section == Section::Additional);
             if !counts || !matches!(record.kind, kind::A | kind::AAAA | kind::SVCB | kind::HTTPS) {
                 continue;
@@ -228,7 +226,7 @@ fn place(chain: &[Link], name: &Name) -> Option<usize> {
 }
 
 fn answers<'m>(answer: &'m Message<'_>) -> impl Iterator<Item = &'m Record> {
-    answer.records.iter().filter(|record| record.section == Section::Answer && record.class == IN)
+    answer.records.iter().filter(|record| record.section == Section::Answer)
 }
 
 /// Where a record sends its owner's client on.
@@ -255,7 +253,7 @@ fn address(answer: &Message<'_>, record: &Record) -> Result<Option<IpAddr>, Malf
 /// Every address in the answer, whosever it is.
 fn all_addresses(answer: &Message<'_>) -> Result<Vec<IpAddr>, Malformed> {
     let mut found = Vec::new();
-    for record in answer.records.iter().filter(|record| record.class == IN && record.section != Section::Authority) {
+    for record in answer.records.iter().filter(|record| record.section != Section::Authority) {
         match address(answer, record)? {
             Some(ip) => found.push(ip),
             None if is_service(record.kind) => found.extend(Service::read(answer.data(record))?.hints()),
@@ -335,8 +333,8 @@ mod tests {
     use crate::policy::{DropAction, InspectionType};
     use hickory_proto::op::{Message as Theirs, OpCode, Query as TheirQuery};
     use hickory_proto::rr::rdata::svcb::{EchConfigList, IpHint, SvcParamKey, SvcParamValue};
-    use hickory_proto::rr::rdata::{A, AAAA, CNAME, HTTPS, NULL, SVCB};
-    use hickory_proto::rr::{Name as TheirName, RData, Record as TheirRecord, RecordType};
+    use hickory_proto::rr::rdata::{A, AAAA, CNAME, HTTPS, NULL, SVCB, TXT};
+    use hickory_proto::rr::{DNSClass, Name as TheirName, RData, Record as TheirRecord, RecordType};
     use std::time::Duration;
 
     fn policy(block: &[&str], addresses: &[&str]) -> Policy {
@@ -623,5 +621,39 @@ mod tests {
         let reader =
             Reader { network: &network, policy: &policy, asked: DomainVerdict::None, now: SystemTime::UNIX_EPOCH };
         assert!(reader.review(&Message::read(&octets).unwrap()).is_err());
+    }
+
+    /// `answer` with one more record, of the class CH.
+    fn and_of_another_class(answer: &[u8], owner: &str, data: RData) -> Vec<u8> {
+        let mut message = Theirs::from_vec(answer).unwrap();
+        let mut record = TheirRecord::from_rdata(name(owner), 60, data);
+        record.dns_class = DNSClass::CH;
+        message.add_answer(record);
+        message.to_vec().unwrap()
+    }
+
+    #[test]
+    fn records_of_another_class_than_was_asked_for_are_judged_and_filtered_alike() {
+        let plain = answer("www.example.com.", RecordType::A, &[("www.example.com.", a("192.0.2.1"))]);
+        let private = and_of_another_class(&plain, "www.example.com.", a("192.168.1.1"));
+        let protected = Dns { rebind_protection: true, ..Dns::default() };
+        assert!(is_blocked(protected, &policy(&[], &[]), &private));
+        let filtered = Dns { filter_answers: true, ..Dns::default() };
+        let found = findings(filtered, &policy(&[], &["192.168.0.0/16"]), &private);
+        assert_eq!(Theirs::from_vec(&found.edited.unwrap()).unwrap().answers.len(), 1);
+        let alias = and_of_another_class(&plain, "www.example.com.", cname("bad.example."));
+        assert!(is_blocked(Dns::default(), &policy(&["bad.example"], &[]), &alias));
+    }
+
+    #[test]
+    fn what_a_server_says_of_itself_in_another_class_passes() {
+        let mut message = Theirs::response(7, OpCode::Query);
+        let mut query = TheirQuery::query(name("version.bind."), RecordType::TXT);
+        query.set_query_class(DNSClass::CH);
+        message.add_query(query);
+        let version = RData::TXT(TXT::new(vec!["9.18".into()]));
+        let octets = and_of_another_class(&message.to_vec().unwrap(), "version.bind.", version);
+        let dns = Dns { rebind_protection: true, filter_answers: true, strip_ech: true, ..Dns::default() };
+        assert_eq!(findings(dns, &policy(&[], &[]), &octets), Findings::default());
     }
 }
