@@ -2,9 +2,8 @@
 
 use std::borrow::Cow;
 use std::net::{IpAddr, SocketAddr};
-use std::sync::Arc;
 
-use super::exchange::Exchange;
+use super::exchange::{Exchange, Why};
 use crate::policy::{DomainVerdict, Reason};
 use crate::telemetry::record::Dns;
 use crate::telemetry::{Kind, Record};
@@ -18,7 +17,9 @@ pub struct Outcome {
     /// Who gave the answer, if not the one who was asked.
     pub upstream: Option<SocketAddr>,
     /// Why it was blocked, and by which list; `None`: it passed.
-    pub blocked: Option<(Reason, Option<Arc<str>>)>,
+    pub blocked: Option<Why>,
+    /// Why its answer would have been blocked, but its Network only monitors.
+    pub spared: Option<Why>,
     /// What the client saw instead.
     pub action: Option<&'static str>,
 }
@@ -39,7 +40,7 @@ pub fn record(exchange: &Exchange, outcome: Outcome) -> Record {
     if exchange.kind.is_some() && exchange.name.is_some() {
         record.domain_verdict = Some(exchange.domain.verdict.as_str());
     }
-    let spared = exchange.spared.clone();
+    let spared = exchange.spared.clone().or(outcome.spared);
     let monitored = spared.is_some();
     match outcome.blocked.or(spared) {
         Some((reason, list)) => {

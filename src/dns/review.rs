@@ -8,10 +8,11 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::sync::Arc;
 use std::time::SystemTime;
 
+use super::exchange::Why;
 use crate::name::DomainName;
-use crate::policy::network::{Bind, Network, Quic};
+use crate::policy::network::{Bind, Mode, Network, Quic};
 use crate::policy::rules::Policy;
-use crate::policy::{DomainVerdict, IpVerdict, Judged, Reason};
+use crate::policy::{DomainVerdict, IpVerdict, Reason};
 use crate::wire::Malformed;
 use crate::wire::dns::name::Name;
 use crate::wire::dns::rebuild::{Change, rebuild};
@@ -33,7 +34,7 @@ pub struct Reader<'a> {
 pub enum Review {
     Release(Findings),
     /// To be answered as a blocked name.
-    Block(Judged<DomainVerdict>),
+    Block(Why),
 }
 
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -42,6 +43,8 @@ pub struct Findings {
     pub addresses: Vec<Address>,
     /// The answer with parts taken away; `None`: as it came.
     pub edited: Option<Vec<u8>>,
+    /// Why it would have been blocked, but the Network only monitors.
+    pub spared: Option<Why>,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -57,36 +60,38 @@ pub struct Address {
 impl Reader<'_> {
     pub fn review(&self, answer: &Message<'_>) -> Result<Review, Malformed> {
         let links = Links::read(answer)?;
+        let mut addresses = links.addresses(answer, self.binds())?;
+        let blocked = self.blocked(answer, &links, &addresses)?;
+        if self.network.mode == Mode::Monitor {
+            return Ok(Review::Release(Findings { addresses, edited: None, spared: blocked }));
+        }
+        if let Some(why) = blocked {
+            return Ok(Review::Block(why));
+        }
+        let edited = self.edit(answer)?;
+        addresses.retain(|address| self.keeps(address.ip));
+        Ok(Review::Release(Findings { addresses, edited, spared: None }))
+    }
+
+    /// Why nothing of the answer may be told, if so.
+    fn blocked(&self, answer: &Message<'_>, links: &Links, addresses: &[Address]) -> Result<Option<Why>, Malformed> {
         for name in links.judged.iter().filter_map(Name::to_domain) {
             let judged = self.policy.judge_name(&name, self.now);
             if judged.verdict == DomainVerdict::Block {
-                return Ok(Review::Block(judged));
+                return Ok(Some((judged.reason, judged.list)));
             }
         }
-        let mut addresses = links.addresses(answer, self.binds())?;
-        let settings = &self.network.dns;
-        if settings.rebind_protection && self.asked != DomainVerdict::Allow && !is_private_name(answer) {
-            let all = all_addresses(answer)?;
-            if all.into_iter().any(is_private_address) {
-                let reason = Reason::Rebind;
-                return Ok(Review::Block(Judged { verdict: DomainVerdict::Block, reason, list: None }));
-            }
+        if self.network.dns.rebind_protection
+            && self.asked != DomainVerdict::Allow
+            && !is_private_name(answer)
+            && all_addresses(answer)?.into_iter().any(is_private_address)
+        {
+            return Ok(Some((Reason::Rebind, None)));
         }
-        let mut edited = None;
-        let strip = self.strip();
-        if settings.filter_answers || strip.ech || strip.h3 {
-            edited = self.edit(answer)?;
-        }
-        if settings.filter_answers {
-            let refused = |address: &Address| !self.keeps(address.ip);
-            if !addresses.is_empty() && addresses.iter().all(refused) && asks_for_addresses(answer) {
-                let first = addresses.first().map(|address| self.policy.judge_ip(address.ip, self.now));
-                let (reason, list) = first.map_or((Reason::Default, None), |judged| (judged.reason, judged.list));
-                return Ok(Review::Block(Judged { verdict: DomainVerdict::Block, reason, list }));
-            }
-            addresses.retain(|address| !refused(address));
-        }
-        Ok(Review::Release(Findings { addresses, edited }))
+        let none_is_left = !addresses.iter().any(|address| self.keeps(address.ip));
+        let first = addresses.first().filter(|_| none_is_left && asks_for_addresses(answer));
+        let judged = first.map(|address| self.policy.judge_ip(address.ip, self.now));
+        Ok(judged.map(|judged| (judged.reason, judged.list)))
     }
 
     fn binds(&self) -> bool {
@@ -105,6 +110,10 @@ impl Reader<'_> {
 
     /// The answer without refused addresses and keys, or `None` if it has none.
     fn edit(&self, answer: &Message<'_>) -> Result<Option<Vec<u8>>, Malformed> {
+        let strip = self.strip();
+        if !(self.network.dns.filter_answers || strip.ech || strip.h3) {
+            return Ok(None);
+        }
         let changes = answer.records.iter().map(|record| self.change(answer, record)).collect::<Result<Vec<_>, _>>()?;
         if changes.iter().all(|change| *change == Change::Keep) {
             return Ok(None);
@@ -655,5 +664,28 @@ mod tests {
         let octets = and_of_another_class(&message.to_vec().unwrap(), "version.bind.", version);
         let dns = Dns { rebind_protection: true, filter_answers: true, strip_ech: true, ..Dns::default() };
         assert_eq!(findings(dns, &policy(&[], &[]), &octets), Findings::default());
+    }
+
+    #[test]
+    fn under_monitor_an_answer_is_released_as_it_came_and_all_its_addresses_are_found() {
+        let dns = Dns { filter_answers: true, strip_ech: true, rebind_protection: true, ..Dns::default() };
+        let mut network = Network { mode: Mode::Monitor, ..network(dns) };
+        network.inspection.as_mut().unwrap().quic = Quic::Block;
+        let service = answer("www.example.", RecordType::HTTPS, &[("www.example.", https("."))]);
+        let private = answer("www.example.", RecordType::A, &[("www.example.", a("10.0.0.1"))]);
+        for (policy, answer, addresses) in [
+            (policy(&["b.cdn.example"], &[]), chain(), 2),
+            (policy(&[], &["192.0.2.2/32"]), chain(), 2),
+            (policy(&[], &["192.0.2.0/24"]), chain(), 2),
+            (policy(&[], &["192.0.2.7/32"]), service, 2),
+            (policy(&[], &[]), private, 1),
+        ] {
+            let asked = DomainVerdict::None;
+            let reader = Reader { network: &network, policy: &policy, asked, now: SystemTime::UNIX_EPOCH };
+            match reader.review(&Message::read(&answer).unwrap()).unwrap() {
+                Review::Release(found) => assert_eq!((found.edited, found.addresses.len()), (None, addresses)),
+                blocked => panic!("{blocked:?}"),
+            }
+        }
     }
 }
