@@ -531,3 +531,33 @@ fn an_answer_that_cannot_be_read_passes_where_the_network_only_monitors() {
         assert_eq!(exchange(&stub(lab, 0, resolver.at), &query), with_an_odd_address(&query)[0]);
     });
 }
+
+#[test]
+fn what_each_of_two_networks_does_is_recorded_where_the_resolvers_only_monitors() {
+    in_lab(|lab| {
+        let servers = r#"
+[[policy]]
+name = "in"
+default = "block"
+[[network]]
+name = "servers"
+mode = "monitor"
+directions = "inbound"
+ips = [{ ip = "198.51.100.0", maskbits = 24 }]
+inbound = { policy = "in", drop = "discard" }
+"#;
+        let gateway = Gateway::start(lab, &(configuration("discard", "") + servers));
+        let resolver = Resolver::start(lab, at(Site::A, Family::V4, 53, 53), honest);
+        for (name, code, expected) in [
+            ("blocked.example", ResponseCode::NXDomain, ["clients", "out", "outbound", "DOMAIN", "dns-answer"]),
+            ("www.example", ResponseCode::NoError, ["servers", "in", "inbound", "DEFAULT", "monitor"]),
+        ] {
+            let answer = ask(lab, resolver.at, &question(&format!("{name}."), RecordType::A));
+            assert_eq!(answer.metadata.response_code, code);
+            let record = gateway.enforcer.record(|record| record["domain"] == name, DEADLINE).unwrap();
+            let fields = ["network", "policy", "direction", "reason", "action"];
+            assert_eq!(record["verdict"], "block", "{record:#}");
+            assert_eq!(fields.map(|field| record[field].as_str().unwrap_or_default()), expected, "{record:#}");
+        }
+    });
+}
