@@ -220,7 +220,9 @@ impl Links {
                 Some((place, names)) if *place == owner => names.clone(),
                 _ => last.insert((owner, self.path(owner))).1.clone(),
             };
-            let found_at = |ip| Address { ip, ttl: record.ttl, names: names.clone() };
+            // With its highest bit set it is zero (RFC 2181, section 8).
+            let ttl = if record.ttl >> 31 == 0 { record.ttl } else { 0 };
+            let found_at = |ip| Address { ip, ttl, names: names.clone() };
             match address(answer, record)? {
                 Some(ip) => found.push(found_at(ip)),
                 None => found.extend(Service::read(answer.data(record))?.hints().map(found_at)),
@@ -664,6 +666,14 @@ mod tests {
         let octets = and_of_another_class(&message.to_vec().unwrap(), "version.bind.", version);
         let dns = Dns { rebind_protection: true, filter_answers: true, strip_ech: true, ..Dns::default() };
         assert_eq!(findings(dns, &policy(&[], &[]), &octets), Findings::default());
+    }
+
+    #[test]
+    fn a_ttl_with_its_highest_bit_set_is_zero() {
+        let mut octets = answer("www.example.", RecordType::A, &[("www.example.", a("192.0.2.1"))]);
+        let ttl = octets.len() - 10;
+        octets[ttl] = 0x80;
+        assert_eq!(bound(&findings(Dns::default(), &policy(&[], &[]), &octets)), ["192.0.2.1 0 www.example"]);
     }
 
     #[test]
