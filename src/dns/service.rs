@@ -217,7 +217,7 @@ impl Service {
         let client = exchange.client.ip();
         let mut pairs = Vec::new();
         for Address { ip, ttl, names } in findings.addresses.iter().filter(|found| !found.names.is_empty()) {
-            let ttl = Duration::from_secs(u64::from(*ttl).min(LONGEST_BINDING));
+            let ttl = Duration::from_secs(u64::from(*ttl));
             self.bindings.bind(client, *ip, names, ttl, now);
             pairs.push((client, *ip));
         }
@@ -300,5 +300,3 @@ pub fn is_answer_to(question: &[u8], id: u16, answer: &[u8]) -> bool {
 const AT_ONCE: usize = 1024;
 /// Addresses in a record.
 const RECORDED: usize = 16;
-/// A TTL beyond a week is no promise that anybody keeps. Seconds.
-const LONGEST_BINDING: u64 = 7 * 86_400;
