@@ -1,8 +1,9 @@
 //! Reading an answer before its client may (SPEC D4).
 //!
-//! Pure. Fails closed: an answer that cannot be read to its last octet is never released, every link of a chain is
-//! judged wherever it stands in the answer, and what must be taken away is taken away from every section. Records are
-//! read as the Internet's whatever their class, since there are stub resolvers that do not look at it.
+//! Pure. Fails closed, unless the Network only monitors: an answer that cannot be read to its last octet is never
+//! released, every link of a chain is judged wherever it stands in the answer, and what must be taken away is taken away
+//! from every section. Records are read as the Internet's whatever their class, since there are stub resolvers that do
+//! not look at it.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::sync::Arc;
