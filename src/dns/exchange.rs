@@ -17,6 +17,9 @@ use crate::wire::dns::query::Query;
 /// The reason of a block, and the list that it is from.
 pub type Why = (Reason, Option<Arc<str>>);
 
+/// A Network, and the direction in which it judges.
+pub type Judge = (Arc<Network>, Direction);
+
 /// A client's question, judged.
 #[derive(Clone, Debug)]
 pub struct Exchange {
@@ -25,8 +28,8 @@ pub struct Exchange {
     pub transport: Transport,
     pub at: SystemTime,
     pub snapshot: Arc<Snapshot>,
-    /// The Network that decided, and in which direction; `None` if none covers either end.
-    pub network: Option<(Arc<Network>, Direction)>,
+    /// The Network that decided; `None` if none covers either end.
+    pub network: Option<Judge>,
     /// `None`: no question was read, or it names nobody that a list could hold.
     pub name: Option<DomainName>,
     /// The question's type.
@@ -34,8 +37,8 @@ pub struct Exchange {
     /// What the policy says of the name.
     pub domain: Judged<DomainVerdict>,
     pub decision: Decision,
-    /// It would have been blocked, but its Network only monitors.
-    pub spared: Option<Why>,
+    /// A Network that would have blocked it, but only monitors. Another may block it all the same.
+    pub spared: Option<(Judge, Why)>,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -162,10 +165,9 @@ impl Exchange {
             self.decision = decision;
             return;
         }
-        self.spared = match decision {
-            Decision::Refuse { reason, list, .. } | Decision::Block { reason, list } => Some((reason, list)),
-            Decision::Forward => None,
-        };
+        if let Decision::Refuse { reason, list, .. } | Decision::Block { reason, list } = decision {
+            self.spared = self.network.clone().zip(Some((reason, list)));
+        }
     }
 }
 

@@ -2,9 +2,8 @@
 
 use std::borrow::Cow;
 use std::net::{IpAddr, SocketAddr};
-use std::sync::Arc;
 
-use super::exchange::Exchange;
+use super::exchange::{Exchange, Why};
 use crate::policy::{DomainVerdict, Reason};
 use crate::telemetry::record::Dns;
 use crate::telemetry::{Kind, Record};
@@ -18,7 +17,9 @@ pub struct Outcome {
     /// Who gave the answer, if not the one who was asked.
     pub upstream: Option<SocketAddr>,
     /// Why it was blocked, and by which list; `None`: it passed.
-    pub blocked: Option<(Reason, Option<Arc<str>>)>,
+    pub blocked: Option<Why>,
+    /// Why its answer would have been blocked, but its Network only monitors.
+    pub spared: Option<Why>,
     /// What the client saw instead.
     pub action: Option<&'static str>,
 }
@@ -30,7 +31,9 @@ pub fn record(exchange: &Exchange, outcome: Outcome) -> Record {
     let (client, resolver) = (exchange.client.0, exchange.resolver.0);
     let enforcer = exchange.snapshot.enforcer.clone();
     let mut record = Record::new(Kind::Dns, exchange.at, enforcer, exchange.transport.as_str(), client, resolver);
-    if let Some((network, direction)) = &exchange.network {
+    let monitored = outcome.blocked.is_none();
+    let spared = exchange.spared.as_ref().filter(|_| monitored);
+    if let Some((network, direction)) = spared.map(|(by, _)| by).or(exchange.network.as_ref()) {
         let policy = network.rule(*direction).map(|rule| rule.policy.name.clone());
         record = record.judged_by(network.name.clone(), policy, *direction);
     }
@@ -39,8 +42,7 @@ pub fn record(exchange: &Exchange, outcome: Outcome) -> Record {
     if exchange.kind.is_some() && exchange.name.is_some() {
         record.domain_verdict = Some(exchange.domain.verdict.as_str());
     }
-    let spared = exchange.spared.clone();
-    let monitored = spared.is_some();
+    let spared = spared.map(|(_, why)| why.clone()).or(outcome.spared);
     match outcome.blocked.or(spared) {
         Some((reason, list)) => {
             record.verdict = Some("block");

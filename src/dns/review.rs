@@ -1,21 +1,24 @@
 //! Reading an answer before its client may (SPEC D4).
 //!
-//! Pure. Fails closed: an answer that cannot be read to its last octet is never released, every link of a chain is
-//! judged wherever it stands in the answer, and what must be taken away is taken away from every section.
+//! Pure. Fails closed, unless the Network only monitors: an answer that cannot be read to its last octet is never
+//! released, every link of a chain is judged wherever it stands in the answer, and what must be taken away is taken away
+//! from every section. Records are read as the Internet's whatever their class, since there are stub resolvers that do
+//! not look at it.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::sync::Arc;
 use std::time::SystemTime;
 
+use super::exchange::Why;
 use crate::name::DomainName;
-use crate::policy::network::{Bind, Network, Quic};
+use crate::policy::network::{Bind, Mode, Network, Quic};
 use crate::policy::rules::Policy;
-use crate::policy::{DomainVerdict, IpVerdict, Judged, Reason};
+use crate::policy::{DomainVerdict, IpVerdict, Reason};
 use crate::wire::Malformed;
 use crate::wire::dns::name::Name;
 use crate::wire::dns::rebuild::{Change, rebuild};
 use crate::wire::dns::svcb::{Service, Strip, Stripped};
-use crate::wire::dns::{IN, Message, Record, Section, kind};
+use crate::wire::dns::{Message, Record, Section, kind};
 
 /// Who reads the answer, and by which rules.
 #[derive(Clone, Copy, Debug)]
@@ -32,7 +35,7 @@ pub struct Reader<'a> {
 pub enum Review {
     Release(Findings),
     /// To be answered as a blocked name.
-    Block(Judged<DomainVerdict>),
+    Block(Why),
 }
 
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -41,6 +44,8 @@ pub struct Findings {
     pub addresses: Vec<Address>,
     /// The answer with parts taken away; `None`: as it came.
     pub edited: Option<Vec<u8>>,
+    /// Why it would have been blocked, but the Network only monitors.
+    pub spared: Option<Why>,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -56,36 +61,38 @@ pub struct Address {
 impl Reader<'_> {
     pub fn review(&self, answer: &Message<'_>) -> Result<Review, Malformed> {
         let links = Links::read(answer)?;
+        let mut addresses = links.addresses(answer, self.binds())?;
+        let blocked = self.blocked(answer, &links, &addresses)?;
+        if self.network.mode == Mode::Monitor {
+            return Ok(Review::Release(Findings { addresses, edited: None, spared: blocked }));
+        }
+        if let Some(why) = blocked {
+            return Ok(Review::Block(why));
+        }
+        let edited = self.edit(answer)?;
+        addresses.retain(|address| self.keeps(address.ip));
+        Ok(Review::Release(Findings { addresses, edited, spared: None }))
+    }
+
+    /// Why nothing of the answer may be told, if so.
+    fn blocked(&self, answer: &Message<'_>, links: &Links, addresses: &[Address]) -> Result<Option<Why>, Malformed> {
         for name in links.judged.iter().filter_map(Name::to_domain) {
             let judged = self.policy.judge_name(&name, self.now);
             if judged.verdict == DomainVerdict::Block {
-                return Ok(Review::Block(judged));
+                return Ok(Some((judged.reason, judged.list)));
             }
         }
-        let mut addresses = links.addresses(answer, self.binds())?;
-        let settings = &self.network.dns;
-        if settings.rebind_protection && self.asked != DomainVerdict::Allow && !is_private_name(answer) {
-            let all = all_addresses(answer)?;
-            if all.into_iter().any(is_private_address) {
-                let reason = Reason::Rebind;
-                return Ok(Review::Block(Judged { verdict: DomainVerdict::Block, reason, list: None }));
-            }
+        if self.network.dns.rebind_protection
+            && self.asked != DomainVerdict::Allow
+            && !is_private_name(answer)
+            && all_addresses(answer)?.into_iter().any(is_private_address)
+        {
+            return Ok(Some((Reason::Rebind, None)));
         }
-        let mut edited = None;
-        let strip = self.strip();
-        if settings.filter_answers || strip.ech || strip.h3 {
-            edited = self.edit(answer)?;
-        }
-        if settings.filter_answers {
-            let refused = |address: &Address| !self.keeps(address.ip);
-            if !addresses.is_empty() && addresses.iter().all(refused) && asks_for_addresses(answer) {
-                let first = addresses.first().map(|address| self.policy.judge_ip(address.ip, self.now));
-                let (reason, list) = first.map_or((Reason::Default, None), |judged| (judged.reason, judged.list));
-                return Ok(Review::Block(Judged { verdict: DomainVerdict::Block, reason, list }));
-            }
-            addresses.retain(|address| !refused(address));
-        }
-        Ok(Review::Release(Findings { addresses, edited }))
+        let none_is_left = !addresses.iter().any(|address| self.keeps(address.ip));
+        let first = addresses.first().filter(|_| none_is_left && asks_for_addresses(answer));
+        let judged = first.map(|address| self.policy.judge_ip(address.ip, self.now));
+        Ok(judged.map(|judged| (judged.reason, judged.list)))
     }
 
     fn binds(&self) -> bool {
@@ -104,6 +111,10 @@ impl Reader<'_> {
 
     /// The answer without refused addresses and keys, or `None` if it has none.
     fn edit(&self, answer: &Message<'_>) -> Result<Option<Vec<u8>>, Malformed> {
+        let strip = self.strip();
+        if !(self.network.dns.filter_answers || strip.ech || strip.h3) {
+            return Ok(None);
+        }
         let changes = answer.records.iter().map(|record| self.change(answer, record)).collect::<Result<Vec<_>, _>>()?;
         if changes.iter().all(|change| *change == Change::Keep) {
             return Ok(None);
@@ -115,9 +126,6 @@ impl Reader<'_> {
     }
 
     fn change(&self, answer: &Message<'_>, record: &Record) -> Result<Change, Malformed> {
-        if record.class != IN {
-            return Ok(Change::Keep);
-        }
         if let Some(ip) = address(answer, record)? {
             return Ok(if self.keeps(ip) { Change::Keep } else { Change::Remove });
         }
@@ -202,7 +210,7 @@ impl Links {
         let mut found = Vec::new();
         let mut last: Option<(usize, Arc<[DomainName]>)> = None;
         let services = answers(answer).any(|record| is_service(record.kind));
-        for record in answer.records.iter().filter(|record| record.class == IN) {
+        for record in &answer.records {
             let counts = record.section == Section::Answer || (services && record.section == Section::Additional);
             if !counts || !matches!(record.kind, kind::A | kind::AAAA | kind::SVCB | kind::HTTPS) {
                 continue;
@@ -213,7 +221,9 @@ impl Links {
                 Some((place, names)) if *place == owner => names.clone(),
                 _ => last.insert((owner, self.path(owner))).1.clone(),
             };
-            let found_at = |ip| Address { ip, ttl: record.ttl, names: names.clone() };
+            // With its highest bit set it is zero (RFC 2181, section 8).
+            let ttl = if record.ttl >> 31 == 0 { record.ttl } else { 0 };
+            let found_at = |ip| Address { ip, ttl, names: names.clone() };
             match address(answer, record)? {
                 Some(ip) => found.push(found_at(ip)),
                 None => found.extend(Service::read(answer.data(record))?.hints().map(found_at)),
@@ -228,7 +238,7 @@ fn place(chain: &[Link], name: &Name) -> Option<usize> {
 }
 
 fn answers<'m>(answer: &'m Message<'_>) -> impl Iterator<Item = &'m Record> {
-    answer.records.iter().filter(|record| record.section == Section::Answer && record.class == IN)
+    answer.records.iter().filter(|record| record.section == Section::Answer)
 }
 
 /// Where a record sends its owner's client on.
@@ -255,7 +265,7 @@ fn address(answer: &Message<'_>, record: &Record) -> Result<Option<IpAddr>, Malf
 /// Every address in the answer, whosever it is.
 fn all_addresses(answer: &Message<'_>) -> Result<Vec<IpAddr>, Malformed> {
     let mut found = Vec::new();
-    for record in answer.records.iter().filter(|record| record.class == IN && record.section != Section::Authority) {
+    for record in answer.records.iter().filter(|record| record.section != Section::Authority) {
         match address(answer, record)? {
             Some(ip) => found.push(ip),
             None if is_service(record.kind) => found.extend(Service::read(answer.data(record))?.hints()),
@@ -335,8 +345,8 @@ mod tests {
     use crate::policy::{DropAction, InspectionType};
     use hickory_proto::op::{Message as Theirs, OpCode, Query as TheirQuery};
     use hickory_proto::rr::rdata::svcb::{EchConfigList, IpHint, SvcParamKey, SvcParamValue};
-    use hickory_proto::rr::rdata::{A, AAAA, CNAME, HTTPS, NULL, SVCB};
-    use hickory_proto::rr::{Name as TheirName, RData, Record as TheirRecord, RecordType};
+    use hickory_proto::rr::rdata::{A, AAAA, CNAME, HTTPS, NULL, SVCB, TXT};
+    use hickory_proto::rr::{DNSClass, Name as TheirName, RData, Record as TheirRecord, RecordType};
     use std::time::Duration;
 
     fn policy(block: &[&str], addresses: &[&str]) -> Policy {
@@ -623,5 +633,70 @@ mod tests {
         let reader =
             Reader { network: &network, policy: &policy, asked: DomainVerdict::None, now: SystemTime::UNIX_EPOCH };
         assert!(reader.review(&Message::read(&octets).unwrap()).is_err());
+    }
+
+    /// `answer` with one more record, of the class CH.
+    fn and_of_another_class(answer: &[u8], owner: &str, data: RData) -> Vec<u8> {
+        let mut message = Theirs::from_vec(answer).unwrap();
+        let mut record = TheirRecord::from_rdata(name(owner), 60, data);
+        record.dns_class = DNSClass::CH;
+        message.add_answer(record);
+        message.to_vec().unwrap()
+    }
+
+    #[test]
+    fn records_of_another_class_than_was_asked_for_are_judged_and_filtered_alike() {
+        let plain = answer("www.example.com.", RecordType::A, &[("www.example.com.", a("192.0.2.1"))]);
+        let private = and_of_another_class(&plain, "www.example.com.", a("192.168.1.1"));
+        let protected = Dns { rebind_protection: true, ..Dns::default() };
+        assert!(is_blocked(protected, &policy(&[], &[]), &private));
+        let filtered = Dns { filter_answers: true, ..Dns::default() };
+        let found = findings(filtered, &policy(&[], &["192.168.0.0/16"]), &private);
+        assert_eq!(Theirs::from_vec(&found.edited.unwrap()).unwrap().answers.len(), 1);
+        let alias = and_of_another_class(&plain, "www.example.com.", cname("bad.example."));
+        assert!(is_blocked(Dns::default(), &policy(&["bad.example"], &[]), &alias));
+    }
+
+    #[test]
+    fn what_a_server_says_of_itself_in_another_class_passes() {
+        let mut message = Theirs::response(7, OpCode::Query);
+        let mut query = TheirQuery::query(name("version.bind."), RecordType::TXT);
+        query.set_query_class(DNSClass::CH);
+        message.add_query(query);
+        let version = RData::TXT(TXT::new(vec!["9.18".into()]));
+        let octets = and_of_another_class(&message.to_vec().unwrap(), "version.bind.", version);
+        let dns = Dns { rebind_protection: true, filter_answers: true, strip_ech: true, ..Dns::default() };
+        assert_eq!(findings(dns, &policy(&[], &[]), &octets), Findings::default());
+    }
+
+    #[test]
+    fn a_ttl_with_its_highest_bit_set_is_zero() {
+        let mut octets = answer("www.example.", RecordType::A, &[("www.example.", a("192.0.2.1"))]);
+        let ttl = octets.len() - 10;
+        octets[ttl] = 0x80;
+        assert_eq!(bound(&findings(Dns::default(), &policy(&[], &[]), &octets)), ["192.0.2.1 0 www.example"]);
+    }
+
+    #[test]
+    fn under_monitor_an_answer_is_released_as_it_came_and_all_its_addresses_are_found() {
+        let dns = Dns { filter_answers: true, strip_ech: true, rebind_protection: true, ..Dns::default() };
+        let mut network = Network { mode: Mode::Monitor, ..network(dns) };
+        network.inspection.as_mut().unwrap().quic = Quic::Block;
+        let service = answer("www.example.", RecordType::HTTPS, &[("www.example.", https("."))]);
+        let private = answer("www.example.", RecordType::A, &[("www.example.", a("10.0.0.1"))]);
+        for (policy, answer, addresses) in [
+            (policy(&["b.cdn.example"], &[]), chain(), 2),
+            (policy(&[], &["192.0.2.2/32"]), chain(), 2),
+            (policy(&[], &["192.0.2.0/24"]), chain(), 2),
+            (policy(&[], &["192.0.2.7/32"]), service, 2),
+            (policy(&[], &[]), private, 1),
+        ] {
+            let asked = DomainVerdict::None;
+            let reader = Reader { network: &network, policy: &policy, asked, now: SystemTime::UNIX_EPOCH };
+            match reader.review(&Message::read(&answer).unwrap()).unwrap() {
+                Review::Release(found) => assert_eq!((found.edited, found.addresses.len()), (None, addresses)),
+                blocked => panic!("{blocked:?}"),
+            }
+        }
     }
 }

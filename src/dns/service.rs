@@ -175,10 +175,7 @@ impl Service {
     ) {
         let findings = match self.review(exchange, message) {
             Some(Review::Release(findings)) => findings,
-            Some(Review::Block(judged)) if !exchange.is_monitored() => {
-                return self.block(exchange, query, (judged.reason, judged.list), into);
-            }
-            Some(Review::Block(_)) => Findings::default(),
+            Some(Review::Block(why)) => return self.block(exchange, query, why, into),
             None => return self.fail(exchange, query, false, into),
         };
         self.gatherer.borrow_mut().answered();
@@ -193,6 +190,7 @@ impl Service {
             rcode: Some(message.header.rcode()),
             addresses: findings.addresses.iter().take(RECORDED).map(|address| address.ip).collect(),
             upstream: upstream.filter(|upstream| *upstream != exchange.resolver.0),
+            spared: findings.spared,
             ..Outcome::default()
         };
         self.record(exchange, outcome);
@@ -208,16 +206,18 @@ impl Service {
     }
 
     fn review(&self, exchange: &Exchange, answer: &Message<'_>) -> Option<Review> {
-        let Some((network, policy)) = exchange.outbound() else { return Some(Review::Release(Findings::default())) };
+        let unread = || Review::Release(Findings::default());
+        let Some((network, policy)) = exchange.outbound() else { return Some(unread()) };
         let reader = Reader { network, policy, asked: exchange.domain.verdict, now: exchange.at };
-        reader.review(answer).ok()
+        // Who only monitors keeps nobody from an answer that cannot be read.
+        reader.review(answer).ok().or_else(|| exchange.is_monitored().then(unread))
     }
 
     fn bind(&self, exchange: &Exchange, findings: &Findings, now: Instant) {
         let client = exchange.client.ip();
         let mut pairs = Vec::new();
         for Address { ip, ttl, names } in findings.addresses.iter().filter(|found| !found.names.is_empty()) {
-            let ttl = Duration::from_secs(u64::from(*ttl).min(LONGEST_BINDING));
+            let ttl = Duration::from_secs(u64::from(*ttl));
             self.bindings.bind(client, *ip, names, ttl, now);
             pairs.push((client, *ip));
         }
@@ -300,5 +300,3 @@ pub fn is_answer_to(question: &[u8], id: u16, answer: &[u8]) -> bool {
 const AT_ONCE: usize = 1024;
 /// Addresses in a record.
 const RECORDED: usize = 16;
-/// A TTL beyond a week is no promise that anybody keeps. Seconds.
-const LONGEST_BINDING: u64 = 7 * 86_400;

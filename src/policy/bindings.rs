@@ -84,7 +84,7 @@ impl Bindings {
     }
 
     /// DNS told `client` that `remote` is the address of `names`: the name that was asked first, then those that it
-    /// led to.
+    /// led to. A TTL beyond a week counts as a week.
     pub fn bind(&self, client: IpAddr, remote: IpAddr, names: &[DomainName], ttl: Duration, now: Instant) {
         let pair = self.pair(client, remote);
         let mut shard = self.shard(&pair);
@@ -105,7 +105,7 @@ impl Bindings {
             shard.order.push_back(pair);
             *shard.of.entry(pair.client).or_default() += 1;
         }
-        let ends = now + ttl + self.settings.grace;
+        let ends = now + ttl.min(LONGEST_TTL) + self.settings.grace;
         let bound = shard.pairs.entry(pair).or_default();
         bound.retain(|old| now < old.ends || names.contains(&old.name));
         // The asked name goes last: the newest.
@@ -261,6 +261,8 @@ const SHARES: usize = 4;
 const SWEEP: usize = 2;
 /// Pairs among which a client's own is sought that makes room; without one the new pair is not taken.
 const LOOK: usize = 128;
+/// A TTL beyond it is no promise that anybody keeps.
+const LONGEST_TTL: Duration = Duration::from_secs(7 * 86_400);
 /// Displaced pairs that are listed until somebody asks.
 const LISTED: usize = 65_536;
 
@@ -319,6 +321,15 @@ mod tests {
         let state = |at| bindings.state(ip("10.0.0.1"), ip("192.0.2.1"), &name("a.example"), now + at);
         assert_eq!(state(secs(1)), Binding::Match);
         assert_eq!(state(secs(2)), Binding::Mismatch);
+    }
+
+    #[test]
+    fn no_binding_outlasts_a_week() {
+        let (bindings, now) = (without_grace(100), Instant::now());
+        let (client, remote, week) = (ip("10.0.0.1"), ip("192.0.2.1"), secs(7 * 86_400));
+        bindings.bind(client, remote, &[name("a.example")], secs(u64::from(u32::MAX)), now);
+        assert_eq!(bindings.bound(client, remote, now), Some((name("a.example"), week)));
+        assert_eq!(bindings.state(client, remote, &name("a.example"), now + week), Binding::Mismatch);
     }
 
     #[test]

@@ -15,7 +15,7 @@ use std::net::{IpAddr, SocketAddr, TcpStream, UdpSocket};
 use std::time::Instant;
 
 use hickory_proto::op::{Message, ResponseCode};
-use hickory_proto::rr::rdata::CNAME;
+use hickory_proto::rr::rdata::{A, CNAME};
 use hickory_proto::rr::{Name, RData, Record, RecordType};
 use socket2::Type;
 use tidegate::mode::demo::lab::{Lab, Site, client_address, gateway_address};
@@ -459,15 +459,105 @@ fn where_any_resolver_may_be_asked_one_whose_address_is_on_a_block_list_is_asked
     });
 }
 
+fn monitored(dns: &str) -> String {
+    configuration("discard", dns).replace("directions =", "mode = \"monitor\"\ndirections =")
+}
+
 #[test]
 fn a_monitored_network_answers_nothing_itself_and_records_what_it_would_have_done() {
     in_lab(|lab| {
-        let text = configuration("discard", "").replace("directions =", "mode = \"monitor\"\ndirections =");
-        let gateway = Gateway::start(lab, &text);
+        let gateway = Gateway::start(lab, &monitored(""));
         let resolver = Resolver::start(lab, at(Site::A, Family::V4, 53, 53), honest);
         let answer = ask(lab, resolver.at, &question("blocked.example.", RecordType::A));
         assert_eq!(addresses(&answer).len(), 1);
         let record = gateway.enforcer.record(|record| record["domain"] == "blocked.example", DEADLINE).unwrap();
         assert_eq!((&record["verdict"], &record["action"]), (&"block".into(), &"monitor".into()));
+    });
+}
+
+#[test]
+fn a_monitored_network_records_the_answer_that_it_would_have_blocked_and_releases_it() {
+    in_lab(|lab| {
+        let gateway = Gateway::start(lab, &monitored(""));
+        let resolver = Resolver::start(lab, at(Site::A, Family::V4, 53, 53), alias);
+        let answer = ask(lab, resolver.at, &question("www.example.", RecordType::A));
+        assert_eq!(answer.answers.len(), 2);
+        let record = gateway.enforcer.record(|record| record["domain"] == "www.example", DEADLINE).unwrap();
+        let said = ["verdict", "action", "reason", "list"].map(|field| record[field].as_str().unwrap_or_default());
+        assert_eq!(said, ["block", "monitor", "BLOCK_LIST", "blocked-names"], "{record:#}");
+        assert_eq!(record["answers"], serde_json::json!(["192.0.2.1"]), "{record:#}");
+    });
+}
+
+/// Two addresses, of which one is on the block list.
+fn with_a_blocked_address(query: &[u8]) -> Vec<Vec<u8>> {
+    let mut message = Message::from_vec(&answered(query, 60, "192.0.2.80", "2001:db8:80::1")).unwrap();
+    message.add_answer(Record::from_rdata(message.queries[0].name().clone(), 60, RData::A(A::new(203, 0, 113, 66))));
+    vec![message.to_vec().unwrap()]
+}
+
+#[test]
+fn blocked_addresses_are_taken_out_of_an_answer_unless_the_network_only_monitors() {
+    in_lab(|lab| {
+        let resolver = Resolver::start(lab, at(Site::A, Family::V4, 53, 53), with_a_blocked_address);
+        let filter = "filter_answers = true";
+        for (text, count) in [(configuration("discard", filter), 1), (monitored(filter), 2)] {
+            let gateway = Gateway::start(lab, &text);
+            let answer = ask(lab, resolver.at, &question("www.example.", RecordType::A));
+            assert_eq!(addresses(&answer).len(), count, "{text}");
+            gateway.stop();
+        }
+    });
+}
+
+/// An address of five octets.
+fn with_an_odd_address(query: &[u8]) -> Vec<Vec<u8>> {
+    let mut answer = answered(query, 60, "192.0.2.80", "2001:db8:80::1");
+    let length = answer.len() - 5;
+    answer[length] = 5;
+    answer.push(0);
+    vec![answer]
+}
+
+#[test]
+fn an_answer_that_cannot_be_read_passes_where_the_network_only_monitors() {
+    in_lab(|lab| {
+        let resolver = Resolver::start(lab, at(Site::A, Family::V4, 53, 53), with_an_odd_address);
+        let query = question("www.example.", RecordType::A);
+        let gateway = start(lab, "");
+        assert_eq!(ask(lab, resolver.at, &query).metadata.response_code, ResponseCode::ServFail);
+        gateway.stop();
+        let _gateway = Gateway::start(lab, &monitored(""));
+        assert_eq!(exchange(&stub(lab, 0, resolver.at), &query), with_an_odd_address(&query)[0]);
+    });
+}
+
+#[test]
+fn what_each_of_two_networks_does_is_recorded_where_the_resolvers_only_monitors() {
+    in_lab(|lab| {
+        let servers = r#"
+[[policy]]
+name = "in"
+default = "block"
+[[network]]
+name = "servers"
+mode = "monitor"
+directions = "inbound"
+ips = [{ ip = "198.51.100.0", maskbits = 24 }]
+inbound = { policy = "in", drop = "discard" }
+"#;
+        let gateway = Gateway::start(lab, &(configuration("discard", "") + servers));
+        let resolver = Resolver::start(lab, at(Site::A, Family::V4, 53, 53), honest);
+        for (name, code, expected) in [
+            ("blocked.example", ResponseCode::NXDomain, ["clients", "out", "outbound", "DOMAIN", "dns-answer"]),
+            ("www.example", ResponseCode::NoError, ["servers", "in", "inbound", "DEFAULT", "monitor"]),
+        ] {
+            let answer = ask(lab, resolver.at, &question(&format!("{name}."), RecordType::A));
+            assert_eq!(answer.metadata.response_code, code);
+            let record = gateway.enforcer.record(|record| record["domain"] == name, DEADLINE).unwrap();
+            let fields = ["network", "policy", "direction", "reason", "action"];
+            assert_eq!(record["verdict"], "block", "{record:#}");
+            assert_eq!(fields.map(|field| record[field].as_str().unwrap_or_default()), expected, "{record:#}");
+        }
     });
 }
