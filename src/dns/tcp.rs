@@ -101,6 +101,8 @@ struct Upstream {
     answers: Frames,
     questions: OwnedWriteHalf,
     resolver: SocketAddr,
+    /// One of `upstream`, not whom the client asked: it is asked from this host's own address.
+    is_upstream: bool,
 }
 
 /// What happened on a connection.
@@ -111,6 +113,13 @@ enum Event {
     UpstreamEnded,
     ClientEnded,
     Time,
+}
+
+impl Upstream {
+    /// Whether this question may be asked of it.
+    fn is_for(&self, exchange: &Exchange) -> bool {
+        self.is_upstream != exchange.upstream().is_empty() && resolvers(exchange).contains(&self.resolver)
+    }
 }
 
 impl Connection {
@@ -138,10 +147,7 @@ impl Connection {
             match self.next(client_ended).await {
                 Event::Question(question) => self.take_question(question).await?,
                 Event::Answer(answer) => self.take_answer(&answer).await?,
-                Event::UpstreamEnded => {
-                    self.upstream = None;
-                    self.fail_all(|_| true).await?;
-                }
+                Event::UpstreamEnded => self.hang_up().await?,
                 Event::ClientEnded => client_ended = true,
                 Event::Time => {
                     let now = Instant::now();
@@ -212,8 +218,12 @@ impl Connection {
                 return self.send().await;
             }
         }
+        if self.upstream.as_ref().is_some_and(|upstream| !upstream.is_for(&exchange)) {
+            // Since a reload, another is to be asked.
+            self.hang_up().await?;
+        }
         if self.ask(&exchange, query, key).await.is_err() {
-            self.upstream = None;
+            self.hang_up().await?;
             self.service.fail(&exchange, query, false, &mut self.made);
             return self.send().await;
         }
@@ -269,13 +279,21 @@ impl Connection {
         }
         let Some(waiting) = self.waiting.remove(&id) else { return Ok(()) };
         let now = std::time::Instant::now();
-        if let Some(key) = &waiting.key {
+        let resolver = self.upstream.as_ref().map(|upstream| upstream.resolver);
+        // A key is that of certain resolvers, and what others say is not for it.
+        let is_of_key = self.upstream.as_ref().is_some_and(|upstream| upstream.is_for(&waiting.waiter.exchange));
+        if let Some(key) = waiting.key.as_ref().filter(|_| is_of_key) {
             self.service.cache.keep(key, answer, now);
         }
         let Ok(query) = Query::read(&waiting.waiter.query) else { return Ok(()) };
-        let resolver = self.upstream.as_ref().map(|upstream| upstream.resolver);
         self.service.release(&waiting.waiter.exchange, &query, answer, resolver, now, &mut self.made);
         self.send().await
+    }
+
+    /// Leaves the resolver. Nobody answers those who wait for it.
+    async fn hang_up(&mut self) -> io::Result<()> {
+        self.upstream = None;
+        self.fail_all(|_| true).await
     }
 
     async fn fail_all(&mut self, which: impl Fn(&Waiting) -> bool) -> io::Result<()> {
@@ -299,11 +317,11 @@ impl Connection {
 /// Connects to the resolver that was asked, where `from_client` says so from the client's own address, or to an
 /// `upstream` that takes the connection.
 async fn dial(exchange: &Exchange, from_client: bool, until: Instant) -> io::Result<Upstream> {
-    let upstream = exchange.upstream();
-    let resolvers = if upstream.is_empty() { std::slice::from_ref(&exchange.resolver.0) } else { upstream };
+    let resolvers = resolvers(exchange);
+    let is_upstream = !exchange.upstream().is_empty();
     // A resolver on this host would send its answer past us.
-    let is_own = upstream.is_empty() && udp::is_local(exchange.resolver.ip());
-    let client = (from_client && upstream.is_empty() && !is_own).then(|| exchange.client.ip());
+    let is_own = !is_upstream && udp::is_local(exchange.resolver.ip());
+    let client = (from_client && !is_upstream && !is_own).then(|| exchange.client.ip());
     let mut last = io::Error::from(io::ErrorKind::NotConnected);
     for (tried, resolver) in resolvers.iter().enumerate() {
         // Each has its share of what time is left.
@@ -311,13 +329,26 @@ async fn dial(exchange: &Exchange, from_client: bool, until: Instant) -> io::Res
         match timeout(share, connect(client, *resolver)).await {
             Ok(Ok(stream)) => {
                 let (answers, questions) = stream.into_split();
-                return Ok(Upstream { answers: Frames::new(answers), questions, resolver: *resolver });
+                return Ok(Upstream {
+                    answers: Frames::new(answers),
+                    questions,
+                    resolver: *resolver,
+                    is_upstream,
+                });
             }
             Ok(Err(error)) => last = error,
             Err(late) => last = late.into(),
         }
     }
     Err(last)
+}
+
+/// Who may answer a question: `upstream`, or the resolver that was asked.
+fn resolvers(exchange: &Exchange) -> &[SocketAddr] {
+    match exchange.upstream() {
+        [] => std::slice::from_ref(&exchange.resolver.0),
+        upstream => upstream,
+    }
 }
 
 async fn connect(client: Option<IpAddr>, resolver: SocketAddr) -> io::Result<TcpStream> {

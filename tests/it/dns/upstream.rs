@@ -9,13 +9,17 @@ use tidegate::mode::demo::lab::{Lab, Site};
 use tidegate::sys::rtnl::Family;
 
 use super::resolver::*;
-use super::start;
+use super::{configuration, start};
 use crate::gateway::{Gateway, at};
 use crate::inside::in_lab;
 
 fn start_with(lab: &Lab, upstream: &[SocketAddr]) -> Gateway {
+    start(lab, &listed(upstream))
+}
+
+fn listed(upstream: &[SocketAddr]) -> String {
     let list: Vec<String> = upstream.iter().map(|at| format!("\"{at}\"")).collect();
-    start(lab, &format!("upstream = [{}]", list.join(", ")))
+    format!("upstream = [{}]", list.join(", "))
 }
 
 fn upstream(family: Family) -> SocketAddr {
@@ -61,14 +65,56 @@ fn cookies_stop_here_and_the_answer_still_serves_all() {
         let resolver = Resolver::start(lab, upstream(Family::V4), honest);
         let _gateway = start_with(lab, &[resolver.at]);
         for n in 0..3 {
-            let mut query = question("www.example.", RecordType::A);
-            query[11] = 1;
-            query.extend([0, 0, 41, 4, 208, 0, 0, 0, 0, 0, 12, 0, 10, 0, 8, n, 2, 3, 4, 5, 6, 7, 8]);
-            assert_eq!(addresses(&ask(lab, asked(), &query)).len(), 1);
+            assert_eq!(addresses(&ask(lab, asked(), &with_cookie(n))).len(), 1);
         }
         let heard = resolver.asked();
         assert_eq!(heard.len(), 1);
-        assert!(heard[0].1.ends_with(&[0, 0, 41, 4, 208, 0, 0, 0, 0, 0, 0]));
+        assert!(heard[0].1.ends_with(BARE_OPT));
+    });
+}
+
+fn with_cookie(n: u8) -> Vec<u8> {
+    let mut query = question("www.example.", RecordType::A);
+    query[11] = 1;
+    query.extend([0, 0, 41, 4, 208, 0, 0, 0, 0, 0, 12, 0, 10, 0, 8, n, 2, 3, 4, 5, 6, 7, 8]);
+    query
+}
+
+const BARE_OPT: &[u8] = &[0, 0, 41, 4, 208, 0, 0, 0, 0, 0, 0];
+
+/// The resolver of one client, who has it say what he likes, or nothing to a name that begins with `s`.
+fn own(query: &[u8]) -> Vec<Vec<u8>> {
+    if query[13] == b's' { vec![] } else { vec![answered(query, 60, "192.0.2.66", "2001:db8:66::1")] }
+}
+
+#[test]
+fn a_connection_from_before_a_reload_asks_whom_the_policy_names_and_plants_nothing_for_others() {
+    in_lab(|lab| {
+        let own = Resolver::start(lab, asked(), own);
+        let resolver = Resolver::start(lab, upstream(Family::V4), honest);
+        let gateway = start(lab, "");
+        let mut stream = connect_tcp(lab, asked());
+        let mut reader = stream.try_clone().unwrap();
+        let mut send = |name: &str| write_frame(&mut stream, &question(name, RecordType::A));
+        send("silent.example.");
+        send("first.example.");
+        let mut next = || Message::from_vec(&read_frame(&mut reader).unwrap()).unwrap();
+        let address = |message: &Message| addresses(message)[0].to_string();
+        assert_eq!(address(&next()), "192.0.2.66");
+        gateway.rewrite(&configuration("icmp-unreachable", &listed(&[resolver.at])));
+        gateway.reload();
+        send("bank.example.");
+        let silent = next();
+        assert_eq!(silent.metadata.response_code, ResponseCode::ServFail, "what nobody will answer now");
+        assert_eq!(silent.queries[0].name().to_string(), "silent.example.");
+        assert_eq!(address(&next()), "192.0.2.80");
+        let other = exchange(&stub(lab, 7, asked()), &question("bank.example.", RecordType::A));
+        assert_eq!(address(&Message::from_vec(&other).unwrap()), "192.0.2.80");
+        assert_eq!((own.asked().len(), resolver.asked().len()), (2, 1));
+        gateway.rewrite(&configuration("icmp-unreachable", ""));
+        gateway.reload();
+        send("bank.example.");
+        assert_eq!(address(&next()), "192.0.2.66", "and back again");
     });
 }
 
