@@ -232,7 +232,7 @@ impl Connection {
 
     /// The key under which an answer may serve others too.
     fn key_of(&self, exchange: &Exchange, query: &Query<'_>) -> Option<Key> {
-        if exchange.upstream().is_empty() || query.edns.is_some_and(|edns| !edns.options.is_empty()) {
+        if exchange.upstream().is_empty() || !query.is_common() {
             return None;
         }
         let mut octets = Vec::new();
@@ -247,7 +247,7 @@ impl Connection {
             self.upstream = Some(dial(exchange, self.service.settings.from_client, until).await?);
         }
         let id = self.fresh_id()?;
-        let mut sent = query.octets.to_vec();
+        let mut sent = query.to_forward(key.is_some());
         if let Some(place) = sent.get_mut(..2) {
             place.copy_from_slice(&id.to_be_bytes());
         }

@@ -10,7 +10,7 @@ use tidegate::sys::rtnl::Family;
 
 use super::resolver::*;
 use super::{configuration, start};
-use crate::gateway::{Gateway, at};
+use crate::gateway::{Gateway, at, until};
 use crate::inside::in_lab;
 
 fn start_with(lab: &Lab, upstream: &[SocketAddr]) -> Gateway {
@@ -73,6 +73,22 @@ fn cookies_stop_here_and_the_answer_still_serves_all() {
     });
 }
 
+#[test]
+fn cookies_stop_here_over_tcp_too() {
+    in_lab(|lab| {
+        let resolver = Resolver::start(lab, upstream(Family::V4), honest);
+        let _gateway = start_with(lab, &[resolver.at]);
+        let mut stream = connect_tcp(lab, asked());
+        for n in 0..3 {
+            write_frame(&mut stream, &with_cookie(n));
+            assert_eq!(addresses(&Message::from_vec(&read_frame(&mut stream).unwrap()).unwrap()).len(), 1);
+        }
+        let heard = resolver.asked();
+        assert_eq!(heard.len(), 1);
+        assert!(heard[0].1.ends_with(BARE_OPT), "{:?}", heard[0].1);
+    });
+}
+
 fn with_cookie(n: u8) -> Vec<u8> {
     let mut query = question("www.example.", RecordType::A);
     query[11] = 1;
@@ -115,6 +131,42 @@ fn a_connection_from_before_a_reload_asks_whom_the_policy_names_and_plants_nothi
         gateway.reload();
         send("bank.example.");
         assert_eq!(address(&next()), "192.0.2.66", "and back again");
+    });
+}
+
+/// As a resolver does with a TSIG of a key that it does not know (RFC 8945, section 5.2.1): after a moment, NOTAUTH.
+fn no_such_key(query: &[u8]) -> Vec<Vec<u8>> {
+    thread::sleep(A_MOMENT);
+    if query[11] == 0 {
+        return honest(query);
+    }
+    let mut clean = query[..query.len() - TSIG.len()].to_vec();
+    clean[11] = 0;
+    let mut message = Message::from_vec(&clean).unwrap().into_response();
+    message.metadata.response_code = ResponseCode::NotAuth;
+    vec![message.to_vec().unwrap()]
+}
+
+/// With three octets of nothing as data.
+const TSIG: [u8; 14] = [0, 0, 250, 0, 255, 0, 0, 0, 0, 0, 3, 1, 2, 3];
+
+#[test]
+fn a_question_with_more_records_than_opt_is_answered_for_its_client_alone() {
+    in_lab(|lab| {
+        let resolver = Resolver::start(lab, upstream(Family::V4), no_such_key);
+        let _gateway = start_with(lab, &[resolver.at]);
+        let plain = question("www.example.", RecordType::A);
+        let mut signed = [&plain[..], &TSIG].concat();
+        signed[11] = 1;
+        let (odd, other) = (stub(lab, 1, asked()), stub(lab, 2, asked()));
+        odd.send(&signed).unwrap();
+        until("the odd question is on its way", || resolver.asked().len(), |count| *count == 1);
+        let answer = Message::from_vec(&exchange(&other, &plain)).unwrap();
+        assert_eq!(addresses(&answer).len(), 1, "{answer}");
+        let mut stream = connect_tcp(lab, asked());
+        write_frame(&mut stream, &signed);
+        let answer = Message::from_vec(&read_frame(&mut stream).unwrap()).unwrap();
+        assert_eq!(answer.metadata.response_code, ResponseCode::NotAuth, "not what is kept for others");
     });
 }
 
