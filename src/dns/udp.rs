@@ -199,11 +199,14 @@ impl Desk {
         }
         let key = cache.key(&self.key);
         let waiter = || Waiter { exchange: exchange.clone(), query: query.octets.into() };
-        match cache.turn(&key, query, now.at, &mut found, waiter) {
+        match cache.turn(&key, query, now.at, &mut found, exchange.client.ip(), waiter) {
             Turn::Answered => self.release_found(&exchange, query, &found, now),
             Turn::Wait => {}
             Turn::Ask => self.forward(epoll, exchange, query, Some(key), now),
-            Turn::Full => self.fail(&exchange, query, true),
+            Turn::Full => {
+                self.service.telemetry.count(|c| &c.refused_by_limit);
+                self.fail(&exchange, query, true);
+            }
         }
         self.found = found;
     }

@@ -1,6 +1,7 @@
 //! `upstream`: the cache, and who waits for whom.
 
-use std::net::{IpAddr, SocketAddr};
+use std::net::{IpAddr, SocketAddr, UdpSocket};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 
 use hickory_proto::op::{Message, ResponseCode};
@@ -167,6 +168,67 @@ fn a_question_with_more_records_than_opt_is_answered_for_its_client_alone() {
         write_frame(&mut stream, &signed);
         let answer = Message::from_vec(&read_frame(&mut stream).unwrap()).unwrap();
         assert_eq!(answer.metadata.response_code, ResponseCode::NotAuth, "not what is kept for others");
+    });
+}
+
+/// Set when the resolver may answer. A test has a process of its own, and so this to itself.
+static MAY_ANSWER: AtomicBool = AtomicBool::new(false);
+
+fn when_told(query: &[u8]) -> Vec<Vec<u8>> {
+    while !MAY_ANSWER.load(Ordering::Relaxed) {
+        thread::yield_now();
+    }
+    honest(query)
+}
+
+/// Asks what is answered here, and returns what is heard before that answer: all that is known of the questions before.
+fn heard_so_far(stub: &UdpSocket) -> Vec<Message> {
+    let mut blocked = question("blocked.example.", RecordType::A);
+    blocked[..2].copy_from_slice(&[0xff; 2]);
+    stub.send(&blocked).unwrap();
+    let next = || {
+        let mut buffer = [0; 512];
+        let length = stub.recv(&mut buffer).unwrap();
+        Message::from_vec(&buffer[..length]).unwrap()
+    };
+    std::iter::repeat_with(next).take_while(|message| message.metadata.id != 0xffff).collect()
+}
+
+#[test]
+fn one_client_that_asks_the_same_again_and_again_leaves_others_room_to_wait() {
+    in_lab(|lab| {
+        let resolver = Resolver::start(lab, upstream(Family::V4), when_told);
+        let limits = "[limits.dns]\npatience = \"10s\"\nquestions_of_one = 8\nwaiting_for_one = 16";
+        let gateway = start(lab, &format!("{}\n{limits}", listed(&[resolver.at])));
+        let (greedy, other) = (stub(lab, 1, asked()), stub(lab, 2, asked()));
+        let query = question("www.example.", RecordType::A);
+        for n in 0..20 {
+            greedy.send(&[&[0, n], &query[2..]].concat()).unwrap();
+        }
+        // One asks, and eight wait for it.
+        let refused = heard_so_far(&greedy);
+        assert!(refused.iter().all(|answer| answer.metadata.response_code == ResponseCode::ServFail));
+        assert_eq!(refused.len(), 11);
+        other.send(&query).unwrap();
+        assert!(heard_so_far(&other).is_empty(), "it waits");
+        MAY_ANSWER.store(true, Ordering::Relaxed);
+        let mut buffer = [0; 512];
+        for (stub, count) in [(&other, 1), (&greedy, 9)] {
+            for _ in 0..count {
+                let length = stub.recv(&mut buffer).unwrap();
+                assert_eq!(addresses(&Message::from_vec(&buffer[..length]).unwrap()).len(), 1);
+            }
+        }
+        // It waits no longer, and may again.
+        MAY_ANSWER.store(false, Ordering::Relaxed);
+        let query = question("later.example.", RecordType::A);
+        for n in 0..9 {
+            greedy.send(&[&[0, n], &query[2..]].concat()).unwrap();
+        }
+        assert!(heard_so_far(&greedy).is_empty());
+        MAY_ANSWER.store(true, Ordering::Relaxed);
+        let ended = gateway.stop();
+        assert!(ended.messages.iter().any(|line| line.contains("refused_by_limit=11")), "{:#?}", ended.messages);
     });
 }
 
