@@ -1,7 +1,8 @@
 //! DNS over TCP (RFC 7766): questions in a row on one connection, answers as they come.
 //!
 //! One task for each connection, and one connection of its own to the resolver. Fails closed: a resolver that cannot be
-//! reached, ends or is silent is SERVFAIL for every question that waits; a message without length ends the connection.
+//! reached, ends or is silent is SERVFAIL for every question that waits; a message without length, or longer than any
+//! query, ends the connection.
 
 use std::cell::RefCell;
 use std::collections::HashMap;
@@ -17,9 +18,10 @@ use tokio::net::TcpStream;
 use tokio::net::tcp::OwnedWriteHalf;
 use tokio::time::{Instant, timeout, timeout_at};
 
+use super::LONGEST_QUERY;
 use super::cache::Key;
 use super::exchange::{Decision, Exchange};
-use super::frames::{Frames, framed};
+use super::frames::{Frame, Frames, framed};
 use super::service::{Service, Waiter, is_answer_to};
 use crate::policy::Transport;
 use crate::sys::readable::readable;
@@ -90,8 +92,6 @@ struct Connection {
 
 struct Waiting {
     waiter: Waiter,
-    /// What was sent, with its id.
-    sent: Vec<u8>,
     key: Option<Key>,
     until: Instant,
 }
@@ -109,6 +109,7 @@ struct Upstream {
 enum Event {
     Question(Vec<u8>),
     Answer(Vec<u8>),
+    QuestionTooLong,
     /// The resolver ended its connection, or broke the framing.
     UpstreamEnded,
     ClientEnded,
@@ -128,7 +129,7 @@ impl Connection {
         Self {
             service,
             conversation,
-            client: Frames::new(client),
+            client: Frames::new(client, LONGEST_QUERY),
             to_client,
             upstream: None,
             waiting: HashMap::new(),
@@ -147,6 +148,11 @@ impl Connection {
             match self.next(client_ended).await {
                 Event::Question(question) => self.take_question(question).await?,
                 Event::Answer(answer) => self.take_answer(&answer).await?,
+                Event::QuestionTooLong => {
+                    self.begin_anew();
+                    self.service.drop_unread(&self.conversation);
+                    return Err(io::ErrorKind::InvalidData.into());
+                }
                 Event::UpstreamEnded => self.hang_up().await?,
                 Event::ClientEnded => client_ended = true,
                 Event::Time => {
@@ -172,8 +178,15 @@ impl Connection {
         };
         tokio::select! {
             biased;
-            answer = answer => answer.map_or(Event::UpstreamEnded, Event::Answer),
-            question = self.client.next(), if may_ask => question.map_or(Event::ClientEnded, Event::Question),
+            answer = answer => match answer {
+                Frame::Message(answer) => Event::Answer(answer),
+                Frame::TooLong | Frame::End => Event::UpstreamEnded,
+            },
+            question = self.client.next(), if may_ask => match question {
+                Frame::Message(question) => Event::Question(question),
+                Frame::TooLong => Event::QuestionTooLong,
+                Frame::End => Event::ClientEnded,
+            },
             () = tokio::time::sleep_until(until) => Event::Time,
         }
     }
@@ -181,9 +194,7 @@ impl Connection {
     /// The story of a question.
     async fn take_question(&mut self, question: Vec<u8>) -> io::Result<()> {
         self.heard = Instant::now();
-        // The policy of this moment, not of the connection's beginning.
-        let (client, resolver) = (self.conversation.client.0, self.conversation.resolver.0);
-        self.conversation = self.service.begin(client, resolver, Transport::Tcp, SystemTime::now());
+        self.begin_anew();
         let query = match Query::read(&question) {
             Ok(query) => query,
             Err(Refused::Ignore) => {
@@ -205,6 +216,12 @@ impl Connection {
             }
             Decision::Forward => self.forward(exchange, &query).await,
         }
+    }
+
+    /// The policy of this moment, not of the connection's beginning.
+    fn begin_anew(&mut self) {
+        let (client, resolver) = (self.conversation.client.0, self.conversation.resolver.0);
+        self.conversation = self.service.begin(client, resolver, Transport::Tcp, SystemTime::now());
     }
 
     async fn forward(&mut self, exchange: Exchange, query: &Query<'_>) -> io::Result<()> {
@@ -254,7 +271,7 @@ impl Connection {
         let Some(upstream) = &mut self.upstream else { return Err(io::ErrorKind::NotConnected.into()) };
         timeout_at(until, upstream.questions.write_all(&framed(&sent)?)).await??;
         let waiter = Waiter { exchange: exchange.clone(), query: query.octets.into() };
-        self.waiting.insert(id, Waiting { waiter, sent, key, until });
+        self.waiting.insert(id, Waiting { waiter, key, until });
         Ok(())
     }
 
@@ -271,8 +288,9 @@ impl Connection {
 
     async fn take_answer(&mut self, answer: &[u8]) -> io::Result<()> {
         let Some(id) = answer.first_chunk().map(|id| u16::from_be_bytes(*id)) else { return Ok(()) };
+        // The question that was sent is that of the client, byte for byte.
         let is_its = |waiting: &Waiting| {
-            Query::read(&waiting.sent).is_ok_and(|sent| is_answer_to(sent.question.octets, id, answer))
+            Query::read(&waiting.waiter.query).is_ok_and(|asked| is_answer_to(asked.question.octets, id, answer))
         };
         if !self.waiting.get(&id).is_some_and(is_its) {
             return Ok(());
@@ -330,7 +348,7 @@ async fn dial(exchange: &Exchange, from_client: bool, until: Instant) -> io::Res
             Ok(Ok(stream)) => {
                 let (answers, questions) = stream.into_split();
                 return Ok(Upstream {
-                    answers: Frames::new(answers),
+                    answers: Frames::new(answers, LONGEST_ANSWER),
                     questions,
                     resolver: *resolver,
                     is_upstream,
@@ -403,4 +421,6 @@ impl Drop for Place {
     }
 }
 
+/// As long as a length can say. Octets.
+const LONGEST_ANSWER: usize = 65_535;
 const BREATH: std::time::Duration = std::time::Duration::from_millis(20);

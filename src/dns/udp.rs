@@ -9,6 +9,7 @@ use std::rc::Rc;
 use std::sync::atomic::Ordering;
 use std::time::{Instant, SystemTime};
 
+use super::LONGEST_QUERY;
 use super::arrivals::{Arrivals, Ear, Event};
 use super::cache::{Key, Turn};
 use super::exchange::{Decision, Exchange};
@@ -402,6 +403,4 @@ const BATCH: usize = if MAX_BATCH < 32 { MAX_BATCH } else { 32 };
 /// Batches that are taken before answers have their turn.
 const ROUNDS: usize = 4;
 const ANSWERS: usize = 4;
-/// A longer query is no query that anybody sends over UDP. Octets.
-const LONGEST_QUERY: usize = 4096;
 const LONGEST_ANSWER: usize = 65_535;
