@@ -60,6 +60,9 @@ pub struct Settings {
     pub from_client: bool,
 }
 
+/// A longer query is no query that anybody sends. Octets.
+const LONGEST_QUERY: usize = 4096;
+
 impl Default for Settings {
     fn default() -> Self {
         Self {

@@ -4,9 +4,9 @@
 //! Shared by all workers: many clients that ask the same at once cost one upstream query. Bounded in octets: when
 //! full, what was not asked for lately makes room, so that a flood of random names keeps what is in use.
 
-use std::collections::VecDeque;
+use std::collections::{HashMap, VecDeque};
 use std::hash::{BuildHasher, RandomState};
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::{Duration, Instant};
 
@@ -22,6 +22,8 @@ pub struct Cache<W> {
     limits: Limits,
     hasher: RandomState,
     shards: Vec<Mutex<Shard<W>>>,
+    /// How often each client waits. Taken while a shard is held, never the other way round.
+    of: Mutex<HashMap<IpAddr, usize>>,
 }
 
 #[derive(Clone, Debug)]
@@ -34,6 +36,8 @@ pub struct Limits {
     pub longest_negative: Duration,
     /// Clients that may wait for one question. Default 1,000.
     pub waiting: usize,
+    /// Times that one client may wait, whatever for, so that it leaves others room. Default 512.
+    pub waiting_of_one: usize,
 }
 
 impl Default for Limits {
@@ -43,6 +47,7 @@ impl Default for Limits {
             longest: Duration::from_secs(86_400),
             longest_negative: Duration::from_secs(3600),
             waiting: 1000,
+            waiting_of_one: 512,
         }
     }
 }
@@ -54,7 +59,7 @@ struct Shard<W> {
     order: VecDeque<(u64, u64)>,
     next: u64,
     octets: usize,
-    waiting: HashTable<(Key, Vec<W>)>,
+    waiting: HashTable<(Key, Vec<(IpAddr, W)>)>,
 }
 
 #[derive(Debug)]
@@ -89,7 +94,7 @@ pub enum Turn {
     Ask,
     /// Another asks already, and will answer this client too.
     Wait,
-    /// Too many wait.
+    /// Too many wait, or this client too often.
     Full,
 }
 
@@ -105,8 +110,8 @@ impl Key {
         into.push(u8::from(query.edns.is_some()) | u8::from(query.dnssec()) << 1);
         for resolver in upstream {
             match resolver.ip() {
-                std::net::IpAddr::V4(ip) => into.extend_from_slice(&ip.octets()),
-                std::net::IpAddr::V6(ip) => into.extend_from_slice(&ip.octets()),
+                IpAddr::V4(ip) => into.extend_from_slice(&ip.octets()),
+                IpAddr::V6(ip) => into.extend_from_slice(&ip.octets()),
             }
             into.extend_from_slice(&resolver.port().to_be_bytes());
         }
@@ -120,7 +125,7 @@ impl Key {
 impl<W> Cache<W> {
     pub fn new(limits: Limits) -> Self {
         let shards = (0..SHARDS).map(|_| Mutex::new(Shard::default())).collect();
-        Self { limits, hasher: RandomState::new(), shards }
+        Self { limits, hasher: RandomState::new(), shards, of: Mutex::default() }
     }
 
     /// The key that [`Key::write`] wrote, to keep.
@@ -141,6 +146,7 @@ impl<W> Cache<W> {
         query: &Query<'_>,
         now: Instant,
         into: &mut Vec<u8>,
+        client: IpAddr,
         waiter: impl FnOnce() -> W,
     ) -> Turn {
         let mut shard = self.shard(key.hash);
@@ -154,7 +160,13 @@ impl<W> Cache<W> {
             }
             Entry::Occupied(place) if place.get().1.len() >= self.limits.waiting => Turn::Full,
             Entry::Occupied(mut place) => {
-                place.get_mut().1.push(waiter());
+                let mut of = lock(&self.of);
+                let count = of.entry(client).or_default();
+                if *count >= self.limits.waiting_of_one {
+                    return Turn::Full;
+                }
+                *count += 1;
+                place.get_mut().1.push((client, waiter()));
                 Turn::Wait
             }
         }
@@ -168,7 +180,26 @@ impl<W> Cache<W> {
             shard.keep(kept, now, self.limits.octets / SHARDS);
         }
         let waiting = shard.waiting.find_entry(key.hash, |(own, _)| own.octets == key.octets);
-        waiting.map_or_else(|_| Vec::new(), |waiting| waiting.remove().0.1)
+        let waiting = waiting.map_or_else(|_| Vec::new(), |waiting| waiting.remove().0.1);
+        drop(shard);
+        self.forget(&waiting);
+        waiting.into_iter().map(|(_, waiter)| waiter).collect()
+    }
+
+    /// Those who waited wait no longer.
+    fn forget(&self, waiting: &[(IpAddr, W)]) {
+        if waiting.is_empty() {
+            return;
+        }
+        let mut of = lock(&self.of);
+        for (client, _) in waiting {
+            if let std::collections::hash_map::Entry::Occupied(mut count) = of.entry(*client) {
+                *count.get_mut() -= 1;
+                if *count.get() == 0 {
+                    count.remove();
+                }
+            }
+        }
     }
 
     /// Keeps an answer, if it may be kept, for those who ask later.
@@ -327,8 +358,8 @@ fn negative(answer: &Message<'_>) -> Option<u32> {
     read_u32(data, data.len().checked_sub(4)?)
 }
 
-fn lock<W>(shard: &Mutex<Shard<W>>) -> MutexGuard<'_, Shard<W>> {
-    match shard.lock() {
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    match mutex.lock() {
         Ok(guard) => guard,
         Err(poisoned) => poisoned.into_inner(),
     }
@@ -378,7 +409,7 @@ mod tests {
 
     impl Bench {
         fn new(octets: usize) -> Self {
-            let limits = Limits { octets, waiting: 3, ..Limits::default() };
+            let limits = Limits { octets, waiting: 3, waiting_of_one: 2, ..Limits::default() };
             Self { cache: Cache::new(limits), now: Instant::now() }
         }
 
@@ -399,9 +430,14 @@ mod tests {
             self.cache.find(&self.key(query).octets, &read, at, &mut found).then_some(found)
         }
 
+        /// The turn of a client who is known by nothing but his number.
         fn turn(&self, query: &[u8], waiter: u32) -> Turn {
+            self.turn_of(std::net::Ipv4Addr::from(waiter).into(), query, waiter)
+        }
+
+        fn turn_of(&self, client: IpAddr, query: &[u8], waiter: u32) -> Turn {
             let read = Query::read(query).unwrap();
-            self.cache.turn(&self.key(query), &read, self.now, &mut Vec::new(), || waiter)
+            self.cache.turn(&self.key(query), &read, self.now, &mut Vec::new(), client, || waiter)
         }
     }
 
@@ -497,6 +533,21 @@ mod tests {
         assert_eq!(bench.turn(&asked, 7), Turn::Answered);
         assert_eq!(bench.cache.settle(&bench.key(&query("other.example.")), None, bench.now), [0u32; 0]);
         assert_eq!(bench.turn(&query("other.example."), 8), Turn::Ask);
+    }
+
+    #[test]
+    fn one_client_waits_only_so_often_whatever_for() {
+        let bench = Bench::new(1 << 20);
+        let greedy = IpAddr::from([10, 1, 0, 2]);
+        let (one, other) = (query("www.example."), query("other.example."));
+        assert_eq!([bench.turn(&one, 1), bench.turn(&other, 2)], [Turn::Ask, Turn::Ask]);
+        assert_eq!([bench.turn_of(greedy, &one, 3), bench.turn_of(greedy, &other, 4)], [Turn::Wait, Turn::Wait]);
+        assert_eq!([bench.turn_of(greedy, &one, 5), bench.turn_of(greedy, &other, 6)], [Turn::Full, Turn::Full]);
+        assert_eq!(bench.turn(&one, 7), Turn::Wait, "another client");
+        assert_eq!(bench.cache.settle(&bench.key(&one), None, bench.now), [3, 7]);
+        assert_eq!(bench.turn_of(greedy, &other, 8), Turn::Wait, "there is room again");
+        assert_eq!(bench.keep(&other, &answer(&other, &[300])), [4, 8]);
+        assert!(lock(&bench.cache.of).is_empty());
     }
 
     #[test]

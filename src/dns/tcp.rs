@@ -1,7 +1,8 @@
 //! DNS over TCP (RFC 7766): questions in a row on one connection, answers as they come.
 //!
 //! One task for each connection, and one connection of its own to the resolver. Fails closed: a resolver that cannot be
-//! reached, ends or is silent is SERVFAIL for every question that waits; a message without length ends the connection.
+//! reached, ends or is silent is SERVFAIL for every question that waits; a message without length, or longer than any
+//! query, ends the connection.
 
 use std::cell::RefCell;
 use std::collections::HashMap;
@@ -17,9 +18,10 @@ use tokio::net::TcpStream;
 use tokio::net::tcp::OwnedWriteHalf;
 use tokio::time::{Instant, timeout, timeout_at};
 
+use super::LONGEST_QUERY;
 use super::cache::Key;
 use super::exchange::{Decision, Exchange};
-use super::frames::{Frames, framed};
+use super::frames::{Frame, Frames, framed};
 use super::service::{Service, Waiter, is_answer_to};
 use crate::policy::Transport;
 use crate::sys::readable::readable;
@@ -90,8 +92,6 @@ struct Connection {
 
 struct Waiting {
     waiter: Waiter,
-    /// What was sent, with its id.
-    sent: Vec<u8>,
     key: Option<Key>,
     until: Instant,
 }
@@ -101,16 +101,26 @@ struct Upstream {
     answers: Frames,
     questions: OwnedWriteHalf,
     resolver: SocketAddr,
+    /// One of `upstream`, not whom the client asked: it is asked from this host's own address.
+    is_upstream: bool,
 }
 
 /// What happened on a connection.
 enum Event {
     Question(Vec<u8>),
     Answer(Vec<u8>),
+    QuestionTooLong,
     /// The resolver ended its connection, or broke the framing.
     UpstreamEnded,
     ClientEnded,
     Time,
+}
+
+impl Upstream {
+    /// Whether this question may be asked of it.
+    fn is_for(&self, exchange: &Exchange) -> bool {
+        self.is_upstream != exchange.upstream().is_empty() && resolvers(exchange).contains(&self.resolver)
+    }
 }
 
 impl Connection {
@@ -119,7 +129,7 @@ impl Connection {
         Self {
             service,
             conversation,
-            client: Frames::new(client),
+            client: Frames::new(client, LONGEST_QUERY),
             to_client,
             upstream: None,
             waiting: HashMap::new(),
@@ -138,10 +148,12 @@ impl Connection {
             match self.next(client_ended).await {
                 Event::Question(question) => self.take_question(question).await?,
                 Event::Answer(answer) => self.take_answer(&answer).await?,
-                Event::UpstreamEnded => {
-                    self.upstream = None;
-                    self.fail_all(|_| true).await?;
+                Event::QuestionTooLong => {
+                    self.begin_anew();
+                    self.service.drop_unread(&self.conversation);
+                    return Err(io::ErrorKind::InvalidData.into());
                 }
+                Event::UpstreamEnded => self.hang_up().await?,
                 Event::ClientEnded => client_ended = true,
                 Event::Time => {
                     let now = Instant::now();
@@ -166,8 +178,15 @@ impl Connection {
         };
         tokio::select! {
             biased;
-            answer = answer => answer.map_or(Event::UpstreamEnded, Event::Answer),
-            question = self.client.next(), if may_ask => question.map_or(Event::ClientEnded, Event::Question),
+            answer = answer => match answer {
+                Frame::Message(answer) => Event::Answer(answer),
+                Frame::TooLong | Frame::End => Event::UpstreamEnded,
+            },
+            question = self.client.next(), if may_ask => match question {
+                Frame::Message(question) => Event::Question(question),
+                Frame::TooLong => Event::QuestionTooLong,
+                Frame::End => Event::ClientEnded,
+            },
             () = tokio::time::sleep_until(until) => Event::Time,
         }
     }
@@ -175,9 +194,7 @@ impl Connection {
     /// The story of a question.
     async fn take_question(&mut self, question: Vec<u8>) -> io::Result<()> {
         self.heard = Instant::now();
-        // The policy of this moment, not of the connection's beginning.
-        let (client, resolver) = (self.conversation.client.0, self.conversation.resolver.0);
-        self.conversation = self.service.begin(client, resolver, Transport::Tcp, SystemTime::now());
+        self.begin_anew();
         let query = match Query::read(&question) {
             Ok(query) => query,
             Err(Refused::Ignore) => {
@@ -201,6 +218,12 @@ impl Connection {
         }
     }
 
+    /// The policy of this moment, not of the connection's beginning.
+    fn begin_anew(&mut self) {
+        let (client, resolver) = (self.conversation.client.0, self.conversation.resolver.0);
+        self.conversation = self.service.begin(client, resolver, Transport::Tcp, SystemTime::now());
+    }
+
     async fn forward(&mut self, exchange: Exchange, query: &Query<'_>) -> io::Result<()> {
         let key = self.key_of(&exchange, query);
         if let Some(key) = &key {
@@ -212,8 +235,12 @@ impl Connection {
                 return self.send().await;
             }
         }
+        if self.upstream.as_ref().is_some_and(|upstream| !upstream.is_for(&exchange)) {
+            // Since a reload, another is to be asked.
+            self.hang_up().await?;
+        }
         if self.ask(&exchange, query, key).await.is_err() {
-            self.upstream = None;
+            self.hang_up().await?;
             self.service.fail(&exchange, query, false, &mut self.made);
             return self.send().await;
         }
@@ -222,7 +249,7 @@ impl Connection {
 
     /// The key under which an answer may serve others too.
     fn key_of(&self, exchange: &Exchange, query: &Query<'_>) -> Option<Key> {
-        if exchange.upstream().is_empty() || query.edns.is_some_and(|edns| !edns.options.is_empty()) {
+        if exchange.upstream().is_empty() || !query.is_common() {
             return None;
         }
         let mut octets = Vec::new();
@@ -237,14 +264,14 @@ impl Connection {
             self.upstream = Some(dial(exchange, self.service.settings.from_client, until).await?);
         }
         let id = self.fresh_id()?;
-        let mut sent = query.octets.to_vec();
+        let mut sent = query.to_forward(key.is_some());
         if let Some(place) = sent.get_mut(..2) {
             place.copy_from_slice(&id.to_be_bytes());
         }
         let Some(upstream) = &mut self.upstream else { return Err(io::ErrorKind::NotConnected.into()) };
         timeout_at(until, upstream.questions.write_all(&framed(&sent)?)).await??;
         let waiter = Waiter { exchange: exchange.clone(), query: query.octets.into() };
-        self.waiting.insert(id, Waiting { waiter, sent, key, until });
+        self.waiting.insert(id, Waiting { waiter, key, until });
         Ok(())
     }
 
@@ -261,21 +288,30 @@ impl Connection {
 
     async fn take_answer(&mut self, answer: &[u8]) -> io::Result<()> {
         let Some(id) = answer.first_chunk().map(|id| u16::from_be_bytes(*id)) else { return Ok(()) };
+        // The question that was sent is that of the client, byte for byte.
         let is_its = |waiting: &Waiting| {
-            Query::read(&waiting.sent).is_ok_and(|sent| is_answer_to(sent.question.octets, id, answer))
+            Query::read(&waiting.waiter.query).is_ok_and(|asked| is_answer_to(asked.question.octets, id, answer))
         };
         if !self.waiting.get(&id).is_some_and(is_its) {
             return Ok(());
         }
         let Some(waiting) = self.waiting.remove(&id) else { return Ok(()) };
         let now = std::time::Instant::now();
-        if let Some(key) = &waiting.key {
+        let resolver = self.upstream.as_ref().map(|upstream| upstream.resolver);
+        // A key is that of certain resolvers, and what others say is not for it.
+        let is_of_key = self.upstream.as_ref().is_some_and(|upstream| upstream.is_for(&waiting.waiter.exchange));
+        if let Some(key) = waiting.key.as_ref().filter(|_| is_of_key) {
             self.service.cache.keep(key, answer, now);
         }
         let Ok(query) = Query::read(&waiting.waiter.query) else { return Ok(()) };
-        let resolver = self.upstream.as_ref().map(|upstream| upstream.resolver);
         self.service.release(&waiting.waiter.exchange, &query, answer, resolver, now, &mut self.made);
         self.send().await
+    }
+
+    /// Leaves the resolver. Nobody answers those who wait for it.
+    async fn hang_up(&mut self) -> io::Result<()> {
+        self.upstream = None;
+        self.fail_all(|_| true).await
     }
 
     async fn fail_all(&mut self, which: impl Fn(&Waiting) -> bool) -> io::Result<()> {
@@ -299,11 +335,11 @@ impl Connection {
 /// Connects to the resolver that was asked, where `from_client` says so from the client's own address, or to an
 /// `upstream` that takes the connection.
 async fn dial(exchange: &Exchange, from_client: bool, until: Instant) -> io::Result<Upstream> {
-    let upstream = exchange.upstream();
-    let resolvers = if upstream.is_empty() { std::slice::from_ref(&exchange.resolver.0) } else { upstream };
+    let resolvers = resolvers(exchange);
+    let is_upstream = !exchange.upstream().is_empty();
     // A resolver on this host would send its answer past us.
-    let is_own = upstream.is_empty() && udp::is_local(exchange.resolver.ip());
-    let client = (from_client && upstream.is_empty() && !is_own).then(|| exchange.client.ip());
+    let is_own = !is_upstream && udp::is_local(exchange.resolver.ip());
+    let client = (from_client && !is_upstream && !is_own).then(|| exchange.client.ip());
     let mut last = io::Error::from(io::ErrorKind::NotConnected);
     for (tried, resolver) in resolvers.iter().enumerate() {
         // Each has its share of what time is left.
@@ -311,13 +347,26 @@ async fn dial(exchange: &Exchange, from_client: bool, until: Instant) -> io::Res
         match timeout(share, connect(client, *resolver)).await {
             Ok(Ok(stream)) => {
                 let (answers, questions) = stream.into_split();
-                return Ok(Upstream { answers: Frames::new(answers), questions, resolver: *resolver });
+                return Ok(Upstream {
+                    answers: Frames::new(answers, LONGEST_ANSWER),
+                    questions,
+                    resolver: *resolver,
+                    is_upstream,
+                });
             }
             Ok(Err(error)) => last = error,
             Err(late) => last = late.into(),
         }
     }
     Err(last)
+}
+
+/// Who may answer a question: `upstream`, or the resolver that was asked.
+fn resolvers(exchange: &Exchange) -> &[SocketAddr] {
+    match exchange.upstream() {
+        [] => std::slice::from_ref(&exchange.resolver.0),
+        upstream => upstream,
+    }
 }
 
 async fn connect(client: Option<IpAddr>, resolver: SocketAddr) -> io::Result<TcpStream> {
@@ -372,4 +421,6 @@ impl Drop for Place {
     }
 }
 
+/// As long as a length can say. Octets.
+const LONGEST_ANSWER: usize = 65_535;
 const BREATH: std::time::Duration = std::time::Duration::from_millis(20);

@@ -9,6 +9,7 @@ use std::rc::Rc;
 use std::sync::atomic::Ordering;
 use std::time::{Instant, SystemTime};
 
+use super::LONGEST_QUERY;
 use super::arrivals::{Arrivals, Ear, Event};
 use super::cache::{Key, Turn};
 use super::exchange::{Decision, Exchange};
@@ -19,7 +20,7 @@ use super::service::{Service, Waiter, is_answer_to};
 use crate::policy::Transport;
 use crate::sys::epoll::Epoll;
 use crate::sys::udp::{Datagram, Inbox, MAX_BATCH, Outbox};
-use crate::wire::dns::query::{Query, Refused, without_options};
+use crate::wire::dns::query::{Query, Refused};
 use crate::wire::dns::{HEADER, Message};
 
 /// Serves captured questions from `listeners`, which [`crate::sys::udp::listener`] made.
@@ -186,8 +187,7 @@ impl Desk {
     }
 
     fn ask_upstream(&mut self, epoll: &Epoll, exchange: Exchange, query: &Query<'_>, now: Moment) {
-        if query.edns.is_some_and(|edns| edns.option_codes().any(|code| code != Some(COOKIE))) {
-            // An option that means something to the resolver: the answer is for this client alone.
+        if !query.is_common() {
             return self.forward(epoll, exchange, query, None, now);
         }
         Key::write(query, exchange.upstream(), &mut self.key);
@@ -200,11 +200,14 @@ impl Desk {
         }
         let key = cache.key(&self.key);
         let waiter = || Waiter { exchange: exchange.clone(), query: query.octets.into() };
-        match cache.turn(&key, query, now.at, &mut found, waiter) {
+        match cache.turn(&key, query, now.at, &mut found, exchange.client.ip(), waiter) {
             Turn::Answered => self.release_found(&exchange, query, &found, now),
             Turn::Wait => {}
             Turn::Ask => self.forward(epoll, exchange, query, Some(key), now),
-            Turn::Full => self.fail(&exchange, query, true),
+            Turn::Full => {
+                self.service.telemetry.count(|c| &c.refused_by_limit);
+                self.fail(&exchange, query, true);
+            }
         }
         self.found = found;
     }
@@ -225,11 +228,7 @@ impl Desk {
             return self.settle(key.as_ref(), None, now);
         }
         let asked = exchange.upstream().first().copied().unwrap_or(exchange.resolver.0);
-        let mut sent = Vec::new();
-        // Cookies are between two neighbours (RFC 7873, section 5): they stop here, and the rest is the same for all.
-        if key.is_none() || query.edns.is_none() || without_options(query, &mut sent).is_none() {
-            sent = query.octets.to_vec();
-        }
+        let sent = query.to_forward(key.is_some());
         let waiter = Waiter { exchange, query: query.octets.into() };
         let question_ends = query.question.end();
         let (sent, attempts, since) = (sent.into(), Attempts::default(), now.at);
@@ -404,8 +403,4 @@ const BATCH: usize = if MAX_BATCH < 32 { MAX_BATCH } else { 32 };
 /// Batches that are taken before answers have their turn.
 const ROUNDS: usize = 4;
 const ANSWERS: usize = 4;
-/// A longer query is no query that anybody sends over UDP. Octets.
-const LONGEST_QUERY: usize = 4096;
 const LONGEST_ANSWER: usize = 65_535;
-/// The EDNS option COOKIE (RFC 7873).
-const COOKIE: u16 = 10;

@@ -10,7 +10,7 @@ mod forger;
 pub(crate) mod resolver;
 mod upstream;
 
-use std::io::{ErrorKind, Read};
+use std::io::{ErrorKind, Read, Write};
 use std::net::{IpAddr, SocketAddr, TcpStream, UdpSocket};
 use std::time::Instant;
 
@@ -22,7 +22,7 @@ use tidegate::mode::demo::lab::{Lab, Site, client_address, gateway_address};
 use tidegate::mode::demo::tap::{Kind, Tap};
 use tidegate::sys::rtnl::Family;
 
-use crate::gateway::{DEADLINE, Gateway, at, is_from, protected};
+use crate::gateway::{DEADLINE, Gateway, at, is_from, protected, send_anyway};
 use crate::inside::in_lab;
 use resolver::*;
 
@@ -407,7 +407,7 @@ fn malformed_queries_never_reach_a_resolver() {
             stub.send(&ignored).unwrap();
         }
         let mut stream = connect_tcp(lab, resolver.at);
-        write_frame(&mut stream, &vec![0; 65_535]);
+        write_frame(&mut stream, &[0; 4096]);
         assert_eq!(read_frame(&mut stream).unwrap()[3] & 15, 1);
         write_frame(&mut stream, &[]);
         assert!(read_frame(&mut stream).is_none(), "a message without octets ends the connection");
@@ -417,6 +417,43 @@ fn malformed_queries_never_reach_a_resolver() {
         gateway.enforcer.record(unread, DEADLINE).unwrap();
         let ended = gateway.stop();
         assert!(ended.messages.iter().any(|line| line.contains("dns_unread=5")), "{:#?}", ended.messages);
+    });
+}
+
+/// A question with so many octets, most of them padding (RFC 7830).
+fn padded(octets: u16) -> Vec<u8> {
+    let mut query = question("a.example.", RecordType::A);
+    query[11] = 1;
+    let padding = octets - query.len() as u16 - 15;
+    query.extend([0, 0, 41, 4, 208, 0, 0, 0, 0]);
+    query.extend((padding + 4).to_be_bytes());
+    query.extend([0, 12]);
+    query.extend(padding.to_be_bytes());
+    query.resize(octets.into(), 0);
+    query
+}
+
+#[test]
+fn a_question_too_long_for_a_datagram_is_read_over_tcp_no_more() {
+    in_lab(|lab| {
+        let gateway = start(lab, "");
+        let resolver = Resolver::start(lab, at(Site::A, Family::V4, 53, 53), honest);
+        let mut stream = connect_tcp(lab, resolver.at);
+        write_frame(&mut stream, &padded(4096));
+        assert_eq!(addresses(&Message::from_vec(&read_frame(&mut stream).unwrap()).unwrap()).len(), 1);
+        // Its length alone: none of the rest is waited for.
+        stream.write_all(&4097u16.to_be_bytes()).unwrap();
+        assert!(read_frame(&mut stream).is_none(), "it ends the connection");
+        let mut stream = connect_tcp(lab, resolver.at);
+        let source = stream.local_addr().unwrap();
+        send_anyway(&stream, &[&60_000u16.to_be_bytes()[..], &padded(60_000)].concat());
+        assert!(read_frame(&mut stream).is_none());
+        let record = gateway.enforcer.record(|record| is_from(record, source), DEADLINE).unwrap();
+        let said = ["verdict", "reason", "action"].map(|field| record[field].as_str().unwrap());
+        assert_eq!(said, ["block", "UNREADABLE", "discard"], "{record:#}");
+        assert_eq!(resolver.asked().len(), 1);
+        let ended = gateway.stop();
+        assert!(ended.messages.iter().any(|line| line.contains("dns_unread=2")), "{:#?}", ended.messages);
     });
 }
 

@@ -17,9 +17,10 @@ pub(super) fn read(mut table: Table<'_>) -> DnsLimits {
     let default = dns::Settings::default();
     let attempt = table.duration("attempt", MOMENT..=Duration::from_secs(10), default.attempt);
     let uses = default.questions_of_a_port;
+    let of_one = table.count("questions_of_one", 1..=MOST_QUESTIONS, default.in_flight_of_one);
     let dns = dns::Settings {
         in_flight: table.count("questions", 1..=MOST_QUESTIONS, default.in_flight),
-        in_flight_of_one: table.count("questions_of_one", 1..=MOST_QUESTIONS, default.in_flight_of_one),
+        in_flight_of_one: of_one,
         patience: table.duration("patience", MOMENT..=Duration::from_secs(30), default.patience),
         attempt,
         ports: table.count("ports", 1..=1024, default.ports),
@@ -29,13 +30,13 @@ pub(super) fn read(mut table: Table<'_>) -> DnsLimits {
         connections_of_one: table.count("connections_of_one", 1..=65_536, default.connections_of_one),
         pipeline: table.count("pipeline", 1..=1024, default.pipeline),
         idle: table.duration("idle", Duration::from_secs(1)..=Duration::from_secs(3600), default.idle),
-        cache: cache(&mut table),
+        cache: cache(&mut table, of_one),
         ..default
     };
     DnsLimits { dns, bindings: bindings(&mut table) }
 }
 
-fn cache(table: &mut Table<'_>) -> cache::Limits {
+fn cache(table: &mut Table<'_>, waiting_of_one: usize) -> cache::Limits {
     let default = cache::Limits::default();
     let longest = Duration::from_secs(1)..=WEEK;
     cache::Limits {
@@ -43,6 +44,7 @@ fn cache(table: &mut Table<'_>) -> cache::Limits {
         longest: table.duration("cache_longest", longest.clone(), default.longest),
         longest_negative: table.duration("cache_longest_negative", longest, default.longest_negative),
         waiting: table.count("waiting_for_one", 1..=1_000_000, default.waiting),
+        waiting_of_one,
     }
 }
 
@@ -113,6 +115,7 @@ binding_grace = "18s"
         assert_eq!((dns.connections, dns.connections_of_one, dns.pipeline, dns.idle), (8, 9, 10, secs(11)));
         assert_eq!((dns.cache.octets, dns.cache.longest), (12 << 10, secs(13)));
         assert_eq!((dns.cache.longest_negative, dns.cache.waiting), (secs(14), 15));
+        assert_eq!(dns.cache.waiting_of_one, 2);
         assert_eq!((bindings.pairs, bindings.names, bindings.grace), (16, 17, secs(18)));
         assert!(dns.from_client && bindings.of_each);
     }

@@ -68,6 +68,27 @@ impl<'a> Query<'a> {
         self.edns.is_some_and(|edns| edns.dnssec)
     }
 
+    /// Whether its answer is the same for all who ask it: it says nothing but its question, the bits that make it another
+    /// one, and what EDNS always says. A cookie makes no difference, for it stops here.
+    pub fn is_common(&self) -> bool {
+        let has_opt_alone = self.header.authorities == 0 && self.header.additionals == u16::from(self.edns.is_some());
+        let has_usual_flags = self.header.flags & !(flag::RD | flag::CD | flag::AD) == 0;
+        let mut codes = self.edns.iter().flat_map(Edns::option_codes);
+        // No longer one needs to be, and those who wait hold theirs.
+        has_opt_alone
+            && has_usual_flags
+            && self.octets.len() <= usize::from(LEAST_DATAGRAM)
+            && codes.all(|code| code == Some(COOKIE))
+    }
+
+    /// What is sent to a resolver for it, on behalf of all who ask it, or of its client alone.
+    pub fn to_forward(&self, is_common: bool) -> Vec<u8> {
+        let mut bare = Vec::new();
+        // Cookies are between two neighbours (RFC 7873, section 5): they stop here, and the rest is the same for all.
+        let is_bare = is_common && without_options(self, &mut bare).is_some();
+        if is_bare { bare } else { self.octets.to_vec() }
+    }
+
     /// How large an answer this client takes in a datagram, in octets.
     pub fn datagram_limit(&self) -> usize {
         self.edns.map_or(LEAST_DATAGRAM, |edns| edns.size).into()
@@ -256,6 +277,8 @@ const DO: u32 = 0x8000;
 /// A pointer to the name behind the header.
 const QUESTION_NAME: u16 = 0xc000 | HEADER as u16;
 const EXTENDED_ERROR: u16 = 15;
+/// The EDNS option COOKIE (RFC 7873).
+const COOKIE: u16 = 10;
 
 /// Extended DNS Errors (RFC 8914, section 4).
 pub mod error {
@@ -439,6 +462,51 @@ mod tests {
         without_options(&read, &mut bare).unwrap();
         assert_eq!(bare, asked_as(&query, end));
         assert!(Query::read(&bare).unwrap().dnssec());
+    }
+
+    #[test]
+    fn only_a_question_with_nothing_else_but_a_cookie_is_common() {
+        let plain = asked("www.example.", RecordType::A, false);
+        let edns = asked("www.example.", RecordType::A, true);
+        let with_option = |code: u8, length: u16| {
+            let mut query = edns[..edns.len() - 2].to_vec();
+            query.extend((length + 4).to_be_bytes());
+            query.extend([0, code]);
+            query.extend(length.to_be_bytes());
+            query.resize(query.len() + usize::from(length), 7);
+            query
+        };
+        let with_record = |query: &[u8], count_at: usize| {
+            let mut query = [query, &[0, 0, 250, 0, 255, 0, 0, 0, 0, 0, 3, 1, 2, 3]].concat();
+            query[count_at] += 1;
+            query
+        };
+        // A zone transfer may have an authority section.
+        let ixfr = asked("www.example.", RecordType::IXFR, false);
+        let with_flag = |at: usize, bit: u8| {
+            let mut query = plain.clone();
+            query[at] |= bit;
+            query
+        };
+        let cases = [
+            (plain.clone(), true),
+            (with_flag(3, 0x30), true),
+            (with_flag(3, 0x40), false),
+            (with_flag(2, 0x02), false),
+            (edns.clone(), true),
+            (with_option(10, 8), true),
+            (with_option(10, 600), false),
+            (with_option(8, 8), false),
+            (with_record(&plain, 11), false),
+            (with_record(&edns, 11), false),
+            (with_record(&ixfr, 9), false),
+        ];
+        for (octets, is_common) in cases {
+            let query = Query::read(&octets).unwrap();
+            assert_eq!(query.is_common(), is_common, "{octets:?}");
+            let expected = if octets == with_option(10, 8) { &edns } else { &octets };
+            assert_eq!(&query.to_forward(is_common), expected);
+        }
     }
 
     fn asked_as(query: &[u8], end: usize) -> Vec<u8> {
