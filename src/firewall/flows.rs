@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use super::ruleset::{Chain, Datum, Element, Expression, Family, Field, Key, Rule, Set, SetKind, Verdict};
 use super::{Capture, TCP, UDP};
-use crate::policy::Transport;
+use crate::policy::{DropAction, Transport};
 
 /// How long a discarded flow stays silent after its client's last packet.
 const SILENCE: Duration = Duration::from_secs(300);
@@ -40,6 +40,14 @@ pub struct FlowKey {
 }
 
 impl FlowSet {
+    /// Where UDP is that ends so. It knows no reset: what stands for it is the ICMP too.
+    pub fn blocking(action: DropAction) -> Self {
+        match action {
+            DropAction::Discard => Self::Silenced,
+            DropAction::IcmpUnreachable | DropAction::TcpReset => Self::Refused,
+        }
+    }
+
     pub fn name(self, family: Family) -> &'static str {
         match (self, family) {
             (Self::Discarded, Family::V4) => "discarded4",
