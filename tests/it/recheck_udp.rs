@@ -12,7 +12,7 @@ use tidegate::mode::demo::tap::Tap;
 use tidegate::sys::rtnl::Family;
 
 use crate::gateway::{DEADLINE, Gateway, at};
-use crate::hand_over::sink;
+use crate::hand_over::{sink, take_over};
 use crate::inside::in_lab;
 use crate::nat::masquerade;
 use crate::recheck::{answer, configuration, flight, site_a};
@@ -57,6 +57,27 @@ fn a_flow_ends_for_both_sides_when_its_port_is_inspected_no_more() {
                 }
                 gateway.stop();
             }
+        }
+    });
+}
+
+#[test]
+fn a_flow_that_a_tidegate_before_let_in_ends_for_both_sides() {
+    in_lab(|lab| {
+        let taps = Taps::new(lab);
+        for drop in DROPS {
+            let old = Gateway::start(lab, &configuration(drop, ""));
+            let flows = Family::BOTH.map(|family| Quic::begin(lab, family));
+            let gateway = take_over(lab, &configuration(drop, ""));
+            old.enforcer.message(|line| line.contains("ended:"), DEADLINE).unwrap();
+            gateway.rewrite(&configuration(drop, &site_a()));
+            gateway.reload();
+            for flow in flows {
+                flow.end(&gateway);
+                assert_eq!(taps.passing(&flow), (0, 0), "{drop}: out and in, {:?}", flow.server);
+            }
+            gateway.stop();
+            old.stop();
         }
     });
 }

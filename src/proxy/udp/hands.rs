@@ -148,10 +148,13 @@ impl Hands {
         }
     }
 
-    /// When [`Self::conclude_ended`] has something to do.
+    /// When [`Self::conclude_ended`] or [`Self::hand_over`] has something to do.
     pub(super) fn next_wake(&self) -> Option<Instant> {
         match &self.onward {
-            Onward::Kernel(kernel) => kernel.accounts.next_look(),
+            Onward::Kernel(kernel) => {
+                let next = kernel.accounts.next_look();
+                if *kernel.leaving.borrow() { next.map(|_| Instant::now()) } else { next }
+            }
             Onward::Relay(_) => None,
         }
     }
@@ -160,6 +163,17 @@ impl Hands {
     pub(super) fn conclude_ended(&mut self, now: Instant) {
         if let Onward::Kernel(kernel) = &mut self.onward {
             kernel.conclude_ended(self.settings.memory, now);
+        }
+    }
+
+    /// Once another process has taken over, the flows are its own: it ends those that nobody accounts for, should its
+    /// policy forbid them.
+    pub(super) fn hand_over(&mut self) {
+        if let Onward::Kernel(kernel) = &mut self.onward
+            && *kernel.leaving.borrow()
+        {
+            let flows: Vec<_> = kernel.accounts.iter().take(LOOKS_AT_ONCE).map(|(flow, _)| *flow).collect();
+            flows.iter().for_each(|flow| kernel.conclude(flow, "hand-over"));
         }
     }
 
