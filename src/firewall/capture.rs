@@ -6,8 +6,8 @@ use std::net::{Ipv4Addr, Ipv6Addr};
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 
 use super::flows::{
-    ANSWERED_CHAIN, FlowSet, answered_chain, answers_flows, begins_nothing, discarded_chain, flow_sets, in_flows,
-    jump_to_discarded, sent_chain, udp_flow_rules,
+    ANSWERED_CHAIN, ANSWERED_TRANSLATED_CHAIN, FlowSet, answered_chain, answered_translated_chain, answers_flows,
+    begins_nothing, discarded_chain, flow_sets, in_flows, jump_to_discarded, sent_chain, udp_flow_rules,
 };
 use super::judge::{end_chains, network_chains};
 use super::lists::list_sets;
@@ -94,7 +94,15 @@ pub fn render(snapshot: &Snapshot, capture: &Capture) -> Ruleset {
         }
     }
     chains.extend(Family::BOTH.map(sent_chain));
-    chains.extend([answered_chain(), ended(), taken(), guard(capture), udp_chain(capture), prerouting_udp()]);
+    chains.extend([
+        answered_chain(),
+        answered_translated_chain(),
+        ended(),
+        taken(),
+        guard(capture),
+        udp_chain(capture),
+        prerouting_udp(),
+    ]);
     chains.extend([capture_chain(capture), prerouting(capture), prerouting_errors(), forward(capture)]);
     Ruleset { table: TABLE, sets, lists, chains }
 }
@@ -197,6 +205,8 @@ fn forward(capture: &Capture) -> Chain {
     }
     rules.push(Rule(vec![Expression::Label(ENDED_LABEL), goto(ENDED)]));
     rules.push(Rule(vec![Expression::Label(TAKEN_LABEL), jump(TAKEN)]));
+    let masqueraded = [Expression::Protocol(UDP), Expression::Reply, Expression::SourceTranslated];
+    rules.push(Rule([&masqueraded[..], &[jump(ANSWERED_TRANSLATED_CHAIN)]].concat()));
     rules.push(reply_passes());
     rules.push(Rule(vec![of_interest(GUARDED, false), jump(GUARD)]));
     // Not whatever connection tracking knows: it may have begun before anybody judged.

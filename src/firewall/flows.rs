@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use super::ruleset::{Chain, Datum, Element, Expression, Family, Field, Key, Rule, Set, SetKind, Verdict};
 use super::{Capture, TCP, UDP};
-use crate::policy::Transport;
+use crate::policy::{DropAction, Transport};
 
 /// How long a discarded flow stays silent after its client's last packet.
 const SILENCE: Duration = Duration::from_secs(300);
@@ -40,6 +40,14 @@ pub struct FlowKey {
 }
 
 impl FlowSet {
+    /// Where UDP is that ends so. It knows no reset: what stands for it is the ICMP too.
+    pub fn blocking(action: DropAction) -> Self {
+        match action {
+            DropAction::Discard => Self::Silenced,
+            DropAction::IcmpUnreachable | DropAction::TcpReset => Self::Refused,
+        }
+    }
+
     pub fn name(self, family: Family) -> &'static str {
         match (self, family) {
             (Self::Discarded, Family::V4) => "discarded4",
@@ -203,21 +211,29 @@ pub(super) fn sent_chain(family: Family) -> Chain {
 
 /// Counts what is forwarded to clients. To a client whose flow has been ended nothing more is.
 pub(super) fn answered_chain() -> Chain {
-    let is_counted = |family| {
-        let counted = answers_flows(FlowSet::Answered, family);
-        Rule(vec![Expression::Family(family), counted, Expression::Verdict(Verdict::Return)])
-    };
     let is_ended = |(set, family)| {
         let ended = answers_flows(set, family);
         Rule(vec![Expression::Family(family), ended, Expression::Counter, Expression::Verdict(Verdict::Drop)])
     };
-    let mut rules: Vec<_> = Family::BOTH.map(is_counted).into();
+    let mut rules: Vec<_> = Family::BOTH.map(is_answer).into();
     let ends = [FlowSet::Silenced, FlowSet::Refused].map(|set| Family::BOTH.map(|family| (set, family)));
     rules.extend(ends.into_iter().flatten().map(is_ended));
     Chain::new(ANSWERED_CHAIN, rules)
 }
 
+/// The same, where the answers could not be known before their address was translated back. Each is counted in one place:
+/// what is translated back is another's before.
+pub(super) fn answered_translated_chain() -> Chain {
+    Chain::new(ANSWERED_TRANSLATED_CHAIN, Family::BOTH.map(is_answer).into())
+}
+
+fn is_answer(family: Family) -> Rule {
+    let counted = answers_flows(FlowSet::Answered, family);
+    Rule(vec![Expression::Family(family), counted, Expression::Verdict(Verdict::Return)])
+}
+
 pub(super) const ANSWERED_CHAIN: &str = "answered";
+pub(super) const ANSWERED_TRANSLATED_CHAIN: &str = "answered_translated";
 
 fn sent_chain_name(family: Family) -> String {
     format!("sent{}", family.digit())

@@ -135,6 +135,8 @@ pub enum Expression {
     ConnectionProtocol(u8),
     /// `ct direction reply`: it goes to who opened the flow.
     Reply,
+    /// `ct status snat`: its source is translated, masqueraded for instance.
+    SourceTranslated,
     /// `ct label LABEL`: the flow was given it by [`Expression::SetLabel`].
     Label(u8),
     /// `ct label LABEL`, and none of `not`.

@@ -99,6 +99,7 @@ impl Display for Expression {
             Self::Connection(states) => write!(f, "ct state {}", Joined(states, ",")),
             Self::ConnectionProtocol(number) => write!(f, "ct protocol {}", Datum::Protocol(*number)),
             Self::Reply => f.write_str("ct direction reply"),
+            Self::SourceTranslated => f.write_str("ct status snat"),
             Self::Label(label) => write!(f, "ct label {label}"),
             Self::LabelAlone { label, not } => write!(f, "ct label & ({label} | {}) == {label}", Joined(not, " | ")),
             Self::SetLabel(label) => write!(f, "ct label set {label}"),

@@ -85,10 +85,13 @@ impl Default for Settings {
             memory: Duration::from_secs(60),
             forwarded: Duration::from_secs(30),
             blocked: Duration::from_secs(10),
-            ended: Duration::from_secs(300),
+            ended: ENDED,
         }
     }
 }
+
+/// For so long a flow is blocked that passed and that a later policy has ended.
+pub const ENDED: Duration = Duration::from_secs(300);
 
 /// How allowed flows go on.
 #[derive(Debug)]
@@ -146,6 +149,7 @@ pub async fn serve(worker: Rc<Worker>, listener: UdpSocket, settings: Settings, 
         service.table.expire(now, &mut service.hands);
         service.hands.conclude_ended(now);
         service.hands.flush();
+        service.hands.hand_over();
         // Other flows of this worker have their turn.
         tokio::task::yield_now().await;
     }

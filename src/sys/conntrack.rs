@@ -11,8 +11,8 @@ use netlink_sys::{Socket, SocketAddr};
 
 use super::attributes::Attributes;
 use super::netfilter::{ACK, ERROR, messages, put, request};
-use crate::firewall::{ENDED_LABEL, ENDED_RESET_LABEL, ENDED_UNREACHABLE_LABEL, JUDGED_LABEL};
-use crate::policy::DropAction;
+use crate::firewall::{ENDED_LABEL, ENDED_RESET_LABEL, ENDED_UNREACHABLE_LABEL, FlowKey, JUDGED_LABEL, TCP, UDP};
+use crate::policy::{DropAction, Transport};
 use crate::wire::ip::Headers;
 
 /// A flow that the rules let in.
@@ -76,15 +76,25 @@ impl Conntrack {
 
     /// Neither end hears of the other any more. False if the flow is gone by itself.
     pub fn end(&mut self, flow: &Tracked, action: DropAction) -> io::Result<bool> {
+        self.end_tuple(flow.family, &flow.tuple, flow.zone.as_deref(), action)
+    }
+
+    /// The same for a flow of which nothing is known but who it is between. It is looked for where no zones are.
+    pub fn end_between(&mut self, flow: &FlowKey, action: DropAction) -> io::Result<bool> {
+        let Some((family, tuple)) = tuple_of(flow) else { return Ok(false) };
+        self.end_tuple(family, &tuple, None, action)
+    }
+
+    fn end_tuple(&mut self, family: u8, tuple: &[u8], zone: Option<&[u8]>, action: DropAction) -> io::Result<bool> {
         let labels = 1_u128 << ENDED_LABEL
             | match action {
                 DropAction::Discard => 0,
                 DropAction::IcmpUnreachable => 1 << ENDED_UNREACHABLE_LABEL,
                 DropAction::TcpReset => 1 << ENDED_UNREACHABLE_LABEL | 1 << ENDED_RESET_LABEL,
             };
-        let mut body = vec![flow.family, 0, 0, 0];
-        put(&mut body, TUPLE_ORIG | NESTED, &flow.tuple);
-        if let Some(zone) = &flow.zone {
+        let mut body = vec![family, 0, 0, 0];
+        put(&mut body, TUPLE_ORIG | NESTED, tuple);
+        if let Some(zone) = zone {
             put(&mut body, ZONE, zone);
         }
         put(&mut body, LABELS, &labels.to_ne_bytes());
@@ -133,6 +143,34 @@ fn let_in(body: &[u8]) -> Option<Tracked> {
     let ports = opened.ports.zip(back.ports).map(|(there, back)| (there.0, back.0));
     let headers = Headers { source: opened.source, destination: back.source, protocol: opened.protocol, ports };
     Some(Tracked { headers, family: *head.first()?, tuple: tuple.to_vec(), zone })
+}
+
+/// The address family and the tuple of what the client sends.
+fn tuple_of(flow: &FlowKey) -> Option<(u8, Vec<u8>)> {
+    let (mut addresses, mut service, mut tuple) = (Vec::new(), Vec::new(), Vec::new());
+    let family = match (flow.client.ip().to_canonical(), flow.remote.ip().to_canonical()) {
+        (IpAddr::V4(client), IpAddr::V4(remote)) => {
+            put(&mut addresses, V4_SOURCE, &client.octets());
+            put(&mut addresses, V4_DESTINATION, &remote.octets());
+            libc::AF_INET
+        }
+        (IpAddr::V6(client), IpAddr::V6(remote)) => {
+            put(&mut addresses, V6_SOURCE, &client.octets());
+            put(&mut addresses, V6_DESTINATION, &remote.octets());
+            libc::AF_INET6
+        }
+        _ => return None,
+    };
+    let protocol = match flow.transport {
+        Transport::Tcp => TCP,
+        Transport::Udp => UDP,
+    };
+    put(&mut service, PROTO_NUMBER, &[protocol]);
+    put(&mut service, PROTO_SOURCE_PORT, &flow.client.port().to_be_bytes());
+    put(&mut service, PROTO_DESTINATION_PORT, &flow.remote.port().to_be_bytes());
+    put(&mut tuple, TUPLE_IP | NESTED, &addresses);
+    put(&mut tuple, TUPLE_PROTO | NESTED, &service);
+    Some((u8::try_from(family).ok()?, tuple))
 }
 
 struct Tuple {
@@ -184,7 +222,9 @@ const LABELS_MASK: u16 = 23;
 const TUPLE_IP: u16 = 1;
 const TUPLE_PROTO: u16 = 2;
 const V4_SOURCE: u16 = 1;
+const V4_DESTINATION: u16 = 2;
 const V6_SOURCE: u16 = 3;
+const V6_DESTINATION: u16 = 4;
 const PROTO_NUMBER: u16 = 1;
 const PROTO_SOURCE_PORT: u16 = 2;
 const PROTO_DESTINATION_PORT: u16 = 3;

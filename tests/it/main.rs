@@ -32,6 +32,7 @@ mod nat;
 mod privileges;
 mod quic;
 mod recheck;
+mod recheck_udp;
 mod running;
 mod sidecar;
 mod slow;

@@ -17,7 +17,7 @@ use crate::gateway::{DEADLINE, Gateway, at, connect, get, listen, protected};
 use crate::inside::in_lab;
 
 /// Nothing is blocked, but for what is in `blocked`; names are read on port 80 and of QUIC.
-fn configuration(drop: &str, blocked: &str) -> String {
+pub(crate) fn configuration(drop: &str, blocked: &str) -> String {
     let ips = Family::BOTH.map(protected);
     format!(
         r#"
@@ -45,7 +45,7 @@ type = "prefer-both"
     )
 }
 
-fn site_a() -> String {
+pub(crate) fn site_a() -> String {
     Family::BOTH.map(|family| format!(", \"{}\"", Site::A.prefix(family))).concat()
 }
 
@@ -241,7 +241,7 @@ fn assert_both_ways(lab: &Lab, client: &UdpSocket, server: SocketAddr, sink: &Ud
 }
 
 /// A datagram from the very address and port that was asked.
-fn answer(lab: &Lab, server: SocketAddr, to: SocketAddr) {
+pub(crate) fn answer(lab: &Lab, server: SocketAddr, to: SocketAddr) {
     let send = || {
         let mut outbox = Outbox::new(None).unwrap();
         outbox.push(server, to, b"@answer");

@@ -3,20 +3,26 @@
 //! The kernel knows only that it let a flow in. Each is looked up in connection tracking and judged here by the same policy,
 //! as the rules would judge it if it began now; what is forbidden is ended in the kernel, in both directions.
 //!
+//! So is forwarded UDP that no worker accounts for, since a process before let it in, or since there was no room. What it
+//! was called is known no more, and its address decides: that fails closed.
+//!
 //! Fails open for one kind: a flow that only a name let in, which DNS has not told for so long that it is forgotten,
 //! goes on. To end it would end every long flow to such a name at any reload.
 
+use std::collections::HashSet;
 use std::io;
 use std::net::IpAddr;
 use std::time::{Instant, SystemTime};
 
-use crate::firewall::{TCP, UDP};
+use crate::firewall::{FlowKey, FlowSet, TCP, UDP};
 use crate::policy::bindings::Bindings;
 use crate::policy::judge::{judge_bound, refused_service};
 use crate::policy::network::{Mode, Network};
 use crate::policy::snapshot::Snapshot;
 use crate::policy::{Direction, DropAction, IpVerdict, Transport};
+use crate::proxy::udp::ENDED;
 use crate::sys::conntrack::Conntrack;
+use crate::sys::nft::NftSocket;
 use crate::telemetry::{Kind, Record, Telemetry};
 use crate::wire::ip::Headers;
 
@@ -37,7 +43,39 @@ pub fn end_forbidden(
             telemetry.record(end_of(next, &flow.headers, network, direction, action));
         }
     }
+    Ok(ended + end_unaccounted(&judges, &mut conntrack, telemetry)?)
+}
+
+/// Workers have what they account for counted, from before it is forwarded until it no longer is.
+fn end_unaccounted(judges: &Judges<'_>, conntrack: &mut Conntrack, telemetry: &Telemetry) -> io::Result<usize> {
+    let mut kernel = NftSocket::open()?;
+    let accounted: HashSet<FlowKey> = kernel.flows(FlowSet::Sent)?.into_iter().collect();
+    let forwarded = kernel.flows(FlowSet::Forwarded)?;
+    let mut ended = 0;
+    for flow in forwarded.into_iter().filter(|flow| !accounted.contains(flow)) {
+        let headers = headers_of(&flow);
+        let Some((network, direction, action)) = judges.forbid(&headers) else { continue };
+        // It may have begun between the two looks.
+        if kernel.counted(FlowSet::Sent, &flow)?.is_some() {
+            continue;
+        }
+        // A full set keeps none of the others from their end.
+        let blocked = kernel.add_flow(FlowSet::blocking(action), &flow, Some(ENDED));
+        let removed = kernel.remove_flow(FlowSet::Forwarded, &flow);
+        let tracked = conntrack.end_between(&flow, action);
+        if let Err(error) = blocked.and(removed).map_err(io::Error::from).and(tracked) {
+            tracing::warn!(client = %flow.client, remote = %flow.remote, %error, "a forbidden UDP flow is not ended");
+            continue;
+        }
+        ended += 1;
+        telemetry.record(end_of(judges.next, &headers, network, direction, action));
+    }
     Ok(ended)
+}
+
+fn headers_of(flow: &FlowKey) -> Headers {
+    let ports = Some((flow.client.port(), flow.remote.port()));
+    Headers { source: flow.client.ip(), destination: flow.remote.ip(), protocol: UDP, ports }
 }
 
 struct Judges<'a> {

@@ -20,6 +20,7 @@ use crate::policy::snapshot::Snapshot;
 use crate::proxy::flow::Closing;
 use crate::proxy::live::Live;
 use crate::proxy::worker::Worker;
+use crate::sys::conntrack::Conntrack;
 use crate::sys::nft::NftSocket;
 use crate::sys::udp::Outbox;
 use crate::telemetry::Telemetry;
@@ -163,10 +164,13 @@ impl Hands {
         }
     }
 
-    /// When [`Self::conclude_ended`] has something to do.
+    /// When [`Self::conclude_ended`] or [`Self::hand_over`] has something to do.
     pub(super) fn next_wake(&self) -> Option<Instant> {
         match &self.onward {
-            Onward::Kernel(kernel) => kernel.accounts.next_look(),
+            Onward::Kernel(kernel) => {
+                let next = kernel.accounts.next_look();
+                if *kernel.leaving.borrow() { next.map(|_| Instant::now()) } else { next }
+            }
             Onward::Relay(_) => None,
         }
     }
@@ -175,6 +179,17 @@ impl Hands {
     pub(super) fn conclude_ended(&mut self, now: Instant) {
         if let Onward::Kernel(kernel) = &mut self.onward {
             kernel.conclude_ended(self.settings.memory, now);
+        }
+    }
+
+    /// Once another process has taken over, the flows are its own: it ends those that nobody accounts for, should its
+    /// policy forbid them.
+    pub(super) fn hand_over(&mut self) {
+        if let Onward::Kernel(kernel) = &mut self.onward
+            && *kernel.leaving.borrow()
+        {
+            let flows: Vec<_> = kernel.accounts.iter().take(LOOKS_AT_ONCE).map(|(flow, _)| *flow).collect();
+            flows.iter().for_each(|flow| kernel.conclude(flow, "hand-over"));
         }
     }
 
@@ -203,7 +218,7 @@ impl Hands {
 
     /// Ends a flow: all its packets, for a while.
     pub(super) fn block(&mut self, flow: &FlowKey, action: DropAction, quoted: &[u8]) {
-        let blocked = (blocking_set(action), *flow, Some(self.settings.blocked));
+        let blocked = (FlowSet::blocking(action), *flow, Some(self.settings.blocked));
         match &mut self.onward {
             Onward::Kernel(kernel) => kernel.changes.push(blocked),
             // Its packets go on coming here, and are refused here.
@@ -218,11 +233,19 @@ impl Hands {
         let again = |(flow, closing): (&FlowKey, &mut Box<Closing>)| Some((*flow, closing.judge_again(policy)?));
         let forbidden: Vec<_> = kernel.accounts.closings().filter_map(again).collect();
         for (flow, action) in &forbidden {
-            kernel.changes.push((blocking_set(*action), *flow, Some(self.settings.ended)));
+            kernel.changes.push((FlowSet::blocking(*action), *flow, Some(self.settings.ended)));
+        }
+        if forbidden.is_empty() {
+            return forbidden;
         }
         kernel.flush();
-        for (flow, _) in &forbidden {
-            if let Err(error) = kernel.nft.remove_flow(FlowSet::Forwarded, flow) {
+        let warn = |error: &io::Error| tracing::warn!(%error, "answers in forbidden UDP flows may still pass");
+        let mut tracking = Conntrack::open().inspect_err(warn).ok();
+        for (flow, action) in &forbidden {
+            let removed = kernel.nft.remove_flow(FlowSet::Forwarded, flow).map_err(io::Error::from);
+            // The sets know the server's side only by the client's own address and on ports that are inspected.
+            let ended = tracking.as_mut().map_or(Ok(true), |tracking| tracking.end_between(flow, *action));
+            if let Err(error) = removed.and(ended) {
                 tracing::warn!(client = %flow.client, remote = %flow.remote, %error, "a forbidden UDP flow is not ended");
             }
             kernel.conclude(flow, "policy");
@@ -384,14 +407,6 @@ impl Drop for Kernel {
         for flow in self.accounts.flows() {
             self.conclude(&flow, closed_by);
         }
-    }
-}
-
-/// UDP knows no reset: what stands for it is the ICMP too.
-fn blocking_set(action: DropAction) -> FlowSet {
-    match action {
-        DropAction::Discard => FlowSet::Silenced,
-        DropAction::IcmpUnreachable | DropAction::TcpReset => FlowSet::Refused,
     }
 }
 

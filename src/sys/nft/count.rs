@@ -1,10 +1,12 @@
 //! What the kernel knows of single flows: how long they live on, and what they have carried.
 
+use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
 
 use super::encode::get_element;
 use super::{NftError, NftSocket, mixed_families};
-use crate::firewall::{Family, FlowKey, FlowSet};
+use crate::firewall::{Family, FlowKey, FlowSet, TCP, UDP};
+use crate::policy::Transport;
 use crate::sys::attributes::Attributes;
 
 /// What has passed of a flow in one direction.
@@ -33,6 +35,18 @@ impl NftSocket {
         let Some(element) = self.element(set, flow)? else { return Ok(None) };
         let left = Attributes(&element).find(|(kind, _)| *kind == EXPIRATION).and_then(|(_, left)| number(left));
         Ok(Some(Duration::from_millis(left.unwrap_or_default())))
+    }
+
+    /// All that is in a set; nothing where the rules have no such set.
+    pub fn flows(&mut self, set: FlowSet) -> Result<Vec<FlowKey>, NftError> {
+        let mut flows = Vec::new();
+        for family in Family::BOTH {
+            match self.each_key(set.name(family), |key| flows.extend(flow_of(family, key))) {
+                Err(error) if error.source.raw_os_error() == Some(libc::ENOENT) => {}
+                told => told?,
+            }
+        }
+        Ok(flows)
     }
 
     /// What a set of kind `Counted` has counted of a flow; `None` if it is not there.
@@ -68,6 +82,28 @@ impl NftSocket {
         let mut elements = lists.flat_map(|(_, list)| Attributes(list)).filter(|(kind, _)| *kind == ELEMENT);
         Ok(elements.next().map(|(_, element)| element.to_vec()))
     }
+}
+
+/// Reads what [`FlowKey::element`] becomes: each part takes a multiple of four octets.
+fn flow_of(family: Family, key: &[u8]) -> Option<FlowKey> {
+    let (&[protocol, ..], rest) = key.split_first_chunk::<4>()?;
+    let transport = match protocol {
+        TCP => Transport::Tcp,
+        UDP => Transport::Udp,
+        _ => return None,
+    };
+    let (client, rest) = end_of(family, rest)?;
+    let (remote, _) = end_of(family, rest)?;
+    Some(FlowKey { transport, client, remote })
+}
+
+fn end_of(family: Family, key: &[u8]) -> Option<(SocketAddr, &[u8])> {
+    let (address, rest) = match family {
+        Family::V4 => key.split_first_chunk::<4>().map(|(address, rest)| (IpAddr::from(*address), rest))?,
+        Family::V6 => key.split_first_chunk::<16>().map(|(address, rest)| (IpAddr::from(*address), rest))?,
+    };
+    let (&[high, low, ..], rest) = rest.split_first_chunk::<4>()?;
+    Some((SocketAddr::new(address, u16::from_be_bytes([high, low])), rest))
 }
 
 fn number(value: &[u8]) -> Option<u64> {

@@ -96,17 +96,22 @@ impl NftSocket {
     }
 
     fn contents(&mut self, set: &str, hash: &RandomState) -> Result<Contents, NftError> {
-        const ELEMENTS: u16 = 3;
         let mut found = Contents::default();
+        self.each_key(set, |key| found.add(hash.hash_one(key)))?;
+        Ok(found)
+    }
+
+    /// Tells the key of each element of a set.
+    pub(super) fn each_key(&mut self, set: &str, mut tell: impl FnMut(&[u8])) -> Result<(), NftError> {
+        const ELEMENTS: u16 = 3;
         let mut ask = Message::in_table(GET_ELEMENT, DUMP, 1, format!("entries of set {set}"));
         ask.text(2, set);
         self.query_each(ask, |body| {
             // The list has elements, each of them a key, and that a value.
             let elements = inside(ELEMENTS, body).flat_map(|list| inside(1, list));
             let values = elements.flat_map(|element| inside(1, element)).flat_map(|key| inside(1, key));
-            values.for_each(|value| found.add(hash.hash_one(value)));
-        })?;
-        Ok(found)
+            values.for_each(&mut tell);
+        })
     }
 }
 

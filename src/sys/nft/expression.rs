@@ -67,6 +67,7 @@ pub(super) fn add(list: &mut Message, expression: &Expression) {
         Expression::Connection(states) => connection::match_state(list, states),
         Expression::ConnectionProtocol(number) => connection::match_protocol(list, *number),
         Expression::Reply => connection::match_reply(list),
+        Expression::SourceTranslated => connection::match_source_translated(list),
         Expression::Label(label) => connection::match_label(list, *label),
         Expression::LabelAlone { label, not } => connection::match_label_alone(list, *label, not),
         Expression::SetLabel(label) => connection::set_label(list, *label),

@@ -6,6 +6,7 @@ use crate::sys::nft::message::Message;
 
 const STATE: u32 = 0;
 const DIRECTION: u32 = 1;
+const STATUS: u32 = 2;
 const PROTOCOL: u32 = 10;
 const LABELS: u32 = 13;
 
@@ -28,6 +29,13 @@ pub(super) fn match_reply(list: &mut Message) {
     const REPLY: u8 = 1;
     load_ct(list, DIRECTION);
     compare(list, FIRST, &[REPLY]);
+}
+
+pub(super) fn match_source_translated(list: &mut Message) {
+    const SOURCE_TRANSLATED: u32 = 1 << 4;
+    load_ct(list, STATUS);
+    bitwise_and(list, FIRST, &SOURCE_TRANSLATED.to_ne_bytes());
+    compare_with(list, FIRST, NOT_EQUAL, &[0; 4]);
 }
 
 pub(super) fn match_protocol(list: &mut Message, number: u8) {
