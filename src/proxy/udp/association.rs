@@ -107,9 +107,10 @@ impl Association {
         self.release(now, hands);
     }
 
-    /// What is judged from now on is judged by another policy.
+    /// What is judged from now on is judged by another policy, and what was blocked may try again.
     pub(super) fn adopt(&mut self, policy: &Arc<Snapshot>) {
         self.flow.adopt(policy);
+        self.peek.forget_blocked();
     }
 
     /// It passed, and a later policy has ended it.
@@ -174,7 +175,7 @@ impl Association {
                 hands.begin(&self.key, judgement.closing);
                 self.state = State::Passed(now);
             }
-            (None, _) => {}
+            (None, _) => hands.join(&self.key, judgement.closing),
             (Some(action), State::Undecided) => self.block(action, payload, now, hands),
             // A later connection of a flow that passes ends alone.
             (Some(action), _) => hands.refuse(&self.key, action, payload),

@@ -132,6 +132,15 @@ impl Hands {
         }
     }
 
+    /// Something more of a flow that passes is let in.
+    pub(super) fn join(&mut self, flow: &FlowKey, closing: Box<Closing>) {
+        if let Onward::Kernel(kernel) = &mut self.onward
+            && let Some(own) = kernel.accounts.closing(flow)
+        {
+            own.join(*closing);
+        }
+    }
+
     /// Lets the kernel forward the flow from now on, where it can.
     pub(super) fn forward(&mut self, flow: &FlowKey) {
         if let Onward::Kernel(kernel) = &mut self.onward {
@@ -237,9 +246,12 @@ impl Hands {
 }
 
 impl Kernel {
-    /// Opens an account for a flow that is about to pass. A flow that was judged anew begins again.
-    fn begin(&mut self, flow: &FlowKey, closing: Box<Closing>, look: Instant) {
-        self.conclude(flow, "judged-anew");
+    /// Opens an account for a flow that is about to pass. A flow that was judged anew begins again, and what it was let in
+    /// for before may go on.
+    fn begin(&mut self, flow: &FlowKey, mut closing: Box<Closing>, look: Instant) {
+        if let Some(before) = self.conclude(flow, "judged-anew") {
+            closing.join(*before);
+        }
         if self.accounts.open(flow, closing, look) {
             self.uncounted.push(*flow);
         } else {
@@ -346,12 +358,13 @@ impl Kernel {
         counted.collect()
     }
 
-    fn conclude(&mut self, flow: &FlowKey, closed_by: &'static str) {
-        let Some(account) = self.accounts.close(flow) else { return };
+    fn conclude(&mut self, flow: &FlowKey, closed_by: &'static str) -> Option<Box<Closing>> {
+        let account = self.accounts.close(flow)?;
         let [out, back] = counted(&mut self.nft, flow);
         // Those that are gone already went with the rules.
         let _ = self.nft.remove_flows(&COUNTED.map(|set| (set, *flow)));
         self.telemetry.record(account.closing.record(account.sent + out, back, closed_by));
+        Some(account.closing)
     }
 }
 
