@@ -1,4 +1,5 @@
-//! Live flows under a new policy with `recheck = true`: what it forbids ends, what it allows goes on (SPEC R7).
+//! Live flows under a new policy with `recheck = true`: what it forbids ends, what it allows goes on (SPEC R7). Without, no
+//! flow ends, and what begins on one is judged by the new policy.
 //!
 //! ```text
 //! client 10.1.0.2 (protected) -- gateway (tidegate run, reloaded) -- server (site A, site B)
@@ -236,6 +237,61 @@ fn a_quic_connection_that_was_blocked_on_a_flow_that_passes_is_judged_anew_too()
             };
             until("what is allowed now passes", again, |passes| *passes);
             gateway.stop();
+        }
+    });
+}
+
+#[test]
+fn a_quic_connection_that_begins_after_a_reload_is_judged_by_the_policy_in_force_on_old_ports_too() {
+    in_lab(|lab| {
+        let without = |blocked| configuration("discard", blocked).replace("recheck = true", "recheck = false");
+        let gateway = Gateway::start(lab, &without(""));
+        for family in Family::BOTH {
+            let (client, sink) = quic(lab, family);
+            let [old, blocked, allowed] = ["www.google.com", "ogs.google.com", "meet.google.com"].map(flight_of);
+            client.send(&old).unwrap();
+            assert!(heard(&sink) == old);
+            gateway.rewrite(&without(", \"ogs.google.com\", \"www.google.com\""));
+            gateway.reload();
+            client.send(&blocked).unwrap();
+            let source = client.local_addr().unwrap();
+            let blocks = |r: &serde_json::Value| is_from(r, source) && r["domain"] == "ogs.google.com";
+            let record = gateway.enforcer.record(blocks, DEADLINE).unwrap();
+            assert_eq!(record["verdict"], "block", "{record}");
+            // The connection that was there keeps the policy that it began with.
+            for datagram in [&allowed, &old] {
+                client.send(datagram).unwrap();
+                assert!(heard(&sink) == *datagram);
+            }
+            gateway.rewrite(&without(""));
+            gateway.reload();
+        }
+    });
+}
+
+#[test]
+fn where_a_reload_blocks_quic_no_connection_begins_on_old_ports_and_the_old_ones_go_on() {
+    in_lab(|lab| {
+        let inspected = configuration("discard", "").replace("recheck = true", "recheck = false");
+        let gateway = Gateway::start(lab, &inspected);
+        for family in Family::BOTH {
+            let (client, sink) = quic(lab, family);
+            let old = flight_of("www.google.com");
+            client.send(&old).unwrap();
+            assert!(heard(&sink) == old);
+            gateway.rewrite(&inspected.replace("prefer-both\"", "prefer-both\"\nquic = \"block\""));
+            gateway.reload();
+            for name in ["ogs.google.com", "meet.google.com"] {
+                client.send(&flight_of(name)).unwrap();
+                let source = client.local_addr().unwrap();
+                let begins = |r: &serde_json::Value| is_from(r, source) && r["domain"] == name;
+                let record = gateway.enforcer.record(begins, DEADLINE).unwrap();
+                assert_eq!((&record["verdict"], &record["reason"]), (&"block".into(), &"QUIC".into()), "{record}");
+            }
+            client.send(b"@short header").unwrap();
+            assert_eq!(heard(&sink), b"@short header");
+            gateway.rewrite(&inspected);
+            gateway.reload();
         }
     });
 }

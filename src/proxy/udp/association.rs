@@ -64,7 +64,11 @@ impl Association {
             return hands.refuse(&self.key, action, payload);
         }
         let Some(budget) = self.budget(hands) else { return self.without_inspection(payload, now, hands) };
+        let begun = self.peek.begun();
         let Reading { depends_on, judge } = self.peek.datagram(payload, now, &budget, &mut hands.scratch);
+        if self.peek.begun() != begun {
+            self.adopt_current(hands);
+        }
         let judged = judge.is_some();
         if let Some((subject, discovery)) = judge {
             self.judge(subject, &discovery, payload, now, hands);
@@ -111,6 +115,14 @@ impl Association {
     pub(super) fn adopt(&mut self, policy: &Arc<Snapshot>) {
         self.flow.adopt(policy);
         self.peek.forget_blocked();
+    }
+
+    /// A connection that begins is judged by the policy in force, however old the flow is.
+    fn adopt_current(&mut self, hands: &Hands) {
+        let current = hands.worker.snapshot.load();
+        if !Arc::ptr_eq(&current, &self.flow.snapshot) {
+            self.flow.adopt(&current);
+        }
     }
 
     /// It passed, and a later policy has ended it.
@@ -251,8 +263,13 @@ impl Association {
     }
 
     fn budget(&self, hands: &Hands) -> Option<Budget> {
-        let inspection = self.flow.inspection().filter(|_| !self.flow.is_refused())?;
-        Some(Budget { packets: inspection.packets, connections: hands.settings.connections, fingerprints: true })
+        let packets = match self.flow.inspection().filter(|_| !self.flow.is_refused()) {
+            Some(inspection) => inspection.packets,
+            // The policy of a later connection must not let the next ones by unjudged.
+            None if self.peek.is_open() => 0,
+            None => return None,
+        };
+        Some(Budget { packets, connections: hands.settings.connections, fingerprints: true })
     }
 }
 
