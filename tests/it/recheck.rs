@@ -210,6 +210,7 @@ fn a_flow_ends_for_a_later_quic_connection_too_and_none_of_them_passes_any_more(
             assert_eq!(at_server.count(lab, client.peer_addr().unwrap()).unwrap(), 0);
             gateway.rewrite(&configuration("discard", ""));
             gateway.reload();
+            assert_passes_by_and_by(&client, &sink, &later);
         }
     });
 }
@@ -229,13 +230,7 @@ fn a_quic_connection_that_was_blocked_on_a_flow_that_passes_is_judged_anew_too()
             assert_eq!(gateway.enforcer.record(blocks, DEADLINE).unwrap()["domain"], "ogs.google.com");
             gateway.rewrite(&configuration("discard", ""));
             gateway.reload();
-            // The reload is in force a moment before it has been told to who judges again.
-            sink.set_nonblocking(true).unwrap();
-            let again = || {
-                client.send(&later).unwrap();
-                sink.recv(&mut [0; 2000]).is_ok()
-            };
-            until("what is allowed now passes", again, |passes| *passes);
+            assert_passes_by_and_by(&client, &sink, &later);
             gateway.stop();
         }
     });
@@ -365,6 +360,16 @@ fn quic(lab: &Lab, family: Family) -> (UdpSocket, UdpSocket) {
     let sink = lab.server.run(|| UdpSocket::bind(("::", server.port()))).unwrap().unwrap();
     sink.set_read_timeout(Some(DEADLINE)).unwrap();
     (client, sink)
+}
+
+/// A reload is in force a moment before those who judge again have heard of it.
+fn assert_passes_by_and_by(client: &UdpSocket, sink: &UdpSocket, datagram: &[u8]) {
+    sink.set_nonblocking(true).unwrap();
+    let again = || {
+        client.send(datagram).unwrap();
+        sink.recv(&mut [0; 2000]).is_ok()
+    };
+    until("what is allowed now passes", again, |passes| *passes);
 }
 
 fn heard(sink: &UdpSocket) -> Vec<u8> {

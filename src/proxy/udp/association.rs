@@ -148,6 +148,10 @@ impl Association {
         self.state == State::Undecided
     }
 
+    pub(super) fn is_blocked(&self) -> bool {
+        matches!(self.state, State::Blocked(..))
+    }
+
     /// It was blocked, and may try again.
     pub(super) fn is_over(&self, now: Instant) -> bool {
         matches!(self.state, State::Blocked(until, _) if until <= now)

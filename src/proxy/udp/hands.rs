@@ -58,12 +58,22 @@ struct Kernel {
     /// Flows to be counted, before any of their datagrams can be answered.
     uncounted: Vec<FlowKey>,
     accounts: Accounts<Box<Closing>>,
+    /// Flows that passed and that a policy has ended: no more than accounts.
+    ended: HashMap<FlowKey, Ended>,
     telemetry: Telemetry,
     leaving: watch::Receiver<bool>,
     /// When a full set was warned of last.
     full: Option<Instant>,
     /// When the kernel has refused a flow last.
     refused: Option<Instant>,
+}
+
+/// How a flow was ended, for how long, and what it was let in for.
+#[derive(Debug)]
+struct Ended {
+    action: DropAction,
+    until: Instant,
+    closing: Box<Closing>,
 }
 
 impl Hands {
@@ -76,6 +86,7 @@ impl Hands {
                 changes: Vec::new(),
                 uncounted: Vec::new(),
                 accounts: Accounts::new(settings.counted),
+                ended: HashMap::new(),
                 telemetry: worker.telemetry.clone(),
                 leaving: worker.leaving.clone(),
                 full: None,
@@ -206,7 +217,7 @@ impl Hands {
     }
 
     /// Ends the flows that a policy forbids, for so long that the client has given them up, and tells which.
-    pub(super) fn recheck(&mut self, policy: &Arc<Snapshot>) -> Vec<(FlowKey, DropAction)> {
+    pub(super) fn recheck(&mut self, policy: &Arc<Snapshot>, now: Instant) -> Vec<(FlowKey, DropAction)> {
         let Onward::Kernel(kernel) = &mut self.onward else { return Vec::new() };
         let again = |(flow, closing): (&FlowKey, &mut Box<Closing>)| Some((*flow, closing.judge_again(policy)?));
         let forbidden: Vec<_> = kernel.accounts.closings().filter_map(again).collect();
@@ -214,13 +225,29 @@ impl Hands {
             kernel.changes.push((blocking_set(*action), *flow, Some(self.settings.ended)));
         }
         kernel.flush();
-        for (flow, _) in &forbidden {
+        for (flow, action) in &forbidden {
             if let Err(error) = kernel.nft.remove_flow(FlowSet::Forwarded, flow) {
                 tracing::warn!(client = %flow.client, remote = %flow.remote, %error, "a forbidden UDP flow is not ended");
             }
-            kernel.conclude(flow, "policy");
+            let closing = kernel.conclude(flow, "policy").filter(|_| kernel.ended.len() < self.settings.counted);
+            let until = now + self.settings.ended;
+            kernel.ended.extend(closing.map(|closing| (*flow, Ended { action: *action, until, closing })));
         }
         forbidden
+    }
+
+    /// Lets flows that a policy has ended begin anew where another allows them, and tells which.
+    pub(super) fn revive(&mut self, policy: &Arc<Snapshot>, now: Instant) -> Vec<FlowKey> {
+        let Onward::Kernel(kernel) = &mut self.onward else { return Vec::new() };
+        kernel.ended.retain(|_, ended| ended.until > now);
+        let allowed = kernel.ended.extract_if(|_, ended| ended.closing.judge_again(policy).is_none());
+        let allowed: Vec<_> = allowed.collect();
+        for (flow, ended) in &allowed {
+            if let Err(error) = kernel.nft.remove_flow(blocking_set(ended.action), flow) {
+                tracing::warn!(client = %flow.client, remote = %flow.remote, %error, "an allowed UDP flow stays ended");
+            }
+        }
+        allowed.into_iter().map(|(flow, _)| flow).collect()
     }
 
     /// Answers one datagram as its Network says. UDP knows no reset: what stands for it is the ICMP too.
