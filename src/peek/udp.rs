@@ -157,6 +157,17 @@ impl UdpPeek {
         self.open |= pass;
     }
 
+    /// Connections that have begun until now.
+    pub fn begun(&self) -> u32 {
+        self.begun
+    }
+
+    /// What was blocked, and nothing passed of, is judged anew when it comes again.
+    pub fn forget_blocked(&mut self) {
+        self.connections.retain(|connection| !connection.was_kept_out());
+        self.unreadable = self.unreadable.filter(|pass| *pass);
+    }
+
     /// Something of the flow has passed.
     pub fn is_open(&self) -> bool {
         self.open

@@ -85,20 +85,25 @@ impl Conntrack {
         self.end_tuple(family, &tuple, None, action)
     }
 
+    /// Takes back [`Self::end_between`].
+    pub fn revive_between(&mut self, flow: &FlowKey) -> io::Result<bool> {
+        let Some((family, tuple)) = tuple_of(flow) else { return Ok(false) };
+        self.label(family, &tuple, None, 0, labels(DropAction::TcpReset))
+    }
+
     fn end_tuple(&mut self, family: u8, tuple: &[u8], zone: Option<&[u8]>, action: DropAction) -> io::Result<bool> {
-        let labels = 1_u128 << ENDED_LABEL
-            | match action {
-                DropAction::Discard => 0,
-                DropAction::IcmpUnreachable => 1 << ENDED_UNREACHABLE_LABEL,
-                DropAction::TcpReset => 1 << ENDED_UNREACHABLE_LABEL | 1 << ENDED_RESET_LABEL,
-            };
+        self.label(family, tuple, zone, labels(action), labels(action))
+    }
+
+    /// Sets those of the labels `of` that are in `set`, and takes away the others of them.
+    fn label(&mut self, family: u8, tuple: &[u8], zone: Option<&[u8]>, set: u128, of: u128) -> io::Result<bool> {
         let mut body = vec![family, 0, 0, 0];
         put(&mut body, TUPLE_ORIG | NESTED, tuple);
         if let Some(zone) = zone {
             put(&mut body, ZONE, zone);
         }
-        put(&mut body, LABELS, &labels.to_ne_bytes());
-        put(&mut body, LABELS_MASK, &labels.to_ne_bytes());
+        put(&mut body, LABELS, &set.to_ne_bytes());
+        put(&mut body, LABELS_MASK, &of.to_ne_bytes());
         self.number += 1;
         self.socket.send(&request(NEW, ACK, self.number, &body), 0)?;
         let mut buffer = Vec::with_capacity(MESSAGE);
@@ -113,6 +118,16 @@ impl Conntrack {
             };
         }
     }
+}
+
+/// Those of a flow that was ended so.
+fn labels(action: DropAction) -> u128 {
+    1 << ENDED_LABEL
+        | match action {
+            DropAction::Discard => 0,
+            DropAction::IcmpUnreachable => 1 << ENDED_UNREACHABLE_LABEL,
+            DropAction::TcpReset => 1 << ENDED_UNREACHABLE_LABEL | 1 << ENDED_RESET_LABEL,
+        }
 }
 
 fn error_of(body: &[u8]) -> Option<io::Error> {

@@ -1,11 +1,17 @@
 //! The command line: exit status, and what `explain` says.
 
 use std::fs::OpenOptions;
+use std::io::Write;
 use std::os::fd::OwnedFd;
 use std::path::Path;
 use std::process::{Command, Output, Stdio};
 
 use serde_json::Value;
+use tidegate::mode::demo::lab::Site;
+use tidegate::sys::rtnl::Family;
+
+use crate::gateway::{Gateway, at, connect, get, listen};
+use crate::inside::in_lab;
 
 #[test]
 fn explain_says_what_the_gateway_would_do() {
@@ -54,6 +60,54 @@ verdict     BLOCK on edge-1
 ";
     assert_eq!(String::from_utf8_lossy(&output.stdout), expected);
     assert_eq!(output.status.code(), Some(0));
+}
+
+/// client 10.1.0.2 -- gateway (protects the server alone) -- server
+#[test]
+fn explain_agrees_with_the_gateway_about_inbound_names() {
+    in_lab(|lab| {
+        let text = r#"
+name = "edge-1"
+[[list]]
+name = "ok"
+verdict = "allow"
+entries = ["allowed.example"]
+[[policy]]
+name = "in"
+default = "block"
+lists = ["ok"]
+[[network]]
+name = "servers"
+directions = "inbound"
+ips = [{ ip = "198.51.100.0", maskbits = 24 }]
+inbound = { policy = "in", drop = "discard" }
+[network.inspection]
+type = "explicit"
+bind = "enforce"
+"#;
+        let gateway = Gateway::start(lab, text);
+        let _accepted = listen(lab, 80);
+        for name in ["allowed.example", "other.example"] {
+            let mut client = connect(lab, at(Site::A, Family::V4, 1, 80));
+            client.write_all(get(name).as_bytes()).unwrap();
+            let record = gateway.verdict_on(client.local_addr().unwrap());
+            let flow = ["--source", "10.1.0.2", "--destination", "198.51.100.1", "--port", "80", "--name", name];
+            let config = gateway.path("tidegate.toml").display().to_string();
+            let output = tidegate(&[&["explain", "--json", "--config", &config][..], &flow].concat());
+            let account: Value = serde_json::from_slice(&output.stdout).unwrap();
+            let outcome = &account["judgements"][0]["outcome"];
+            assert_eq!((&outcome["verdict"], &outcome["reason"]), (&record["verdict"], &record["reason"]), "{name}");
+        }
+    });
+}
+
+#[test]
+fn explain_says_where_a_name_that_only_dns_told_would_decide() {
+    let notes =
+        |source, protocol, name| explain(source, "192.0.2.1", protocol, name, "-")["judgements"][0]["notes"].clone();
+    let tells = |notes: Value| notes.as_array().unwrap().iter().any(|note| text(note).contains("use_bindings"));
+    assert!(tells(notes("10.5.0.2", "tcp/443", "-")) && tells(notes("10.5.0.2", "tcp/22", "www.good.example")));
+    assert!(!tells(notes("10.5.0.2", "tcp/443", "www.good.example")) && !tells(notes("10.1.0.2", "tcp/443", "-")));
 }
 
 #[test]
@@ -116,7 +170,7 @@ fn check_sums_up_what_it_read_on_standard_output_and_shows_mistakes_on_standard_
     let good = tidegate(&["check", "--config", &data("explain/tidegate.toml")]);
     let summary = String::from_utf8(good.stdout).unwrap();
     assert!(
-        summary.ends_with("enforcer `edge-1`, 4 networks, 2 policies, 3 lists (4 names, 4 prefixes)\n"),
+        summary.ends_with("enforcer `edge-1`, 6 networks, 2 policies, 3 lists (4 names, 4 prefixes)\n"),
         "{summary}"
     );
     let bad = tidegate(&["check", "--config", &data("config-mistakes/names.toml")]);

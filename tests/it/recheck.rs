@@ -1,4 +1,5 @@
-//! Live flows under a new policy with `recheck = true`: what it forbids ends, what it allows goes on (SPEC R7).
+//! Live flows under a new policy with `recheck = true`: what it forbids ends, what it allows goes on (SPEC R7). Without, no
+//! flow ends, and what begins on one is judged by the new policy.
 //!
 //! ```text
 //! client 10.1.0.2 (protected) -- gateway (tidegate run, reloaded) -- server (site A, site B)
@@ -13,7 +14,7 @@ use tidegate::mode::demo::tap::Tap;
 use tidegate::sys::rtnl::Family;
 use tidegate::sys::udp::Outbox;
 
-use crate::gateway::{DEADLINE, Gateway, at, connect, get, listen, protected};
+use crate::gateway::{DEADLINE, Gateway, at, connect, get, is_from, listen, protected, until};
 use crate::inside::in_lab;
 
 /// Nothing is blocked, but for what is in `blocked`; names are read on port 80 and of QUIC.
@@ -167,6 +168,129 @@ fn udp_that_the_kernel_judged_and_udp_that_was_inspected_end_for_both_sides() {
     });
 }
 
+#[test]
+fn a_flow_ends_for_what_it_asked_for_later_too() {
+    in_lab(|lab| {
+        let accepted = listen(lab, 80);
+        let gateway = Gateway::start(lab, &configuration("tcp-reset", ""));
+        for family in Family::BOTH {
+            let (mut client, mut server) = live(lab, &accepted, family, "kept.example");
+            exchange_of("later.example", &mut client, &mut server);
+            exchange(&mut client, &mut server);
+            gateway.rewrite(&configuration("tcp-reset", ", \"later.example\""));
+            gateway.reload();
+            let end = gateway.end_of(client.local_addr().unwrap());
+            assert_eq!((&end["closed_by"], &end["domain"]), (&"policy".into(), &"later.example".into()), "{end}");
+            assert_eq!(server.read(&mut [0; 1]).unwrap_err().kind(), ErrorKind::ConnectionReset);
+            gateway.rewrite(&configuration("tcp-reset", ""));
+            gateway.reload();
+        }
+    });
+}
+
+#[test]
+fn a_flow_ends_for_a_later_quic_connection_too_and_none_of_them_passes_any_more() {
+    in_lab(|lab| {
+        let gateway = Gateway::start(lab, &configuration("discard", ""));
+        let (kept, later) = (flight_of("www.google.com"), flight_of("ogs.google.com"));
+        for family in Family::BOTH {
+            let (client, sink) = quic(lab, family);
+            for hello in [&kept, &later] {
+                client.send(hello).unwrap();
+                assert!(heard(&sink) == *hello);
+            }
+            gateway.rewrite(&configuration("discard", ", \"ogs.google.com\""));
+            gateway.reload();
+            let end = gateway.end_of(client.local_addr().unwrap());
+            assert_eq!((&end["closed_by"], &end["domain"]), (&"policy".into(), &"ogs.google.com".into()), "{end}");
+            let at_server = Tap::at_server(lab).unwrap();
+            for datagram in [&later[..], b"@short header", &kept] {
+                let _ = client.send(datagram);
+            }
+            assert_eq!(at_server.count(lab, client.peer_addr().unwrap()).unwrap(), 0);
+            gateway.rewrite(&configuration("discard", ""));
+            gateway.reload();
+            assert_passes_by_and_by(&client, &sink, &later);
+        }
+    });
+}
+
+#[test]
+fn a_quic_connection_that_was_blocked_on_a_flow_that_passes_is_judged_anew_too() {
+    in_lab(|lab| {
+        let (kept, later) = (flight_of("www.google.com"), flight_of("ogs.google.com"));
+        for family in Family::BOTH {
+            let gateway = Gateway::start(lab, &configuration("discard", ", \"ogs.google.com\""));
+            let (client, sink) = quic(lab, family);
+            client.send(&kept).unwrap();
+            assert!(heard(&sink) == kept);
+            client.send(&later).unwrap();
+            let source = client.local_addr().unwrap();
+            let blocks = |r: &serde_json::Value| is_from(r, source) && r["verdict"] == "block";
+            assert_eq!(gateway.enforcer.record(blocks, DEADLINE).unwrap()["domain"], "ogs.google.com");
+            gateway.rewrite(&configuration("discard", ""));
+            gateway.reload();
+            assert_passes_by_and_by(&client, &sink, &later);
+            gateway.stop();
+        }
+    });
+}
+
+#[test]
+fn a_quic_connection_that_begins_after_a_reload_is_judged_by_the_policy_in_force_on_old_ports_too() {
+    in_lab(|lab| {
+        let without = |blocked| configuration("discard", blocked).replace("recheck = true", "recheck = false");
+        let gateway = Gateway::start(lab, &without(""));
+        for family in Family::BOTH {
+            let (client, sink) = quic(lab, family);
+            let [old, blocked, allowed] = ["www.google.com", "ogs.google.com", "meet.google.com"].map(flight_of);
+            client.send(&old).unwrap();
+            assert!(heard(&sink) == old);
+            gateway.rewrite(&without(", \"ogs.google.com\", \"www.google.com\""));
+            gateway.reload();
+            client.send(&blocked).unwrap();
+            let source = client.local_addr().unwrap();
+            let blocks = |r: &serde_json::Value| is_from(r, source) && r["domain"] == "ogs.google.com";
+            let record = gateway.enforcer.record(blocks, DEADLINE).unwrap();
+            assert_eq!(record["verdict"], "block", "{record}");
+            // The connection that was there keeps the policy that it began with.
+            for datagram in [&allowed, &old] {
+                client.send(datagram).unwrap();
+                assert!(heard(&sink) == *datagram);
+            }
+            gateway.rewrite(&without(""));
+            gateway.reload();
+        }
+    });
+}
+
+#[test]
+fn where_a_reload_blocks_quic_no_connection_begins_on_old_ports_and_the_old_ones_go_on() {
+    in_lab(|lab| {
+        let inspected = configuration("discard", "").replace("recheck = true", "recheck = false");
+        let gateway = Gateway::start(lab, &inspected);
+        for family in Family::BOTH {
+            let (client, sink) = quic(lab, family);
+            let old = flight_of("www.google.com");
+            client.send(&old).unwrap();
+            assert!(heard(&sink) == old);
+            gateway.rewrite(&inspected.replace("prefer-both\"", "prefer-both\"\nquic = \"block\""));
+            gateway.reload();
+            for name in ["ogs.google.com", "meet.google.com"] {
+                client.send(&flight_of(name)).unwrap();
+                let source = client.local_addr().unwrap();
+                let begins = |r: &serde_json::Value| is_from(r, source) && r["domain"] == name;
+                let record = gateway.enforcer.record(begins, DEADLINE).unwrap();
+                assert_eq!((&record["verdict"], &record["reason"]), (&"block".into(), &"QUIC".into()), "{record}");
+            }
+            client.send(b"@short header").unwrap();
+            assert_eq!(heard(&sink), b"@short header");
+            gateway.rewrite(&inspected);
+            gateway.reload();
+        }
+    });
+}
+
 /// A host may send in a flow that is not its own, and would have it let in with what it sends.
 #[test]
 fn a_flow_that_is_relayed_stays_ours_when_its_port_is_inspected_no_more() {
@@ -215,13 +339,44 @@ fn live(lab: &Lab, accepted: &Receiver<(TcpStream, SocketAddr)>, family: Family,
 
 /// A request and its answer of a flow that lives.
 fn exchange(client: &mut TcpStream, server: &mut TcpStream) {
-    let request = get("kept.example");
+    exchange_of("kept.example", client, server);
+}
+
+fn exchange_of(name: &str, client: &mut TcpStream, server: &mut TcpStream) {
+    let request = get(name);
     client.write_all(request.as_bytes()).unwrap();
     server.set_read_timeout(Some(DEADLINE)).unwrap();
     server.read_exact(&mut vec![0; request.len()]).unwrap();
     let answer = b"HTTP/1.1 200 OK\r\ncontent-length: 0\r\n\r\n";
     server.write_all(answer).unwrap();
     client.read_exact(&mut vec![0; answer.len()]).unwrap();
+}
+
+/// A socket of the client to a server of QUIC, and the server's.
+fn quic(lab: &Lab, family: Family) -> (UdpSocket, UdpSocket) {
+    let client = lab.client.run(|| UdpSocket::bind((client_address(family, 0), 0))).unwrap().unwrap();
+    let server = at(Site::A, family, 2, 443);
+    client.connect(server).unwrap();
+    let sink = lab.server.run(|| UdpSocket::bind(("::", server.port()))).unwrap().unwrap();
+    sink.set_read_timeout(Some(DEADLINE)).unwrap();
+    (client, sink)
+}
+
+/// A reload is in force a moment before those who judge again have heard of it.
+fn assert_passes_by_and_by(client: &UdpSocket, sink: &UdpSocket, datagram: &[u8]) {
+    sink.set_nonblocking(true).unwrap();
+    let again = || {
+        client.send(datagram).unwrap();
+        sink.recv(&mut [0; 2000]).is_ok()
+    };
+    until("what is allowed now passes", again, |passes| *passes);
+}
+
+fn heard(sink: &UdpSocket) -> Vec<u8> {
+    let mut buffer = vec![0; 2000];
+    let length = sink.recv(&mut buffer).unwrap();
+    buffer.truncate(length);
+    buffer
 }
 
 fn assert_silent(client: &mut TcpStream) {

@@ -214,7 +214,9 @@ impl Question<'_> {
     }
 
     fn ending(&self, discovery: Option<&Discovery>) -> Ending {
-        let facts = Facts { remote: self.remote, discovery, binding: Binding::Unknown, now: self.now };
+        // As the gateway has it: those who come to protected hosts need none.
+        let binding = if self.direction == Direction::Inbound { Binding::Match } else { Binding::Unknown };
+        let facts = Facts { remote: self.remote, discovery, binding, now: self.now };
         let transport = match self.flow.protocol.number {
             6 => Some(Transport::Tcp),
             17 => Some(Transport::Udp),
@@ -272,6 +274,13 @@ impl Question<'_> {
         }
         if inspected && !rule.policy.fingerprints.is_empty() && self.flow.fingerprint.is_none() {
             notes.push("the policy has fingerprint rules, and no --fingerprint is given");
+        }
+        let uses_bindings = self.network.inspection.as_ref().is_some_and(|inspection| inspection.use_bindings);
+        let shows_name = inspected && self.flow.name.is_some();
+        if uses_bindings && self.direction == Direction::Outbound && !asks && !shows_name {
+            notes.push(
+                "a name that DNS gave the client for the address decides where the flow shows none (use_bindings)",
+            );
         }
         if self.network.mode == Mode::Monitor {
             notes.push("the Network is in monitor mode: the verdict is recorded, nothing is blocked");

@@ -161,6 +161,11 @@ impl Connection {
         }
     }
 
+    /// It was blocked for its hello, which was judged before anything passed.
+    pub(super) fn was_kept_out(&self) -> bool {
+        self.verdict == Some(false) && self.fault.is_none()
+    }
+
     pub(super) fn is_pending(&self) -> bool {
         self.passed().is_none()
     }

@@ -24,6 +24,14 @@ pub struct Closing {
     snapshot: Arc<Snapshot>,
     /// The last that judged.
     judge: Option<Judge>,
+    found: Found,
+    /// What else was let in, by later names of the flow: those that came last, the oldest first.
+    later: Vec<Found>,
+}
+
+/// What the last that judged found.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+struct Found {
     via: Option<Via>,
     domain: Option<DomainName>,
     /// What was found where there is no domain; `None`: nobody inspected.
@@ -32,7 +40,7 @@ pub struct Closing {
 }
 
 /// Why a flow that was inspected has no domain.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Nameless {
     NoName,
     Unreadable(Unreadable),
@@ -48,61 +56,66 @@ impl Closing {
             opened: flow.opened,
             snapshot: flow.snapshot.clone(),
             judge: None,
-            via: None,
-            domain: None,
-            nameless: None,
-            ech: false,
+            found: Found::default(),
+            later: Vec::new(),
         })
     }
 
     pub(super) fn judged(&mut self, by: &Judge, discovery: Option<&Discovery>) {
         self.judge = Some(by.clone());
-        self.via = discovery.and_then(|discovery| discovery.via);
-        self.domain = discovery.and_then(name_of).cloned();
-        self.ech = discovery.is_some_and(|discovery| discovery.ech);
-        self.nameless = discovery.and_then(|discovery| match &discovery.outcome {
-            Outcome::Name(_) => None,
-            Outcome::NoName => Some(Nameless::NoName),
-            Outcome::Unreadable(why) => Some(Nameless::Unreadable(*why)),
-        });
+        self.found = discovery.map(Found::of).unwrap_or_default();
+    }
+
+    /// What was let in with `other`, of the same flow, is judged again with this.
+    pub fn join(&mut self, other: Self) {
+        for found in std::iter::once(other.found).chain(other.later).filter(|found| *found != self.found) {
+            self.later.retain(|known| *known != found);
+            if self.later.len() >= REMEMBERED {
+                self.later.remove(0);
+            }
+            self.later.push(found);
+        }
+        // All of it is judged by what comes after the older of the two.
+        if other.snapshot.generation < self.snapshot.generation {
+            self.snapshot = other.snapshot;
+        }
     }
 
     /// Judges the flow again, under a policy that came after the one that let it in: how it ends now, or `None` if it may
-    /// go on, under this policy from now on. A name is taken as proven, for it was when the flow began.
+    /// go on, under this policy from now on. A name is taken as proven, for it was when the flow began. What is forbidden
+    /// is what the `end` record tells.
     pub fn judge_again(&mut self, snapshot: &Arc<Snapshot>) -> Option<DropAction> {
         if self.snapshot.generation >= snapshot.generation {
             return None;
         }
-        let found = self.found();
         let judges = judges_of(snapshot, self.transport, self.client, self.orig_dst);
-        for judge in judges.iter().flatten() {
-            let seen = found.as_ref().filter(|found| self.is_seen_by(judge, found));
-            let facts = Facts {
-                remote: remote_of(judge.direction, self.client, self.orig_dst),
-                discovery: seen,
-                binding: Binding::Match,
-                now: SystemTime::now(),
-            };
-            let (transport, port) = (Some(self.transport), Some(self.orig_dst.port()));
-            let refused = refuse_service(&judge.network, judge.direction, transport, port, &facts);
-            let verdict = refused.unwrap_or_else(|| judge_again(&judge.network, judge.direction, &facts));
-            if let Some(action) = judge.ending(&verdict) {
-                return Some(action);
+        let mut all = std::iter::once(&self.found).chain(&self.later).enumerate();
+        let forbidden = all.find_map(|(index, found)| Some((index, self.ending_of(found, &judges)?)));
+        if let Some((index, action)) = forbidden {
+            if let Some(later) = index.checked_sub(1).and_then(|index| self.later.get_mut(index)) {
+                std::mem::swap(later, &mut self.found);
             }
+            return Some(action);
         }
         self.judge = judges.into_iter().flatten().next_back();
         self.snapshot = snapshot.clone();
         None
     }
 
-    fn found(&self) -> Option<Discovery> {
-        let outcome = match (&self.domain, self.nameless) {
-            (Some(name), _) => Outcome::Name(name.clone()),
-            (None, Some(Nameless::NoName)) => Outcome::NoName,
-            (None, Some(Nameless::Unreadable(why))) => Outcome::Unreadable(why),
-            (None, None) => return None,
-        };
-        Some(Discovery { outcome, via: self.via, fingerprint: None, ech: self.ech })
+    fn ending_of(&self, found: &Found, judges: &[Option<Judge>]) -> Option<DropAction> {
+        let found = found.discovery();
+        judges.iter().flatten().find_map(|judge| {
+            let facts = Facts {
+                remote: remote_of(judge.direction, self.client, self.orig_dst),
+                discovery: found.as_ref().filter(|found| self.is_seen_by(judge, found)),
+                binding: Binding::Match,
+                now: SystemTime::now(),
+            };
+            let (transport, port) = (Some(self.transport), Some(self.orig_dst.port()));
+            let refused = refuse_service(&judge.network, judge.direction, transport, port, &facts);
+            let verdict = refused.unwrap_or_else(|| judge_again(&judge.network, judge.direction, &facts));
+            judge.ending(&verdict)
+        })
     }
 
     fn is_seen_by(&self, by: &Judge, found: &Discovery) -> bool {
@@ -124,8 +137,8 @@ impl Closing {
             remote: self.orig_dst.0,
             network: self.judge.as_ref().map(|judge| judge.network.name.clone()),
             direction: self.judge.as_ref().map(|judge| judge.direction),
-            via: self.via,
-            domain: self.domain.clone(),
+            via: self.found.via,
+            domain: self.found.domain.clone(),
             opened: self.opened,
             bytes_out,
             bytes_in,
@@ -142,12 +155,66 @@ impl Closing {
             end.policy = judge.network.rule(judge.direction).map(|rule| rule.policy.name.clone());
             end.direction = Some(judge.direction.as_str());
         }
-        end.via = self.via.map(via_word);
-        end.domain = self.domain.clone();
+        end.via = self.found.via.map(via_word);
+        end.domain = self.found.domain.clone();
         end.flow = Some(self.id);
         (end.bytes_out, end.bytes_in) = (Some(bytes_out), Some(bytes_in));
         end.duration_ms = u64::try_from(self.opened.elapsed().as_millis()).ok();
         end.closed_by = Some(closed_by);
         end
+    }
+}
+
+impl Found {
+    fn of(discovery: &Discovery) -> Self {
+        Self {
+            via: discovery.via,
+            domain: name_of(discovery).cloned(),
+            nameless: match &discovery.outcome {
+                Outcome::Name(_) => None,
+                Outcome::NoName => Some(Nameless::NoName),
+                Outcome::Unreadable(why) => Some(Nameless::Unreadable(*why)),
+            },
+            ech: discovery.ech,
+        }
+    }
+
+    fn discovery(&self) -> Option<Discovery> {
+        let outcome = match (&self.domain, self.nameless) {
+            (Some(name), _) => Outcome::Name(name.clone()),
+            (None, Some(Nameless::NoName)) => Outcome::NoName,
+            (None, Some(Nameless::Unreadable(why))) => Outcome::Unreadable(why),
+            (None, None) => return None,
+        };
+        Some(Discovery { outcome, via: self.via, fingerprint: None, ech: self.ech })
+    }
+}
+
+/// What is kept beside the first, as many as QUIC connections are remembered of a flow.
+const REMEMBERED: usize = 8;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn closing(name: &str, generation: u64) -> Closing {
+        let nowhere = ([192, 0, 2, 1], 443).into();
+        let snapshot = Arc::new(Snapshot::new("e".into(), generation, Vec::new()));
+        let (client, orig_dst) = (ClientAddr(nowhere), OrigDst(nowhere));
+        let flow = Flow::new(1, Transport::Udp, client, orig_dst, snapshot, Arc::default());
+        let domain = DomainName::parse(name.as_bytes()).ok();
+        Closing { found: Found { domain, ..Found::default() }, ..*Closing::of(&flow) }
+    }
+
+    #[test]
+    fn the_first_and_the_last_that_was_let_in_are_kept_and_judged_by_all_that_came_since() {
+        let mut all = closing("first.example", 2);
+        let came = (0..20).map(|n| format!("n{n}.example")).chain(["n13.example".into(), "first.example".into()]);
+        came.for_each(|name| all.join(closing(&name, 2)));
+        let kept: Vec<_> = all.later.iter().flat_map(|found| &found.domain).map(DomainName::as_str).collect();
+        let last = [12, 14, 15, 16, 17, 18, 19, 13].map(|n| format!("n{n}.example"));
+        assert_eq!((kept, all.snapshot.generation), (last.iter().map(String::as_str).collect(), 2));
+        all.join(closing("before.example", 1));
+        assert_eq!((all.later.len(), all.snapshot.generation), (REMEMBERED, 1));
     }
 }

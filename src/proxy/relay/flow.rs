@@ -111,7 +111,7 @@ impl Flow {
             if !self.up.send_pending(ends).map_err(up_broken)? {
                 return Ok(Some(Turn::Waiting));
             }
-            match watched.step(self.up.is_ended(), telemetry) {
+            match watched.step(self.up.is_ended(), &mut self.closing, telemetry) {
                 Step::Forward(octets) => self.up.push(&octets),
                 Step::Unwatched(octets) => {
                     self.up.push(&octets);

@@ -5,7 +5,7 @@
 
 use crate::peek::watch::{Next, Watch};
 use crate::policy::DropAction;
-use crate::proxy::flow::Flow;
+use crate::proxy::flow::{Closing, Flow};
 use crate::telemetry::Telemetry;
 
 /// The watch, and what it needs to judge by.
@@ -32,8 +32,8 @@ pub(super) enum Step {
 }
 
 impl Watched {
-    /// `ended`: the client will send no more.
-    pub(super) fn step(&mut self, ended: bool, telemetry: &Telemetry) -> Step {
+    /// `ended`: the client will send no more. `closing` takes in what is let in.
+    pub(super) fn step(&mut self, ended: bool, closing: &mut Closing, telemetry: &Telemetry) -> Step {
         loop {
             match self.watch.next(&self.held, ended) {
                 Next::Forward(count) => {
@@ -41,9 +41,11 @@ impl Watched {
                     return Step::Forward(std::mem::replace(&mut self.held, rest));
                 }
                 Next::Judge(discovery) => {
-                    if let Some(action) = self.flow.judge(Some(&discovery), telemetry).ending {
+                    let judgement = self.flow.judge(Some(&discovery), telemetry);
+                    if let Some(action) = judgement.ending {
                         return Step::Refused(action);
                     }
+                    closing.join(*judgement.closing);
                 }
                 Next::More => return Step::More,
                 Next::Splice => return Step::Unwatched(std::mem::take(&mut self.held)),

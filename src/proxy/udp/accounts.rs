@@ -99,6 +99,10 @@ impl<C> Accounts<C> {
         self.open.iter()
     }
 
+    pub(super) fn closing(&mut self, flow: &FlowKey) -> Option<&mut C> {
+        self.open.get_mut(flow).map(|account| &mut account.closing)
+    }
+
     /// What closes each account, with its flow.
     pub(super) fn closings(&mut self) -> impl Iterator<Item = (&FlowKey, &mut C)> {
         self.open.iter_mut().map(|(flow, account)| (flow, &mut account.closing))

@@ -67,7 +67,11 @@ impl Association {
             return hands.refuse(&self.key, action, payload);
         }
         let Some(budget) = self.budget(hands) else { return self.without_inspection(payload, now, hands) };
+        let begun = self.peek.begun();
         let Reading { depends_on, judge } = self.peek.datagram(payload, now, &budget, &mut hands.scratch);
+        if self.peek.begun() != begun {
+            self.adopt_current(hands);
+        }
         let judged = !judge.is_empty();
         for (subject, discovery) in judge {
             if !matches!(self.state, State::Blocked(..)) {
@@ -113,9 +117,18 @@ impl Association {
         self.release(now, hands);
     }
 
-    /// What is judged from now on is judged by another policy.
+    /// What is judged from now on is judged by another policy, and what was blocked may try again.
     pub(super) fn adopt(&mut self, policy: &Arc<Snapshot>) {
         self.flow.adopt(policy);
+        self.peek.forget_blocked();
+    }
+
+    /// A connection that begins is judged by the policy in force, however old the flow is.
+    fn adopt_current(&mut self, hands: &Hands) {
+        let current = hands.worker.snapshot.load();
+        if !Arc::ptr_eq(&current, &self.flow.snapshot) {
+            self.flow.adopt(&current);
+        }
     }
 
     /// It passed, and a later policy has ended it.
@@ -138,6 +151,10 @@ impl Association {
     /// Awaits its first verdict.
     pub(super) fn is_undecided(&self) -> bool {
         self.state == State::Undecided
+    }
+
+    pub(super) fn is_blocked(&self) -> bool {
+        matches!(self.state, State::Blocked(..))
     }
 
     /// It was blocked, and may try again.
@@ -183,7 +200,7 @@ impl Association {
                 hands.begin(&self.key, judgement.closing);
                 self.state = State::Passed(now);
             }
-            (None, _) => {}
+            (None, _) => hands.join(&self.key, judgement.closing),
             (Some(action), State::Undecided) => self.block(action, payload, now, hands),
             // A later connection of a flow that passes ends alone.
             (Some(action), _) => hands.refuse(&self.key, action, payload),
@@ -274,8 +291,13 @@ impl Association {
     }
 
     fn budget(&self, hands: &Hands) -> Option<Budget> {
-        let inspection = self.flow.inspection().filter(|_| !self.flow.is_refused())?;
-        Some(Budget { packets: inspection.packets, connections: hands.settings.connections, fingerprints: true })
+        let packets = match self.flow.inspection().filter(|_| !self.flow.is_refused()) {
+            Some(inspection) => inspection.packets,
+            // The policy of a later connection must not let the next ones by unjudged.
+            None if self.peek.is_open() => 0,
+            None => return None,
+        };
+        Some(Budget { packets, connections: hands.settings.connections, fingerprints: true })
     }
 }
 

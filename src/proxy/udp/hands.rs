@@ -60,12 +60,22 @@ struct Kernel {
     /// Flows to be counted, before any of their datagrams can be answered.
     uncounted: Vec<FlowKey>,
     accounts: Accounts<Box<Closing>>,
+    /// Flows that passed and that a policy has ended: no more than accounts.
+    ended: HashMap<FlowKey, Ended>,
     telemetry: Telemetry,
     leaving: watch::Receiver<bool>,
     /// When a full set was warned of last.
     full: Option<Instant>,
     /// When the kernel has refused a flow last.
     refused: Option<Instant>,
+}
+
+/// How a flow was ended, for how long, and what it was let in for.
+#[derive(Debug)]
+struct Ended {
+    action: DropAction,
+    until: Instant,
+    closing: Box<Closing>,
 }
 
 impl Hands {
@@ -78,6 +88,7 @@ impl Hands {
                 changes: Vec::new(),
                 uncounted: Vec::new(),
                 accounts: Accounts::new(settings.counted),
+                ended: HashMap::new(),
                 telemetry: worker.telemetry.clone(),
                 leaving: worker.leaving.clone(),
                 full: None,
@@ -149,6 +160,15 @@ impl Hands {
         }
     }
 
+    /// Something more of a flow that passes is let in.
+    pub(super) fn join(&mut self, flow: &FlowKey, closing: Box<Closing>) {
+        if let Onward::Kernel(kernel) = &mut self.onward
+            && let Some(own) = kernel.accounts.closing(flow)
+        {
+            own.join(*closing);
+        }
+    }
+
     /// Lets the kernel forward the flow from now on, where it can.
     pub(super) fn forward(&mut self, flow: &FlowKey) {
         if let Onward::Kernel(kernel) = &mut self.onward {
@@ -189,7 +209,9 @@ impl Hands {
             && *kernel.leaving.borrow()
         {
             let flows: Vec<_> = kernel.accounts.iter().take(LOOKS_AT_ONCE).map(|(flow, _)| *flow).collect();
-            flows.iter().for_each(|flow| kernel.conclude(flow, "hand-over"));
+            for flow in &flows {
+                kernel.conclude(flow, "hand-over");
+            }
         }
     }
 
@@ -228,7 +250,7 @@ impl Hands {
     }
 
     /// Ends the flows that a policy forbids, for so long that the client has given them up, and tells which.
-    pub(super) fn recheck(&mut self, policy: &Arc<Snapshot>) -> Vec<(FlowKey, DropAction)> {
+    pub(super) fn recheck(&mut self, policy: &Arc<Snapshot>, now: Instant) -> Vec<(FlowKey, DropAction)> {
         let Onward::Kernel(kernel) = &mut self.onward else { return Vec::new() };
         let again = |(flow, closing): (&FlowKey, &mut Box<Closing>)| Some((*flow, closing.judge_again(policy)?));
         let forbidden: Vec<_> = kernel.accounts.closings().filter_map(again).collect();
@@ -248,9 +270,28 @@ impl Hands {
             if let Err(error) = removed.and(ended) {
                 tracing::warn!(client = %flow.client, remote = %flow.remote, %error, "a forbidden UDP flow is not ended");
             }
-            kernel.conclude(flow, "policy");
+            let closing = kernel.conclude(flow, "policy").filter(|_| kernel.ended.len() < self.settings.counted);
+            let until = now + self.settings.ended;
+            kernel.ended.extend(closing.map(|closing| (*flow, Ended { action: *action, until, closing })));
         }
         forbidden
+    }
+
+    /// Lets flows that a policy has ended begin anew where another allows them, and tells which.
+    pub(super) fn revive(&mut self, policy: &Arc<Snapshot>, now: Instant) -> Vec<FlowKey> {
+        let Onward::Kernel(kernel) = &mut self.onward else { return Vec::new() };
+        kernel.ended.retain(|_, ended| ended.until > now);
+        let allowed = kernel.ended.extract_if(|_, ended| ended.closing.judge_again(policy).is_none());
+        let allowed: Vec<_> = allowed.collect();
+        let mut tracking = if allowed.is_empty() { None } else { Conntrack::open().ok() };
+        for (flow, ended) in &allowed {
+            let removed = kernel.nft.remove_flow(FlowSet::blocking(ended.action), flow).map_err(io::Error::from);
+            let revived = tracking.as_mut().map_or(Ok(true), |tracking| tracking.revive_between(flow));
+            if let Err(error) = removed.and(revived) {
+                tracing::warn!(client = %flow.client, remote = %flow.remote, %error, "an allowed UDP flow stays ended");
+            }
+        }
+        allowed.into_iter().map(|(flow, _)| flow).collect()
     }
 
     /// Answers one datagram as its Network says. UDP knows no reset: what stands for it is the ICMP too.
@@ -276,9 +317,12 @@ impl Hands {
 }
 
 impl Kernel {
-    /// Opens an account for a flow that is about to pass. A flow that was judged anew begins again.
-    fn begin(&mut self, flow: &FlowKey, closing: Box<Closing>, look: Instant) {
-        self.conclude(flow, "judged-anew");
+    /// Opens an account for a flow that is about to pass. A flow that was judged anew begins again, and what it was let in
+    /// for before may go on.
+    fn begin(&mut self, flow: &FlowKey, mut closing: Box<Closing>, look: Instant) {
+        if let Some(before) = self.conclude(flow, "judged-anew") {
+            closing.join(*before);
+        }
         if self.accounts.open(flow, closing, look) {
             self.uncounted.push(*flow);
         } else {
@@ -385,12 +429,13 @@ impl Kernel {
         counted.collect()
     }
 
-    fn conclude(&mut self, flow: &FlowKey, closed_by: &'static str) {
-        let Some(account) = self.accounts.close(flow) else { return };
+    fn conclude(&mut self, flow: &FlowKey, closed_by: &'static str) -> Option<Box<Closing>> {
+        let account = self.accounts.close(flow)?;
         let [out, back] = counted(&mut self.nft, flow);
         // Those that are gone already went with the rules.
         let _ = self.nft.remove_flows(&COUNTED.map(|set| (set, *flow)));
         self.telemetry.record(account.closing.record(account.sent + out, back, closed_by));
+        Some(account.closing)
     }
 }
 

@@ -90,12 +90,18 @@ impl Table {
         Ok(())
     }
 
-    /// Judges by another policy from now on, and forgets the flows that it has ended.
+    /// Judges by another policy from now on, ends the flows that it forbids, and forgets those that were ended and that it
+    /// allows.
     pub(super) fn recheck(&mut self, policy: &Arc<Snapshot>, now: Instant, hands: &mut Hands) {
         for row in self.rows.values_mut() {
             row.association.adopt(policy);
         }
-        for (key, action) in hands.recheck(policy) {
+        for key in hands.revive(policy, now) {
+            if self.rows.get(&key).is_some_and(|row| row.association.is_blocked()) {
+                self.remove(&key, hands);
+            }
+        }
+        for (key, action) in hands.recheck(policy, now) {
             if let Some(row) = self.rows.get_mut(&key) {
                 row.association.end(action, now, hands);
             }
