@@ -26,7 +26,7 @@ impl Notices {
 
 /// The counters that tell of a limit, and which it is.
 const LIMITS: [(&str, &str); 9] = [
-    ("refused_by_limit", "limits.flows or limits.flows_of_one"),
+    ("refused_by_limit", "limits.flows, limits.flows_of_one or one of limits.dns"),
     ("refused_unheld", "limits.held_bytes_in_all"),
     ("out_of_descriptors", "the limit of open descriptors"),
     ("bindings_displaced", "limits.dns.bindings"),
@@ -62,7 +62,7 @@ mod tests {
         let events: Vec<Value> = lines.map(|line| serde_json::from_str(line).unwrap()).collect();
         let counts: Vec<_> = events.iter().map(|event| (event["reason"].as_str(), event["count"].as_u64())).collect();
         assert_eq!(counts, [(Some("LIMIT"), Some(3)), (Some("LIMIT"), Some(1))]);
-        assert_eq!(events[0]["detail"], "limits.flows or limits.flows_of_one: refused_by_limit");
+        assert_eq!(events[0]["detail"], "limits.flows, limits.flows_of_one or one of limits.dns: refused_by_limit");
     }
 
     #[test]
