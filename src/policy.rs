@@ -3,6 +3,7 @@
 //! Pure: facts in, a [`Verdict`] with its reason out. Fails closed: see the matrix in [`matrix`].
 
 pub mod bindings;
+pub mod by_client;
 pub mod judge;
 pub mod matrix;
 pub mod network;

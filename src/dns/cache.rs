@@ -4,7 +4,7 @@
 //! Shared by all workers: many clients that ask the same at once cost one upstream query. Bounded in octets: when
 //! full, what was not asked for lately makes room, so that a flood of random names keeps what is in use.
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::VecDeque;
 use std::hash::{BuildHasher, RandomState};
 use std::net::{IpAddr, SocketAddr};
 use std::sync::{Arc, Mutex, MutexGuard};
@@ -13,8 +13,9 @@ use std::time::{Duration, Instant};
 use hashbrown::HashTable;
 use hashbrown::hash_table::Entry;
 
+use crate::policy::by_client::ByClient;
 use crate::wire::dns::query::Query;
-use crate::wire::dns::{Header, Message, Section, flag, kind, rcode, read_u32};
+use crate::wire::dns::{Header, Message, Record, Section, flag, kind, rcode, read_u32};
 
 /// The answers, and for each question in flight those (`W`) who wait behind the one who asked.
 #[derive(Debug)]
@@ -23,7 +24,7 @@ pub struct Cache<W> {
     hasher: RandomState,
     shards: Vec<Mutex<Shard<W>>>,
     /// How often each client waits. Taken while a shard is held, never the other way round.
-    of: Mutex<HashMap<IpAddr, usize>>,
+    of: Mutex<ByClient>,
 }
 
 #[derive(Clone, Debug)]
@@ -161,11 +162,10 @@ impl<W> Cache<W> {
             Entry::Occupied(place) if place.get().1.len() >= self.limits.waiting => Turn::Full,
             Entry::Occupied(mut place) => {
                 let mut of = lock(&self.of);
-                let count = of.entry(client).or_default();
-                if *count >= self.limits.waiting_of_one {
+                if of.of(client) >= self.limits.waiting_of_one {
                     return Turn::Full;
                 }
-                *count += 1;
+                of.add(client, 1);
                 place.get_mut().1.push((client, waiter()));
                 Turn::Wait
             }
@@ -193,12 +193,7 @@ impl<W> Cache<W> {
         }
         let mut of = lock(&self.of);
         for (client, _) in waiting {
-            if let std::collections::hash_map::Entry::Occupied(mut count) = of.entry(*client) {
-                *count.get_mut() -= 1;
-                if *count.get() == 0 {
-                    count.remove();
-                }
-            }
+            of.take(*client, 1);
         }
     }
 
@@ -340,8 +335,7 @@ fn lifetime(answer: &Message<'_>, limits: &Limits) -> Option<Duration> {
         return None;
     }
     let records = answer.records.iter().filter(|record| record.kind != kind::OPT);
-    // A TTL with its highest bit set is zero (RFC 2181, section 8).
-    let ttl = records.map(|record| if record.ttl >> 31 == 0 { record.ttl } else { 0 }).min();
+    let ttl = records.map(Record::lifetime).min();
     let positive = flags & flag::RCODE == rcode::NO_ERROR
         && answer.records.iter().any(|record| {
             record.section == Section::Answer && (record.kind == answer.question.kind || answer.question.kind == ANY)

@@ -2,13 +2,14 @@
 //!
 //! Bounded, for all and for one client: fails closed when [`InFlight::has_room`] says no.
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::VecDeque;
 use std::net::{IpAddr, SocketAddr};
 use std::time::Instant;
 
 use super::cache::Key;
 use super::ports::Ticket;
 use super::service::Waiter;
+use crate::policy::by_client::ByClient;
 
 /// A question that waits for its resolver.
 #[derive(Debug)]
@@ -54,7 +55,7 @@ impl Attempts {
 pub struct InFlight {
     places: Vec<Option<Pending>>,
     free: Vec<u32>,
-    of: HashMap<IpAddr, usize>,
+    of: ByClient,
     clock: VecDeque<(Instant, u32, u32)>,
     /// Tells a place's question from the one that stood there before.
     generations: Vec<u32>,
@@ -67,7 +68,7 @@ impl InFlight {
         Self {
             places: Vec::new(),
             free: Vec::new(),
-            of: HashMap::new(),
+            of: ByClient::default(),
             clock: VecDeque::new(),
             generations: Vec::new(),
             most,
@@ -76,8 +77,7 @@ impl InFlight {
     }
 
     pub fn has_room(&self, client: IpAddr) -> bool {
-        self.places.len() - self.free.len() < self.most
-            && self.of.get(&client).is_none_or(|count| *count < self.most_of_one)
+        self.places.len() - self.free.len() < self.most && self.of.of(client) < self.most_of_one
     }
 
     /// Questions that wait now.
@@ -86,7 +86,7 @@ impl InFlight {
     }
 
     pub fn add(&mut self, client: IpAddr, pending: Pending, look: Instant) -> u32 {
-        *self.of.entry(client).or_default() += 1;
+        self.of.add(client, 1);
         let token = self.free.pop().unwrap_or_else(|| {
             self.places.push(None);
             self.generations.push(0);
@@ -109,13 +109,7 @@ impl InFlight {
         if let Some(generation) = self.generations.get_mut(token as usize) {
             *generation = generation.wrapping_add(1);
         }
-        let client = pending.waiter.exchange.client.ip();
-        if let Some(count) = self.of.get_mut(&client) {
-            *count -= 1;
-            if *count == 0 {
-                self.of.remove(&client);
-            }
-        }
+        self.of.take(pending.waiter.exchange.client.ip(), 1);
         Some(pending)
     }
 

@@ -221,9 +221,7 @@ impl Links {
                 Some((place, names)) if *place == owner => names.clone(),
                 _ => last.insert((owner, self.path(owner))).1.clone(),
             };
-            // With its highest bit set it is zero (RFC 2181, section 8).
-            let ttl = if record.ttl >> 31 == 0 { record.ttl } else { 0 };
-            let found_at = |ip| Address { ip, ttl, names: names.clone() };
+            let found_at = |ip| Address { ip, ttl: record.lifetime(), names: names.clone() };
             match address(answer, record)? {
                 Some(ip) => found.push(found_at(ip)),
                 None => found.extend(Service::read(answer.data(record))?.hints().map(found_at)),

@@ -18,12 +18,13 @@ use tokio::net::TcpStream;
 use tokio::net::tcp::OwnedWriteHalf;
 use tokio::time::{Instant, timeout, timeout_at};
 
-use super::LONGEST_QUERY;
 use super::cache::Key;
 use super::exchange::{Decision, Exchange};
 use super::frames::{Frame, Frames, framed};
 use super::service::{Service, Waiter, is_answer_to};
+use super::{LONGEST_QUERY, Settings};
 use crate::policy::Transport;
+use crate::policy::by_client::ByClient;
 use crate::sys::readable::readable;
 use crate::sys::{tcp, udp};
 use crate::wire::dns::query::{Query, Refused};
@@ -386,7 +387,7 @@ fn stream(socket: OwnedFd) -> io::Result<TcpStream> {
 #[derive(Debug, Default)]
 struct Connections {
     all: usize,
-    of: HashMap<IpAddr, usize>,
+    of: ByClient,
 }
 
 /// A connection's place among the limited number; free again when dropped.
@@ -398,12 +399,12 @@ struct Place {
 impl Place {
     fn enter(connections: &Rc<RefCell<Connections>>, client: IpAddr, service: &Service) -> Option<Self> {
         let mut all = connections.borrow_mut();
-        let of_client = all.of.get(&client).copied().unwrap_or(0);
-        if all.all >= service.settings.connections || of_client >= service.settings.connections_of_one {
+        let Settings { connections: most, connections_of_one: most_of_one, .. } = service.settings;
+        if all.all >= most || all.of.of(client) >= most_of_one {
             return None;
         }
         all.all += 1;
-        all.of.insert(client, of_client + 1);
+        all.of.add(client, 1);
         Some(Self { connections: connections.clone(), client })
     }
 }
@@ -412,12 +413,7 @@ impl Drop for Place {
     fn drop(&mut self) {
         let mut all = self.connections.borrow_mut();
         all.all -= 1;
-        if let Some(count) = all.of.get_mut(&self.client) {
-            *count -= 1;
-            if *count == 0 {
-                all.of.remove(&self.client);
-            }
-        }
+        all.of.take(self.client, 1);
     }
 }
 

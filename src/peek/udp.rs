@@ -109,12 +109,10 @@ impl UdpPeek {
             Look::Malformed(malformed) => self.aimless(Subject::Unreadable, Some(malformed), budget),
             Look::UnknownVersion => Reading {
                 depends_on: Subject::Unreadable,
-                judge: self
-                    .unreadable
-                    .is_none()
-                    .then(|| (Subject::Unreadable, unreadable(malformed(VERSION))))
-                    .into_iter()
-                    .collect(),
+                judge: match self.unreadable {
+                    None => vec![(Subject::Unreadable, unreadable(malformed(VERSION)))],
+                    Some(_) => Vec::new(),
+                },
             },
             Look::Later => {
                 self.suspicion.get_or_insert(malformed(NO_HELLO));
@@ -218,7 +216,7 @@ impl UdpPeek {
             }
         }
         let decide = !self.open && self.aimless >= budget.packets && self.connections.is_empty();
-        Reading { depends_on, judge: decide.then(|| self.without_hello()).into_iter().collect() }
+        Reading { depends_on, judge: if decide { vec![self.without_hello()] } else { Vec::new() } }
     }
 
     fn without_hello(&self) -> (Subject, Discovery) {

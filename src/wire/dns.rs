@@ -156,6 +156,13 @@ pub struct Record {
     pub data: Range<usize>,
 }
 
+impl Record {
+    /// Its TTL in seconds; one with its highest bit set is zero (RFC 2181, section 8).
+    pub fn lifetime(&self) -> u32 {
+        if self.ttl >> 31 == 0 { self.ttl } else { 0 }
+    }
+}
+
 /// A message with one question, as answers have.
 #[derive(Clone, Debug)]
 pub struct Message<'a> {

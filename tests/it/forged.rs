@@ -130,16 +130,21 @@ fn a_flow_that_a_client_makes_up_in_a_blocked_servers_name_opens_nothing() {
     });
 }
 
+/// Addresses that the gateway reaches by way of the server, and that nobody has.
+fn behind_the_server(lab: &Lab) -> [IpAddr; 2] {
+    let nowhere: [IpAddr; 2] = ["192.0.2.77".parse().unwrap(), "2001:db8:c::77".parse().unwrap()];
+    for (family, to) in Family::BOTH.into_iter().zip(nowhere) {
+        let lead = || Rtnl::open()?.add_route(IpNet::from(to), Some(server_address(family)), Some("server0"), false);
+        lab.gateway.run(lead).unwrap().unwrap();
+    }
+    nowhere
+}
+
 /// Connection tracking calls a flow new until it is answered, and some never are.
 #[test]
 fn a_flow_that_was_let_in_and_has_no_answer_yet_is_nobody_elses_to_speak_in() {
     in_lab(|lab| {
-        let nowhere: [SocketAddr; 2] = ["192.0.2.77:5140".parse().unwrap(), "[2001:db8:c::77]:5140".parse().unwrap()];
-        for (family, to) in Family::BOTH.into_iter().zip(nowhere) {
-            let lead =
-                || Rtnl::open()?.add_route(IpNet::from(to.ip()), Some(server_address(family)), Some("server0"), false);
-            lab.gateway.run(lead).unwrap().unwrap();
-        }
+        let nowhere = behind_the_server(lab).map(|address| SocketAddr::new(address, 5140));
         for (more, host) in [("", 3), ("reverse_path = false", 4)] {
             let gateway = Gateway::start(lab, &configuration(more));
             let tap = Tap::at_server(lab).unwrap();
@@ -170,12 +175,7 @@ fn a_flow_that_was_let_in_and_has_no_answer_yet_is_nobody_elses_to_speak_in() {
 #[test]
 fn quic_and_questions_in_a_clients_name_from_elsewhere_are_not_heard() {
     in_lab(|lab| {
-        let nowhere: [IpAddr; 2] = ["192.0.2.77".parse().unwrap(), "2001:db8:c::77".parse().unwrap()];
-        for (family, to) in Family::BOTH.into_iter().zip(nowhere) {
-            let lead =
-                || Rtnl::open()?.add_route(IpNet::from(to), Some(server_address(family)), Some("server0"), false);
-            lab.gateway.run(lead).unwrap().unwrap();
-        }
+        let nowhere = behind_the_server(lab);
         let said = [(443, flight("www.google.com")), (53, question("a.example.", RecordType::A))];
         for (more, host) in [("", 3), ("reverse_path = false", 4)] {
             let text = configuration(more) + "[network.inspection]\ntype = \"prefer-both\"\n";

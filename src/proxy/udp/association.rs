@@ -74,13 +74,13 @@ impl Association {
         }
         let judged = !judge.is_empty();
         for (subject, discovery) in judge {
-            if !matches!(self.state, State::Blocked(..)) {
+            if !self.is_blocked() {
                 self.judge(subject, &discovery, payload, now, hands);
             }
         }
         self.remember(payload, now, hands);
         match self.peek.status(depends_on) {
-            _ if matches!(self.state, State::Blocked(..)) => {}
+            _ if self.is_blocked() => {}
             Status::Block => hands.dropped(),
             Status::Pass if self.held.is_empty() => self.pass(payload, now, hands),
             Status::Pass | Status::Pending => self.hold(depends_on, payload, now, hands),
@@ -103,14 +103,14 @@ impl Association {
                 return;
             }
             self.settle(proving.subject, &proving.discovery, &proving.payload, now, hands);
-            if !matches!(self.state, State::Blocked(..)) && self.peek.is_waiting() {
+            if !self.is_blocked() && self.peek.is_waiting() {
                 self.deadline = Some(now + self.patience());
             }
             return self.release(now, hands);
         }
         let last = self.held.last().map(|held| held.payload.clone()).unwrap_or_default();
         for (subject, discovery) in self.peek.expire() {
-            if !matches!(self.state, State::Blocked(..)) {
+            if !self.is_blocked() {
                 self.judge(subject, &discovery, &last, now, hands);
             }
         }
@@ -244,7 +244,7 @@ impl Association {
         if hands.remember(client, self.remembered, weight) {
             self.remembered = weight;
         } else if let Some((subject, discovery)) = self.peek.forget()
-            && !matches!(self.state, State::Blocked(..))
+            && !self.is_blocked()
         {
             self.settle(subject, &discovery, payload, now, hands);
         }
@@ -252,7 +252,7 @@ impl Association {
 
     /// Sends what may pass by now in the order in which it came, and drops what may not.
     fn release(&mut self, now: Instant, hands: &mut Hands) {
-        if matches!(self.state, State::Blocked(..)) {
+        if self.is_blocked() {
             return self.let_go(hands);
         }
         for held in std::mem::take(&mut self.held) {

@@ -1,7 +1,6 @@
 //! What a verdict does: datagrams sent on, and flows given to the kernel or to a relay.
 
 use std::collections::HashMap;
-use std::collections::hash_map::Entry;
 use std::io;
 use std::net::IpAddr;
 use std::rc::Rc;
@@ -16,6 +15,7 @@ use super::relay::Relay;
 use super::{Settings, Way};
 use crate::firewall::{Family, FlowKey, FlowSet};
 use crate::policy::DropAction;
+use crate::policy::by_client::ByClient;
 use crate::policy::snapshot::Snapshot;
 use crate::proxy::flow::Closing;
 use crate::proxy::live::Live;
@@ -42,7 +42,7 @@ pub(super) struct Hands {
 #[derive(Debug, Default)]
 struct Holding {
     all: usize,
-    of: HashMap<IpAddr, usize>,
+    of: ByClient,
 }
 
 #[derive(Debug)]
@@ -96,7 +96,7 @@ impl Hands {
             })),
             Way::Relay(answers) => Onward::Relay(Box::new(Relay::new(answers, worker.telemetry.clone())?)),
         };
-        let (held, remembered) = Default::default();
+        let [held, remembered] = [Holding::default(), Holding::default()];
         Ok(Self { worker, settings, scratch: Vec::new(), held, remembered, onward })
     }
 
@@ -372,23 +372,17 @@ impl Kernel {
 
 impl Holding {
     fn add(&mut self, client: IpAddr, octets: usize, limit: usize, limit_of_one: usize) -> bool {
-        let own = self.of.get(&client).copied().unwrap_or_default();
-        if self.all + octets > limit || own + octets > limit_of_one {
+        if self.all + octets > limit || self.of.of(client) + octets > limit_of_one {
             return false;
         }
         self.all += octets;
-        self.of.insert(client, own + octets);
+        self.of.add(client, octets);
         true
     }
 
     fn take(&mut self, client: IpAddr, octets: usize) {
         self.all = self.all.saturating_sub(octets);
-        if let Entry::Occupied(mut own) = self.of.entry(client) {
-            *own.get_mut() = own.get().saturating_sub(octets);
-            if *own.get() == 0 {
-                own.remove();
-            }
-        }
+        self.of.take(client, octets);
     }
 }
 

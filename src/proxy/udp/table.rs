@@ -2,7 +2,6 @@
 
 use std::collections::hash_map::Entry;
 use std::collections::{BinaryHeap, HashMap, VecDeque};
-use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Instant;
 
@@ -10,6 +9,7 @@ use super::Settings;
 use super::association::Association;
 use super::hands::Hands;
 use crate::firewall::FlowKey;
+use crate::policy::by_client::ByClient;
 use crate::policy::snapshot::Snapshot;
 
 #[derive(Debug)]
@@ -21,7 +21,7 @@ pub(super) struct Table {
     /// Flows that have had their first verdict, the oldest first; some are gone.
     settled: VecDeque<FlowKey>,
     /// By client, those that have not.
-    undecided: HashMap<IpAddr, usize>,
+    undecided: ByClient,
 }
 
 #[derive(Debug)]
@@ -51,7 +51,7 @@ impl Table {
             rows: HashMap::new(),
             times: BinaryHeap::new(),
             settled: VecDeque::new(),
-            undecided: HashMap::new(),
+            undecided: ByClient::default(),
         }
     }
 
@@ -73,7 +73,7 @@ impl Table {
         let row = match self.rows.entry(*key) {
             Entry::Occupied(row) => row.into_mut(),
             Entry::Vacant(place) => {
-                *self.undecided.entry(key.client.ip()).or_default() += 1;
+                self.undecided.add(key.client.ip(), 1);
                 let wake = now + self.settings.memory;
                 self.times.push(Time { at: wake, key: *key });
                 place.insert(Row { association: new(), used: now, wake, counted: true })
@@ -132,7 +132,7 @@ impl Table {
     }
 
     fn make_room(&mut self, key: &FlowKey, hands: &mut Hands) -> Result<(), Refused> {
-        if self.undecided.get(&key.client.ip()).is_some_and(|count| *count >= self.settings.per_client) {
+        if self.undecided.of(key.client.ip()) >= self.settings.per_client {
             return Err(Refused);
         }
         while self.rows.len() >= self.settings.flows {
@@ -150,7 +150,7 @@ impl Table {
         };
         row.counted = false;
         self.settled.push_back(*key);
-        self.uncount(key.client.ip());
+        self.undecided.take(key.client.ip(), 1);
     }
 
     fn remove(&mut self, key: &FlowKey, hands: &mut Hands) {
@@ -158,16 +158,7 @@ impl Table {
         row.association.let_go(hands);
         hands.end(key);
         if row.counted {
-            self.uncount(key.client.ip());
-        }
-    }
-
-    fn uncount(&mut self, client: IpAddr) {
-        if let Entry::Occupied(mut count) = self.undecided.entry(client) {
-            *count.get_mut() -= 1;
-            if *count.get() == 0 {
-                count.remove();
-            }
+            self.undecided.take(key.client.ip(), 1);
         }
     }
 

@@ -171,7 +171,6 @@ fn expand<const N: usize>(secret: &Prk, label: &[u8], out: &mut [u8; N]) -> Opti
 
 const PREFIX: &[u8] = b"tls13 ";
 const SAMPLE: usize = 16;
-/// These bits are zero once the protection is off (RFC 9000, section 17.2).
 /// Room for a header without a long token; others go to the heap.
 const MAX_HEADER: usize = 128;
 

@@ -185,7 +185,7 @@ fn flood(sent: &AtomicUsize, over: &AtomicBool) {
 const ENOUGH: usize = 12_000;
 
 /// What the gateway counted, by its last words.
-fn counted(ended: &Ended, counter: &str) -> u64 {
+pub(super) fn counted(ended: &Ended, counter: &str) -> u64 {
     let last = ended.messages.iter().find(|line| line.contains("ended:")).expect("the gateway's last words");
     let value = last.split([' ', ',']).find_map(|word| word.strip_prefix(counter)?.strip_prefix('='));
     value.map_or(0, |value| value.parse().unwrap())
