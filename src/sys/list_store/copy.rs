@@ -146,12 +146,12 @@ impl Copy {
     }
 
     /// Held by the one that fetches, of all processes and threads.
-    fn lock(&self) -> Result<File, Why> {
+    fn lock(&self) -> Result<Lock, Why> {
         let path = self.path.with_extension("lock");
         let file = OpenOptions::new().write(true).create(true).truncate(false).mode(0o600).open(path);
         let file = file.map_err(not_kept)?;
         match file.try_lock() {
-            Ok(()) => Ok(file),
+            Ok(()) => Ok(Lock(file)),
             Err(fs::TryLockError::WouldBlock) => Err(Why::Failed("another fetch of it is under way".into())),
             Err(fs::TryLockError::Error(error)) => Err(not_kept(error)),
         }
@@ -163,6 +163,17 @@ impl Copy {
 
     fn about_path(&self) -> PathBuf {
         self.path.with_extension("about")
+    }
+}
+
+/// Given back when it is dropped. A closed file alone would not do: a child that another thread is starting has the
+/// same file open until it runs its own program, and the lock with it.
+struct Lock(File);
+
+impl Drop for Lock {
+    fn drop(&mut self) {
+        // If it cannot be, the lock ends with the last who has the file.
+        let _ = self.0.unlock();
     }
 }
 
@@ -241,4 +252,20 @@ fn not_kept(error: io::Error) -> Why {
 
 fn seconds(time: SystemTime) -> u64 {
     time.duration_since(UNIX_EPOCH).unwrap_or_default().as_secs()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_lock_is_given_back_though_a_child_that_starts_has_its_file_open() {
+        let folder = tempfile::tempdir().unwrap();
+        let copy = Copy { path: folder.path().join("a.list") };
+        let lock = copy.lock().unwrap();
+        assert!(copy.lock().is_err());
+        let _of_a_child = lock.0.try_clone().unwrap();
+        drop(lock);
+        assert!(copy.lock().is_ok());
+    }
 }
