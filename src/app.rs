@@ -34,7 +34,7 @@ use crate::firewall::{Capture, Ruleset};
 use crate::mode;
 use crate::mode::gateway::hand_over::Spare;
 use crate::mode::gateway::kernel;
-use crate::mode::gateway::{Gateway, Listeners};
+use crate::mode::gateway::{Crew, Gateway, Listeners};
 use crate::policy::bindings::Bindings;
 use crate::policy::snapshot::Snapshot;
 use crate::sys::activation;
@@ -134,15 +134,15 @@ fn give_up_rights() {
 }
 
 /// Those that the service manager holds, or new ones for so many workers.
-fn listen(workers: usize, is_sidecar: bool) -> Result<Listeners, Failure> {
+fn listen(crew: &Crew, is_sidecar: bool) -> Result<Listeners, Failure> {
     let opened = because("open transparent listeners");
     if is_sidecar {
-        return mode::sidecar::open(workers).map_err(opened);
+        return mode::sidecar::open(crew).map_err(opened);
     }
-    let held = activation::inherited().and_then(Listeners::held);
+    let held = activation::inherited().and_then(|sockets| Listeners::held(sockets, crew));
     match held.map_err(because("take the listeners that the service manager holds"))? {
         Some(listeners) => Ok(listeners),
-        None => Listeners::open(workers).map_err(opened),
+        None => Listeners::open(crew).map_err(opened),
     }
 }
 
@@ -160,9 +160,9 @@ fn serve(
     let mut taken = take_over(beginning, sidecar.is_some())?;
     let listeners = match taken.as_mut().and_then(|taken| taken.listeners.take()) {
         Some(listeners) => listeners,
-        None => listen(settings.workers, sidecar.is_some())?,
+        None => listen(&settings.crew(), sidecar.is_some())?,
     };
-    settings.workers = listeners.workers();
+    (settings.workers, settings.dns.workers) = (listeners.crew().all, listeners.crew().asked);
     if let Some(sidecar) = &sidecar {
         settings = sidecar.settings.adapt(settings);
     }

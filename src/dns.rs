@@ -31,7 +31,10 @@ pub use service::Service;
 /// How DNS is served, each limit for one worker unless it says otherwise.
 #[derive(Clone, Debug)]
 pub struct Settings {
-    /// Questions that wait for a resolver at once; more are answered SERVFAIL. Default 4,096.
+    /// Of a gateway's workers, those that take questions over UDP. Few that have much to do at a time do it for less than
+    /// many that are woken for each. Default 0: one for every four.
+    pub workers: usize,
+    /// Questions that wait for a resolver at once; more are answered SERVFAIL. Default 16,384.
     pub in_flight: usize,
     /// Questions of one client that wait at once; more are answered SERVFAIL. Default 512.
     pub in_flight_of_one: usize,
@@ -66,7 +69,8 @@ const LONGEST_QUERY: usize = 4096;
 impl Default for Settings {
     fn default() -> Self {
         Self {
-            in_flight: 4096,
+            workers: 0,
+            in_flight: 16_384,
             in_flight_of_one: 512,
             patience: Duration::from_millis(1500),
             attempt: Duration::from_millis(500),

@@ -24,7 +24,7 @@ pub(super) fn view(app: &App, gateway: &Gateway, settings: &Settings, telemetry:
         most: Most {
             flows: settings.worker.flows,
             bindings: settings.bindings.pairs,
-            questions: settings.dns.in_flight * settings.workers,
+            questions: settings.dns.in_flight * settings.dns.workers,
             held_of_tcp: settings.worker.held,
             held_octets: settings.udp.held * settings.workers * FAMILIES,
         },

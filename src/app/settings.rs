@@ -4,6 +4,7 @@ use std::io;
 use std::time::Duration;
 
 use crate::config::limits::Limits;
+use crate::dns;
 use crate::mode::gateway;
 use crate::peek;
 use crate::proxy::{proof, relay, udp, worker};
@@ -33,7 +34,13 @@ pub(super) fn of(limits: &Limits) -> io::Result<gateway::Settings> {
             proof: proof::Settings::new(resolvers()),
         },
         relay: relay::Settings { idle: limits.idle, connect: CONNECT },
-        dns: limits.dns.dns.clone(),
+        dns: dns::Settings {
+            workers: match limits.dns.dns.workers {
+                0 => workers.div_ceil(WORKERS_OF_ONE_ASKED),
+                number => number.min(workers),
+            },
+            ..limits.dns.dns.clone()
+        },
         // Each worker has a table for each family.
         udp: udp::Settings { flows: (limits.flows / workers).max(1), ..udp::Settings::default() },
         bindings: limits.dns.bindings.clone(),
@@ -53,3 +60,5 @@ const CONNECT: Duration = Duration::from_secs(15);
 const DESCRIPTORS_OF_A_FLOW: usize = 2;
 /// For listeners, netlink, logs, pipes in flight and flows that are being refused.
 const RESERVED_DESCRIPTORS: usize = 512;
+/// One of them answers some 250,000 questions a second.
+const WORKERS_OF_ONE_ASKED: usize = 4;

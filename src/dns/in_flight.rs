@@ -15,9 +15,7 @@ use crate::policy::by_client::ByClient;
 #[derive(Debug)]
 pub struct Pending {
     pub waiter: Waiter,
-    /// What was sent last.
-    pub sent: Box<[u8]>,
-    /// Where the question ends in it.
+    /// Where the question ends in its query, and in what was sent.
     pub question_ends: usize,
     /// For questions that others may wait for too.
     pub key: Option<Key>,

@@ -265,7 +265,8 @@ impl Connection {
             self.upstream = Some(dial(exchange, self.service.settings.from_client, until).await?);
         }
         let id = self.fresh_id()?;
-        let mut sent = query.to_forward(key.is_some());
+        let mut sent = Vec::new();
+        query.to_forward(key.is_some(), &mut sent);
         if let Some(place) = sent.get_mut(..2) {
             place.copy_from_slice(&id.to_be_bytes());
         }

@@ -39,6 +39,7 @@ struct Desk {
     in_flight: InFlight,
     /// Buffers that serve again and again.
     made: Vec<u8>,
+    sent: Vec<u8>,
     found: Vec<u8>,
     key: Vec<u8>,
     ready: Vec<u64>,
@@ -67,6 +68,7 @@ impl Udp {
             own: OwnAddresses::default(),
             outbox,
             made: Vec::new(),
+            sent: Vec::new(),
             found: Vec::new(),
             key: Vec::new(),
             ready: Vec::new(),
@@ -228,16 +230,22 @@ impl Desk {
             return self.settle(key.as_ref(), None, now);
         }
         let asked = exchange.upstream().first().copied().unwrap_or(exchange.resolver.0);
-        let sent = query.to_forward(key.is_some());
+        query.to_forward(key.is_some(), &mut self.sent);
         let waiter = Waiter { exchange, query: query.octets.into() };
         let question_ends = query.question.end();
-        let (sent, attempts, since) = (sent.into(), Attempts::default(), now.at);
-        let pending = Pending { waiter, sent, question_ends, key, attempts, asked, since };
+        let pending = Pending { waiter, question_ends, key, attempts: Attempts::default(), asked, since: now.at };
         let token = self.in_flight.add(client, pending, now.at + self.service.settings.attempt);
         self.attempt(epoll, token, 0);
     }
 
-    /// Asks once more, the resolver number `attempt`.
+    fn ask_again(&mut self, epoll: &Epoll, token: u32, attempt: usize) {
+        let Some(pending) = self.in_flight.get(token) else { return };
+        let Ok(query) = Query::read(&pending.waiter.query) else { return };
+        query.to_forward(pending.key.is_some(), &mut self.sent);
+        self.attempt(epoll, token, attempt);
+    }
+
+    /// Sends what lies in `sent` to the resolver number `attempt`.
     fn attempt(&mut self, epoll: &Epoll, token: u32, attempt: usize) {
         let Some(pending) = self.in_flight.get(token) else { return };
         let exchange = &pending.waiter.exchange;
@@ -248,7 +256,7 @@ impl Desk {
         let source = as_client.then_some(exchange.client.0);
         pending.asked = upstream.get(attempt % upstream.len().max(1)).copied().unwrap_or(exchange.resolver.0);
         // What cannot be sent is as what is not answered: the next attempt or SERVFAIL follows.
-        if let Ok(ticket) = self.ports.ask(epoll, source, pending.asked, &mut pending.sent, token) {
+        if let Ok(ticket) = self.ports.ask(epoll, source, pending.asked, &mut self.sent, token) {
             pending.attempts.add(ticket);
         }
     }
@@ -282,7 +290,7 @@ impl Desk {
 
     fn take_answer(&mut self, token: u32, id: u16, answer: &[u8], now: Moment) {
         let Some(pending) = self.in_flight.get(token) else { return };
-        let Some(question) = pending.sent.get(HEADER..pending.question_ends) else { return };
+        let Some(question) = pending.waiter.query.get(HEADER..pending.question_ends) else { return };
         let message = Message::read(answer).ok();
         // A cut answer may end in the midst of a record.
         let is_cut = answer.get(2).is_some_and(|flags| flags & 0x02 != 0);
@@ -335,7 +343,7 @@ impl Desk {
             let may_ask_again = !pending.waiter.exchange.upstream().is_empty();
             self.in_flight.wait_again(token, now.at + settings.attempt.min(patience));
             if may_ask_again {
-                self.attempt(epoll, token, attempts);
+                self.ask_again(epoll, token, attempts);
             }
         }
     }

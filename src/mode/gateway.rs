@@ -49,6 +49,21 @@ pub struct Settings {
     pub kernel_names: bool,
 }
 
+impl Settings {
+    pub fn crew(&self) -> Crew {
+        Crew { all: self.workers, asked: self.dns.workers }
+    }
+}
+
+/// How many workers there are.
+#[derive(Clone, Copy, Debug)]
+pub struct Crew {
+    /// At least 1.
+    pub all: usize,
+    /// Of them, those that take questions over UDP; at least 1.
+    pub asked: usize,
+}
+
 /// The listeners of every worker, and the ports that the kernel's rules must name.
 #[derive(Debug)]
 pub struct Listeners {
@@ -87,9 +102,10 @@ enum Stop {
 }
 
 impl Listeners {
-    /// How many workers they are for.
-    pub fn workers(&self) -> usize {
-        self.workers.len()
+    /// The workers that they are for.
+    pub fn crew(&self) -> Crew {
+        let asked = self.dns.workers.iter().filter(|dns| !dns.udp.is_empty()).count();
+        Crew { all: self.workers.len(), asked }
     }
 
     /// Has UDP flows relayed by sockets of this host instead of forwarded by the kernel.

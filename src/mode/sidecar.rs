@@ -19,7 +19,7 @@ use std::time::Duration;
 
 use caps::Capability;
 
-use super::gateway::{self, Listeners};
+use super::gateway::{self, Crew, Listeners};
 use crate::policy::network::Network;
 use crate::policy::snapshot::Snapshot;
 use crate::proxy::worker::DialFrom;
@@ -63,8 +63,8 @@ impl Settings {
 }
 
 /// The listeners of every worker.
-pub fn open(workers: usize) -> io::Result<Listeners> {
-    Listeners::open(workers)?.relaying()
+pub fn open(crew: &Crew) -> io::Result<Listeners> {
+    Listeners::open(crew)?.relaying()
 }
 
 /// What judges captured flows: all of them are outbound, also where a Network protects every address there is.

@@ -19,6 +19,7 @@ pub(super) fn read(mut table: Table<'_>) -> DnsLimits {
     let uses = default.questions_of_a_port;
     let of_one = table.count("questions_of_one", 1..=MOST_QUESTIONS, default.in_flight_of_one);
     let dns = dns::Settings {
+        workers: table.count("workers", 0..=1024, default.workers),
         in_flight: table.count("questions", 1..=MOST_QUESTIONS, default.in_flight),
         in_flight_of_one: of_one,
         patience: table.duration("patience", MOMENT..=Duration::from_secs(30), default.patience),
@@ -86,6 +87,7 @@ mod tests {
     #[test]
     fn every_limit_is_read_where_it_belongs() {
         let text = r#"
+workers = 19
 questions = 1
 questions_of_one = 2
 patience = "3s"
@@ -109,7 +111,7 @@ binding_grace = "18s"
         assert!(mistakes.is_empty(), "{mistakes:?}");
         let DnsLimits { dns, bindings } = read;
         let secs = Duration::from_secs;
-        assert_eq!((dns.in_flight, dns.in_flight_of_one), (1, 2));
+        assert_eq!((dns.workers, dns.in_flight, dns.in_flight_of_one), (19, 1, 2));
         assert_eq!((dns.patience, dns.attempt), (secs(3), Duration::from_millis(400)));
         assert_eq!((dns.ports, dns.questions_of_a_port, dns.ttl), (5, 6, 7));
         assert_eq!((dns.connections, dns.connections_of_one, dns.pipeline, dns.idle), (8, 9, 10, secs(11)));

@@ -16,7 +16,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 
 use crate::firewall::{self, Capture};
-use crate::mode::gateway::Listeners;
+use crate::mode::gateway::{Crew, Listeners};
 use crate::sys::nft::NftSocket;
 use crate::sys::rtnl::{Family, Rtnl};
 
@@ -48,7 +48,7 @@ pub(super) fn build(ipv6: &[IpNet]) -> io::Result<Listeners> {
     rtnl.set_up("lo").map_err(|error| error.into_io())?;
     rtnl.add_address("lo", IpAddr::from(OWN_V4).into()).map_err(|error| error.into_io())?;
     let has_ipv6 = !ipv6.is_empty() && rtnl.add_address("lo", IpAddr::from(OWN_V6).into()).is_ok();
-    let listeners = Listeners::open(1)?;
+    let listeners = Listeners::open(&Crew { all: 1, asked: 1 })?;
     let capture = Capture {
         udp: Some(listeners.udp),
         dns_udp: Some(listeners.dns.udp),

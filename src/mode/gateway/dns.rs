@@ -31,8 +31,10 @@ pub struct Sockets {
 impl Sockets {
     /// Serves them within the worker's runtime: UDP as one of `datagrams`, TCP as further ones of `accepting`.
     pub fn serve(self, service: &Rc<Service>, datagrams: &mut Tasks, accepting: &mut Tasks) -> io::Result<()> {
-        let udp = over_udp::Udp::new(service.clone(), self.udp, self.outbox)?;
-        datagrams.spawn_local(udp.run());
+        if !self.udp.is_empty() {
+            let udp = over_udp::Udp::new(service.clone(), self.udp, self.outbox)?;
+            datagrams.spawn_local(udp.run());
+        }
         for listener in self.tcp {
             accepting.spawn_local(over_tcp::serve(service.clone(), listener));
         }

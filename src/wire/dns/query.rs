@@ -81,12 +81,14 @@ impl<'a> Query<'a> {
             && codes.all(|code| code == Some(COOKIE))
     }
 
-    /// What is sent to a resolver for it, on behalf of all who ask it, or of its client alone.
-    pub fn to_forward(&self, is_common: bool) -> Vec<u8> {
-        let mut bare = Vec::new();
+    /// What is sent to a resolver for it, on behalf of all who ask it, or of its client alone. Up to the end of the
+    /// question it is the same.
+    pub fn to_forward(&self, is_common: bool, into: &mut Vec<u8>) {
         // Cookies are between two neighbours (RFC 7873, section 5): they stop here, and the rest is the same for all.
-        let is_bare = is_common && without_options(self, &mut bare).is_some();
-        if is_bare { bare } else { self.octets.to_vec() }
+        if !is_common || without_options(self, into).is_none() {
+            into.clear();
+            into.extend_from_slice(self.octets);
+        }
     }
 
     /// How large an answer this client takes in a datagram, in octets.
@@ -505,7 +507,9 @@ mod tests {
             let query = Query::read(&octets).unwrap();
             assert_eq!(query.is_common(), is_common, "{octets:?}");
             let expected = if octets == with_option(10, 8) { &edns } else { &octets };
-            assert_eq!(&query.to_forward(is_common), expected);
+            let mut sent = vec![7];
+            query.to_forward(is_common, &mut sent);
+            assert_eq!(&sent, expected);
         }
     }
 
