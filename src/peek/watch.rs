@@ -401,14 +401,14 @@ mod tests {
 
     #[test]
     fn what_follows_an_upgrade_is_held_until_the_server_switches_and_then_spliced() {
-        let mut relay = relayed(&[UPGRADE, b"\x81\x85mask"].concat());
+        let mut relay = relayed(&[UPGRADE, b"\x81\x85mask\x01"].concat());
         assert_eq!(relay.sent, UPGRADE);
         relay.server(b"HTTP/1.1 103 Early Hints\r\nLink: </x>\r\n\r\n");
         assert!(!relay.is_spliced());
         relay.server(SWITCHING);
         assert_eq!(relay.judged, ["a.example"]);
         assert!(relay.is_spliced());
-        assert_eq!(relay.sent, [UPGRADE, b"\x81\x85mask"].concat());
+        assert_eq!(relay.sent, [UPGRADE, b"\x81\x85mask\x01"].concat());
     }
 
     #[test]
@@ -625,6 +625,33 @@ mod tests {
             }
             assert_eq!(relay.judged, ["-", "blocked.example"]);
             assert!(relay.sent.len() < 8, "at most what cannot be told");
+        }
+    }
+
+    #[test]
+    fn octets_that_some_server_passes_over_do_not_hide_the_request_behind_them() {
+        for (first, rest) in [("\0\x01", "GET /"), ("\0", "\r\nGET /"), ("GET ?\x01", ""), ("a \x01", "")] {
+            let request = format!("{rest} HTTP/1.1\r\nHost: blocked.example\r\n\r\n");
+            let mut relay = Relay::new();
+            relay.client(first.as_bytes());
+            assert!(relay.peek.as_ref().unwrap().waits_in_vain(), "{first:?}");
+            relay.deadline();
+            assert_eq!(relay.sent, first.as_bytes(), "neither side waits for the other");
+            request.as_bytes().chunks(7).for_each(|new| relay.client(new));
+            assert_eq!(relay.judged, ["-", "unreadable"], "{first:?}");
+            assert!(!relay.sent.contains(&b'\n') || first == "\0", "no line is ended: {:?}", relay.sent);
+        }
+    }
+
+    #[test]
+    fn octets_of_no_protocol_are_spliced_however_long_they_look_like_none() {
+        for octets in [[0; 200], [b'a'; 200].map(|octet| octet & 1)] {
+            let mut relay = Relay::new();
+            relay.client(&octets);
+            relay.deadline();
+            (0..30).for_each(|_| relay.client(&octets));
+            assert!(relay.is_spliced());
+            assert_eq!((relay.judged.join(" "), relay.sent.len()), ("-".into(), octets.len() * 31));
         }
     }
 

@@ -183,6 +183,29 @@ fn octets_of_no_protocol_get_the_verdict_of_their_address_and_arrive_whole() {
 }
 
 #[test]
+fn octets_that_some_server_passes_over_neither_wait_nor_hide_the_request_behind_them() {
+    in_lab(|lab| {
+        let gateway = Gateway::start(lab, &configuration("tcp-reset", "type = \"prefer-both\"\ntimeout = \"60s\""));
+        let accepted = listen(lab, 80);
+        each_family(|family| {
+            let mut client = connect(lab, at(Site::A, family, 1, 80));
+            let source = client.local_addr().unwrap();
+            client.write_all(b"\x05\x01\0").unwrap();
+            let (mut server, _) = accepted.recv_timeout(DEADLINE).unwrap();
+            server.read_exact(&mut [0; 3]).unwrap();
+            client.write_all(get("blocked.example").as_bytes()).unwrap();
+            assert_eq!(client.read(&mut [0; 1]).unwrap_err().kind(), ErrorKind::ConnectionReset);
+            let mut more = Vec::new();
+            let _ = server.read_to_end(&mut more);
+            assert!(!more.contains(&b'\n'), "{}", String::from_utf8_lossy(&more));
+            let is_block = |record: &Value| is_from(record, source) && record["verdict"] == "block";
+            let record = gateway.enforcer.record(is_block, DEADLINE).unwrap();
+            assert_eq!(record["reason"], "UNREADABLE", "{record:#}");
+        });
+    });
+}
+
+#[test]
 fn a_flow_that_its_address_blocks_is_noted_while_it_is_held_for_its_name() {
     in_lab(|lab| {
         let gateway = Gateway::start(lab, &configuration("tcp-reset", "type = \"explicit\""));
