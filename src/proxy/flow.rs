@@ -13,7 +13,7 @@ use crate::name::DomainName;
 use crate::peek::{Discovery, Outcome, Via};
 use crate::policy::bindings::Bindings;
 use crate::policy::judge::{Binding, Facts, alerts, judge, refuse_service, refused_service};
-use crate::policy::network::{Bind, Inspection, Mode, Network};
+use crate::policy::network::{Bind, HttpRequests, Inspection, Mode, Network};
 use crate::policy::snapshot::Snapshot;
 use crate::policy::{ClientAddr, Direction, DomainVerdict, DropAction, IpVerdict, OrigDst, Reason, Transport, Verdict};
 use crate::telemetry::record::via_word;
@@ -69,6 +69,12 @@ impl Flow {
     /// The settings by which the flow's name is looked for; `None` if nobody inspects its port.
     pub fn inspection(&self) -> Option<&Inspection> {
         self.judges().find_map(|judge| self.inspection_of(judge))
+    }
+
+    /// Which requests of a connection are judged: each, where anybody who judges the flow wants that.
+    pub fn http(&self) -> Option<HttpRequests> {
+        let asked = self.judges().filter_map(|judge| Some(self.inspection_of(judge)?.http));
+        asked.reduce(|one, other| if one == HttpRequests::Every { one } else { other })
     }
 
     /// Records that a flow is let in although its address would be blocked, because its name may yet allow it.

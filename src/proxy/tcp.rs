@@ -129,7 +129,7 @@ fn pass(worker: &Worker, flow: Flow, closing: Box<Closing>, passing: Passing) {
 
 /// What is still looked at after the verdict, if anything.
 fn watch(worker: &Worker, flow: &Flow, inspected: Inspected, held: &[u8]) -> Option<Watch> {
-    let judged = match flow.inspection()?.http {
+    let judged = match flow.http()? {
         HttpRequests::Every => HttpRequestsJudged::Every,
         HttpRequests::First => HttpRequestsJudged::First,
     };

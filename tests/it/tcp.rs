@@ -16,7 +16,8 @@ use tidegate::mode::demo::tap::Tap;
 use tidegate::sys::rtnl::Family;
 
 use crate::gateway::{
-    DEADLINE, Gateway, at, configuration, connect, get, hello, is_from, listen, request, reset, send_anyway, servers,
+    DEADLINE, Gateway, at, configuration, connect, get, hello, is_from, listen, protected, request, reset, send_anyway,
+    servers,
 };
 use crate::inside::in_lab;
 
@@ -355,6 +356,48 @@ fn with_first_request_what_follows_is_not_judged() {
             server.read_exact(&mut received).unwrap();
             assert_eq!(received, both.as_bytes());
         });
+    });
+}
+
+#[test]
+fn every_request_is_judged_where_the_network_of_the_source_or_of_the_destination_wants_it() {
+    in_lab(|lab| {
+        let accepted = listen(lab, 80);
+        let inspection = |http| format!("[network.inspection]\ntype = \"prefer-both\"\nhttp = \"{http}\"\n");
+        let servers = Family::BOTH.map(|family| {
+            let site = Site::A.prefix(family);
+            format!("{{ ip = \"{}\", maskbits = {} }}", site.network(), site.prefix_len())
+        });
+        let clients = Family::BOTH.map(protected).join(", ");
+        let (rule, open) =
+            ("{ policy = \"strict\", drop = \"tcp-reset\" }", "{ policy = \"open\", drop = \"tcp-reset\" }");
+        for (first, second, of_clients, of_servers) in
+            [("first-request", "every-request", open, rule), ("every-request", "first-request", rule, open)]
+        {
+            let text = format!(
+                "name = \"edge-1\"\n[[list]]\nname = \"bad\"\nverdict = \"block\"\nentries = [\"blocked.example\"]\n\
+                 [[policy]]\nname = \"strict\"\ndefault = \"allow\"\nlists = [\"bad\"]\n\
+                 [[policy]]\nname = \"open\"\ndefault = \"allow\"\n\
+                 [[network]]\nname = \"clients\"\ndirections = \"outbound\"\nips = [{clients}]\noutbound = {of_clients}\n{}\
+                 [[network]]\nname = \"servers\"\ndirections = \"inbound\"\nips = [{}]\ninbound = {of_servers}\n{}",
+                inspection(first),
+                servers.join(", "),
+                inspection(second),
+            );
+            let gateway = Gateway::start(lab, &text);
+            each_family(|family| {
+                let mut client = connect(lab, at(Site::A, family, 1, 80));
+                let asked = get("allowed.example");
+                client.write_all(asked.as_bytes()).unwrap();
+                let (mut server, _) = accepted.recv_timeout(DEADLINE).unwrap();
+                server.read_exact(&mut vec![0; asked.len()]).unwrap();
+                client.write_all(get("blocked.example").as_bytes()).unwrap();
+                assert_eq!(client.read(&mut [0; 1]).unwrap_err().kind(), ErrorKind::ConnectionReset);
+                assert_eq!(server.read(&mut [0; 1]).unwrap_err().kind(), ErrorKind::ConnectionReset);
+                assert_eq!(gateway.end_of(client.local_addr().unwrap())["closed_by"], "policy");
+            });
+            gateway.stop();
+        }
     });
 }
 
