@@ -60,8 +60,11 @@ impl Flow {
         Self { id, transport, client, orig_dst, opened: Instant::now(), snapshot, bindings, judges }
     }
 
-    /// From here on another policy judges, as if the flow had begun with it.
+    /// From here on a later policy judges, as if the flow had begun with it.
     pub fn adopt(&mut self, snapshot: &Arc<Snapshot>) {
+        if self.snapshot.generation >= snapshot.generation {
+            return;
+        }
         self.judges = judges_of(snapshot, self.transport, self.client, self.orig_dst);
         self.snapshot = snapshot.clone();
     }
