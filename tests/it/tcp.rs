@@ -402,6 +402,35 @@ fn every_request_is_judged_where_the_network_of_the_source_or_of_the_destination
 }
 
 #[test]
+fn urgent_octets_arrive_in_their_place() {
+    in_lab(|lab| {
+        let _gateway = start(lab);
+        let accepted = listen(lab, 80);
+        each_family(|family| {
+            let client = connect(lab, at(Site::A, family, 1, 80));
+            let body = vec![b'b'; 1 << 20];
+            let asked = post("allowed.example", body.len() + 2);
+            let (head, rest) = asked.as_bytes().split_at(20);
+            for (piece, urgent) in [(head, &rest[..1]), (&rest[1..], b"!"), (&body, b"!")] {
+                (&client).write_all(piece).unwrap();
+                assert_eq!(socket2::SockRef::from(&client).send_out_of_band(urgent).unwrap(), 1);
+            }
+            client.shutdown(Shutdown::Write).unwrap();
+            let (mut server, _) = accepted.recv_timeout(DEADLINE).unwrap();
+            let mut received = Vec::new();
+            server.read_to_end(&mut received).unwrap();
+            assert!(received == [asked.as_bytes(), b"!", &body, b"!"].concat(), "{} octets", received.len());
+            // And the other way.
+            socket2::SockRef::from(&server).send_out_of_band(b"urgent").unwrap();
+            drop(server);
+            let mut received = Vec::new();
+            (&client).read_to_end(&mut received).unwrap();
+            assert_eq!(received, b"urgent");
+        });
+    });
+}
+
+#[test]
 fn a_reset_of_either_side_reaches_the_other() {
     in_lab(|lab| {
         let gateway = start(lab);
