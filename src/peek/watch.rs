@@ -94,6 +94,11 @@ impl Watch {
         matches!(self.stage, Stage::Splice)
     }
 
+    /// Octets that are kept here, beside those that the relay holds.
+    pub fn kept(&self) -> usize {
+        self.stage.kept()
+    }
+
     /// Whether [`Watch::server`] shall be shown what the server sends.
     pub fn wants_server(&self) -> bool {
         match &self.stage {
@@ -228,6 +233,19 @@ fn stage_after(peek: TcpPeek, held: &[u8], gone: usize, http: HttpRequestsJudged
             Stage::Judged(first.end.saturating_sub(gone), Box::new(Stage::Http(Box::new(HttpRequests::after(&first)))))
         }
         Began::Http2(requests, at) => Stage::Judged(at.saturating_sub(gone), Box::new(Stage::Http2(requests))),
+    }
+}
+
+impl Stage {
+    fn kept(&self) -> usize {
+        match self {
+            Self::Late(late) => late.seen.capacity(),
+            Self::Hello(hello) => hello.kept(),
+            Self::Http(requests) => requests.kept(),
+            Self::Http2(requests) => requests.kept(),
+            Self::Judged(_, then) => then.kept(),
+            Self::Splice => 0,
+        }
     }
 }
 
@@ -384,6 +402,20 @@ mod tests {
         let mut relay = relayed(get("a.example").as_bytes());
         relay.client(&[b"GET / HTTP/1.1\r\n".to_vec(), b"a: b\r\n".repeat(700)].concat());
         assert_eq!(relay.judged, ["a.example", "unreadable"]);
+    }
+
+    #[test]
+    fn what_is_kept_beside_the_octets_that_the_relay_holds_is_told() {
+        let mut relay = Relay::new();
+        relay.client(&[b'a'; 3000]);
+        relay.deadline();
+        assert_eq!((relay.held.len(), relay.sent.len()), (0, 3000));
+        assert!(relay.watch.as_ref().unwrap().kept() >= 3000);
+        let mut remembered = http2(&["a.example"]);
+        let literal = remembered.windows(2).position(|octets| octets == [1, 9]).unwrap();
+        remembered[literal] = 0x41;
+        let kept = [http2(&["a.example"]), remembered].map(|octets| relayed(&octets).watch.unwrap().kept());
+        assert!(kept[0] == 0 && kept[1] > 60, "{kept:?}");
     }
 
     #[test]

@@ -4,7 +4,7 @@
 //! 30 clients with 2,000 connections -- gateway (tidegate run) -- server
 //! ```
 
-use std::io::{ErrorKind, Read};
+use std::io::{ErrorKind, Read, Write};
 use std::net::{IpAddr, SocketAddr, TcpStream};
 use std::path::PathBuf;
 
@@ -111,6 +111,32 @@ fn one_client_that_begins_much_and_ends_nothing_takes_no_room_from_another() {
         let ended = gateway.enforcer.record(|record| record["closed_by"] == "limit", DEADLINE);
         assert!(ended.is_some(), "{:#?}", gateway.enforcer.records());
         others_pass();
+    });
+}
+
+#[test]
+fn what_is_kept_of_flows_that_may_yet_name_somebody_counts_as_held() {
+    in_lab(|lab| {
+        let limits = "[limits]\nheld_bytes_in_all = \"1MiB\"\n";
+        let inspection = "type = \"prefer-both\"\ntimeout = \"100ms\"\nhttp_ports = [8080]";
+        let _gateway = Gateway::start(lab, &(configuration("tcp-reset", inspection) + limits));
+        let accepted = listen(lab, 8080);
+        std::thread::spawn(move || {
+            // Each is told that it is let in, and kept.
+            let greet = |(mut stream, _): (TcpStream, SocketAddr)| stream.write_all(b"!").map(|()| stream);
+            accepted.iter().map(greet).collect::<Vec<_>>()
+        });
+        for family in Family::BOTH {
+            // Four have room in a quarter of it.
+            let mut ask = |_| {
+                let mut stream = crate::gateway::connect(lab, at(Site::A, family, 1, 8080));
+                send_anyway(&stream, &[b'a'; 60_000]);
+                let is_let_in = stream.read_exact(&mut [0]).is_ok();
+                (stream, is_let_in)
+            };
+            let flows: Vec<_> = (0..6).map(&mut ask).collect();
+            assert_eq!(flows.iter().map(|flow| flow.1).collect::<Vec<_>>(), [true, true, true, true, false, false]);
+        }
     });
 }
 

@@ -52,6 +52,11 @@ impl HttpRequests {
         self.answer == Answer::Open
     }
 
+    /// Octets that are kept of what the server said.
+    pub(super) fn kept(&self) -> usize {
+        self.response.kept()
+    }
+
     pub(super) fn server(&mut self, new: &[u8]) {
         if self.answer == Answer::Open {
             self.answer = self.response.follow(new, self.asks_for == AsksFor::Tunnel);

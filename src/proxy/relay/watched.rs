@@ -53,6 +53,11 @@ impl Watched {
         }
     }
 
+    /// What is kept of the flow, in octets.
+    pub(super) fn kept(&self) -> usize {
+        self.held.len() + self.watch.kept()
+    }
+
     /// How many octets may still be read.
     pub(super) fn room(&self) -> usize {
         self.limit.saturating_sub(self.held.len())
