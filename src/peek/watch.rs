@@ -404,6 +404,15 @@ mod tests {
         assert_eq!(relay.judged, ["a.example", "unreadable"]);
     }
 
+    /// So many that it would take hours to look at all of them for each.
+    #[test]
+    fn empty_lines_before_a_later_request_are_looked_at_once() {
+        let mut relay = relayed(get("a.example").as_bytes());
+        relay.watch.as_mut().unwrap().limits.held = usize::MAX;
+        relay.client(&[&b"\r\n".repeat(4 << 20), get("b.example").as_bytes()].concat());
+        assert_eq!(relay.judged, ["a.example", "b.example"]);
+    }
+
     #[test]
     fn what_is_kept_beside_the_octets_that_the_relay_holds_is_told() {
         let mut relay = Relay::new();

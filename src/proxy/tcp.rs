@@ -120,7 +120,7 @@ fn pass(worker: &Worker, flow: Flow, closing: Box<Closing>, passing: Passing) {
     let (held, watched) = match inspected.and_then(|inspected| watch(worker, &flow, inspected, &held)) {
         Some(watch) => {
             let limit = worker.settings.peek.held;
-            (Box::default(), Some(Box::new(Watched { watch, flow, held, limit })))
+            (Box::default(), Some(Box::new(Watched { watch, flow, held, limit, refused: None })))
         }
         None => (held.into(), None),
     };
