@@ -55,7 +55,7 @@ fn take_in(worker: &Rc<Worker>, own: SocketAddr, socket: OwnedFd, peer: SocketAd
 
 /// The story of a flow.
 async fn serve_flow(worker: &Worker, own: SocketAddr, client: OwnedFd, peer: ClientAddr, mut place: Place) {
-    let Some(flow) = intercept(worker, own, &client, peer) else { return tcp::reset(client) };
+    let Some(mut flow) = intercept(worker, own, &client, peer) else { return tcp::reset(client) };
     let mut held = Vec::new();
     let inspected = match flow.inspection() {
         Some(inspection) => {
@@ -66,6 +66,7 @@ async fn serve_flow(worker: &Worker, own: SocketAddr, client: OwnedFd, peer: Cli
                         // A look-up that broke has bound nothing.
                         let _ = proof.await;
                     }
+                    flow.keep_binding(&inspected.discovery);
                     Some(inspected)
                 }
                 Err(Unseen::Gone) => return worker.telemetry.count(|c| &c.ended_before_verdict),

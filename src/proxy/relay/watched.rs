@@ -42,6 +42,7 @@ impl Watched {
             match self.watch.next(self.held.get(free..).unwrap_or_default(), ended) {
                 Next::Forward(count) => free += count,
                 Next::Judge(discovery) => {
+                    self.flow.keep_binding(&discovery);
                     let judgement = self.flow.judge(Some(&discovery), telemetry);
                     match judgement.ending {
                         Some(action) => self.refused = Some(action),
