@@ -95,8 +95,10 @@ impl TcpPeek {
         let held = held.get(..self.limits.held).unwrap_or(held);
         let step = self.step(held);
         match step {
-            // No server reads so long a line, and protocols of octets have no lines.
-            Step::NeedMore { .. } if held.len() >= self.limits.held && self.waits_in_vain() => self.other(),
+            Step::NeedMore { .. } if held.len() >= self.limits.held && self.waits_in_vain() => {
+                // No server reads so long a line, and protocols of octets have no lines.
+                if self.passed_over() == 0 { self.other() } else { step }
+            }
             Step::NeedMore { .. } if held.len() >= self.limits.held => {
                 Step::Found(Discovery::unreadable(self.via(), Unreadable::TooLong))
             }
@@ -121,6 +123,11 @@ impl TcpPeek {
     /// follows them may be a request all the same to some server.
     pub fn waits_in_vain(&self) -> bool {
         matches!(&self.began, Began::Open(beginning) if beginning.is_odd() && !beginning.is_request())
+    }
+
+    /// How much of the bytes, from the first, cannot be part of what they may yet become.
+    pub fn passed_over(&self) -> usize {
+        if let Began::Open(beginning) = &self.began { beginning.passed_over() } else { 0 }
     }
 
     /// Whether the bytes are surely the beginning of TLS or HTTP.

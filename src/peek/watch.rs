@@ -71,7 +71,7 @@ enum Stage {
 #[derive(Clone, Debug)]
 struct Late {
     peek: TcpPeek,
-    /// Everything since the beginning of the flow, or of the tunnel.
+    /// Everything since the beginning of the flow, or of the tunnel; or of its first line, where much was passed over.
     seen: Vec<u8>,
     /// How much of it is forwarded.
     gone: usize,
@@ -189,10 +189,7 @@ impl Watch {
                 self.advance(held)
             }
             Step::NeedMore { .. } if late.peek.has_begun() || held.is_empty() => Next::More,
-            Step::NeedMore { .. } => {
-                late.gone += held.len();
-                Next::Forward(held.len())
-            }
+            Step::NeedMore { .. } => Next::Forward(late.let_go(self.limits)),
             Step::Found(discovery) if discovery.via.is_none() => self.splice(),
             Step::Found(discovery) => {
                 let peek = std::mem::replace(&mut late.peek, TcpPeek::new(self.limits));
@@ -258,6 +255,23 @@ impl Late {
         let known = self.seen.len().saturating_sub(self.gone);
         self.seen.extend_from_slice(held.get(known..).unwrap_or_default());
         self.peek.look(&self.seen, false)
+    }
+
+    /// How much more may go of what was looked at, which has begun nothing yet.
+    fn let_go(&mut self, limits: Limits) -> usize {
+        let looked_at = self.seen.len().min(limits.held);
+        let free = looked_at.saturating_sub(self.gone);
+        self.gone = looked_at;
+        if looked_at == limits.held {
+            // Looked at anew from there: what stands before it has no end that must be waited for.
+            let start = self.peek.passed_over().min(looked_at);
+            *self = Self {
+                seen: self.seen.get(start..looked_at).unwrap_or_default().into(),
+                ..Self::new(TcpPeek::new(limits))
+            };
+            self.gone = self.seen.len();
+        }
+        free
     }
 }
 
@@ -685,14 +699,30 @@ mod tests {
     }
 
     #[test]
-    fn octets_of_no_protocol_are_spliced_however_long_they_look_like_none() {
-        for octets in [[0; 200], [b'a'; 200].map(|octet| octet & 1)] {
+    fn octets_of_no_protocol_are_not_refused_however_long_they_tell_nothing() {
+        for (octets, is_spliced) in [(&b"\0\x01"[..], false), (b"x y\0", true)] {
             let mut relay = Relay::new();
-            relay.client(&octets);
+            relay.client(octets);
             relay.deadline();
-            (0..30).for_each(|_| relay.client(&octets));
-            assert!(relay.is_spliced());
-            assert_eq!((relay.judged.join(" "), relay.sent.len()), ("-".into(), octets.len() * 31));
+            (0..3000).for_each(|_| relay.client(octets));
+            relay.client(&octets.repeat(6000));
+            assert_eq!(relay.is_spliced(), is_spliced);
+            assert_eq!((relay.judged.join(" "), relay.sent.len()), ("-".into(), octets.len() * 9001));
+        }
+    }
+
+    #[test]
+    fn no_number_of_octets_that_some_server_passes_over_hides_the_request_behind_them() {
+        let request = get("blocked.example").replace(" / ", " ?\x01 ");
+        for many in [1, 4000, 4079, 4095, 4096, 4097, 5000, 12_287, 12_288, 20_000] {
+            for size in [1, 100, 5000, 100_000] {
+                let mut relay = Relay::new();
+                relay.client(b"\0");
+                relay.deadline();
+                [&vec![0; many], request.as_bytes()].concat().chunks(size).for_each(|new| relay.client(new));
+                assert_eq!(relay.judged, ["-", "unreadable"], "{many} by {size}");
+                assert!(!relay.sent.contains(&b'\n'), "{many} by {size}");
+            }
         }
     }
 

@@ -89,6 +89,11 @@ impl Beginning {
         self.stage == Stage::Request
     }
 
+    /// How much of the bytes is passed over: all before the first octet of the first line.
+    pub fn passed_over(&self) -> usize {
+        if self.stage == Stage::Blank { self.at } else { self.line }
+    }
+
     /// Where the first line begins: behind empty lines.
     pub fn line(&self) -> usize {
         self.line
