@@ -35,7 +35,7 @@
 mod capture;
 mod enclosure;
 #[cfg(test)]
-mod fixture;
+pub(crate) mod fixture;
 mod flows;
 mod judge;
 mod lists;

@@ -1,4 +1,4 @@
-//! Policies for the tests of the rules.
+//! Policies for tests.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -13,7 +13,7 @@ use crate::policy::snapshot::Snapshot;
 use crate::policy::{DropAction, InspectionType, IpVerdict};
 
 /// A Network that inspects the outbound flows of these prefixes on TCP 80 and 443, and UDP 443.
-pub(super) fn network(name: &str, ips: &[(&str, Option<&Arc<Port>>)]) -> Network {
+pub(crate) fn network(name: &str, ips: &[(&str, Option<&Arc<Port>>)]) -> Network {
     let protected = |(prefix, port): &(&str, Option<&Arc<Port>>)| ProtectedIp {
         prefix: prefix.parse().unwrap(),
         port: port.cloned(),
@@ -36,7 +36,7 @@ pub(super) fn port(protocols: &[(u8, &[std::ops::RangeInclusive<u16>])]) -> Arc<
 }
 
 /// The Network with these lists in its outbound policy, malware blocked from 50 on.
-pub(super) fn with_policy(network: Network, lists: Vec<Arc<List>>, default: IpVerdict) -> Network {
+pub(crate) fn with_policy(network: Network, lists: Vec<Arc<List>>, default: IpVerdict) -> Network {
     let thresholds = [("malware".into(), 50)].into_iter().collect();
     let policy = Policy { lists, default, thresholds, ..policy() };
     Network { outbound: Some(Rule { policy: Arc::new(policy), drop: DropAction::Discard }), ..network }
@@ -47,7 +47,7 @@ pub(super) fn list(name: &str, verdict: ListVerdict, prefixes: &[&str]) -> Arc<L
     Arc::new(List { name: name.into(), verdict, domains: DomainSet::default(), prefixes })
 }
 
-pub(super) fn snapshot(networks: Vec<Network>) -> Snapshot {
+pub(crate) fn snapshot(networks: Vec<Network>) -> Snapshot {
     Snapshot::new("edge-1".into(), 1, networks.into_iter().map(Arc::new).collect())
 }
 

@@ -5,7 +5,8 @@
 //!
 //! Fails closed: what began as TLS or HTTP ends as a name, as a well-formed hello or request without one, or as
 //! unreadable. Bytes that may still become one of them (`GE`, an empty line) may be waited for no longer than the
-//! budget; then they are no name, and [`super::watch`] goes on looking at what follows them.
+//! budget; then they are no name, and [`super::watch`] goes on looking at what follows them. Those with which no client
+//! would begin, but which some server passes over, are [waited for in vain](TcpPeek::waits_in_vain).
 //!
 //! A hello in the form of SSL 2 (RFC 5246, appendix E.2) has no extensions: like any other bytes of no protocol that
 //! we know, it names nobody.
@@ -94,6 +95,10 @@ impl TcpPeek {
         let held = held.get(..self.limits.held).unwrap_or(held);
         let step = self.step(held);
         match step {
+            Step::NeedMore { .. } if held.len() >= self.limits.held && self.waits_in_vain() => {
+                // No server reads so long a line, and protocols of octets have no lines.
+                if self.passed_over() == 0 { self.other() } else { step }
+            }
             Step::NeedMore { .. } if held.len() >= self.limits.held => {
                 Step::Found(Discovery::unreadable(self.via(), Unreadable::TooLong))
             }
@@ -112,6 +117,17 @@ impl TcpPeek {
             Budget::Ended => Unreadable::Ended,
         };
         Some(Discovery::unreadable(self.via(), why))
+    }
+
+    /// Whether the bytes are such as no client of TLS or HTTP sends, so that there is no use in holding them; what
+    /// follows them may be a request all the same to some server.
+    pub fn waits_in_vain(&self) -> bool {
+        matches!(&self.began, Began::Open(beginning) if beginning.is_odd() && !beginning.is_request())
+    }
+
+    /// How much of the bytes, from the first, cannot be part of what they may yet become.
+    pub fn passed_over(&self) -> usize {
+        if let Began::Open(beginning) = &self.began { beginning.passed_over() } else { 0 }
     }
 
     /// Whether the bytes are surely the beginning of TLS or HTTP.
@@ -134,7 +150,7 @@ impl TcpPeek {
     }
 
     fn step(&mut self, held: &[u8]) -> Step {
-        if matches!(self.began, Began::Open(_)) && may_be_tls(held) {
+        if matches!(&self.began, Began::Open(beginning) if beginning.is_untouched()) && may_be_tls(held) {
             self.began = Began::Tls(Records::default());
         }
         match &mut self.began {
@@ -151,16 +167,18 @@ impl TcpPeek {
         let Began::Open(beginning) = &mut self.began else { return self.step(held) };
         match beginning.look(held) {
             Begin::Open | Begin::Request => return Step::NeedMore { at_least: held.len() + 1 },
-            Begin::Other => {
-                self.began = Began::Other;
-                return Step::Found(Discovery::no_name(None));
-            }
+            Begin::Other => return self.other(),
             Begin::Malformed => return unreadable(Via::Http, REQUEST_LINE.into()),
             Begin::Http1 => self.began = Began::Http(HeadEnd::from(beginning.line())),
             Begin::Http2 => self.began = Began::Http2(Box::default(), 0),
             Begin::Simple(end) => return self.simple(held, end),
         }
         self.step(held)
+    }
+
+    fn other(&mut self) -> Step {
+        self.began = Began::Other;
+        Step::Found(Discovery::no_name(None))
     }
 
     fn simple(&mut self, held: &[u8], end: usize) -> Step {
@@ -212,8 +230,9 @@ impl TcpPeek {
         // Known before anything that follows the length: else what comes at once would be told apart from what comes slowly.
         let is_too_long = records.length().is_some_and(|length| length > self.limits.held);
         if !may_be_tls(held) || is_odd && (followed.is_err() && !is_too_long || !may_be_hello(records)) {
-            self.began = Began::Other;
-            return Step::Found(Discovery::no_name(None));
+            // Some servers of HTTP pass such octets over.
+            self.began = Began::Open(Beginning::default());
+            return self.begin(held);
         }
         match followed {
             _ if is_too_long => Step::Found(Discovery::unreadable(Via::Tls, Unreadable::TooLong)),
@@ -277,7 +296,16 @@ mod tests {
     }
 
     fn seen(bytes: &[u8]) -> String {
-        found(bytes).map_or("more".into(), |discovery| outcome(&discovery))
+        let mut peek = TcpPeek::new(Limits::default());
+        match peek.look(bytes, false) {
+            Step::Found(discovery) => outcome(&discovery),
+            Step::NeedMore { .. } => waiting(&peek),
+        }
+    }
+
+    /// What is said of bytes that tell nothing yet.
+    fn waiting(peek: &TcpPeek) -> String {
+        if peek.waits_in_vain() { "-".into() } else { "more".into() }
     }
 
     /// What one peek says that sees the bytes grow by these steps.
@@ -296,7 +324,7 @@ mod tests {
                 }
             }
         }
-        ("more".into(), bytes.len())
+        (waiting(&peek), bytes.len())
     }
 
     /// What a flight's row says, by our rules.

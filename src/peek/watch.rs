@@ -71,7 +71,7 @@ enum Stage {
 #[derive(Clone, Debug)]
 struct Late {
     peek: TcpPeek,
-    /// Everything since the beginning of the flow, or of the tunnel.
+    /// Everything since the beginning of the flow, or of the tunnel; or of its first line, where much was passed over.
     seen: Vec<u8>,
     /// How much of it is forwarded.
     gone: usize,
@@ -92,6 +92,11 @@ impl Watch {
     /// Whether everything may be spliced from now on.
     pub fn is_done(&self) -> bool {
         matches!(self.stage, Stage::Splice)
+    }
+
+    /// Octets that are kept here, beside those that the relay holds.
+    pub fn kept(&self) -> usize {
+        self.stage.kept()
     }
 
     /// Whether [`Watch::server`] shall be shown what the server sends.
@@ -184,10 +189,7 @@ impl Watch {
                 self.advance(held)
             }
             Step::NeedMore { .. } if late.peek.has_begun() || held.is_empty() => Next::More,
-            Step::NeedMore { .. } => {
-                late.gone += held.len();
-                Next::Forward(held.len())
-            }
+            Step::NeedMore { .. } => Next::Forward(late.let_go(self.limits)),
             Step::Found(discovery) if discovery.via.is_none() => self.splice(),
             Step::Found(discovery) => {
                 let peek = std::mem::replace(&mut late.peek, TcpPeek::new(self.limits));
@@ -231,6 +233,19 @@ fn stage_after(peek: TcpPeek, held: &[u8], gone: usize, http: HttpRequestsJudged
     }
 }
 
+impl Stage {
+    fn kept(&self) -> usize {
+        match self {
+            Self::Late(late) => late.seen.capacity(),
+            Self::Hello(hello) => hello.kept(),
+            Self::Http(requests) => requests.kept(),
+            Self::Http2(requests) => requests.kept(),
+            Self::Judged(_, then) => then.kept(),
+            Self::Splice => 0,
+        }
+    }
+}
+
 impl Late {
     fn new(peek: TcpPeek) -> Self {
         Self { peek, seen: Vec::new(), gone: 0 }
@@ -240,6 +255,23 @@ impl Late {
         let known = self.seen.len().saturating_sub(self.gone);
         self.seen.extend_from_slice(held.get(known..).unwrap_or_default());
         self.peek.look(&self.seen, false)
+    }
+
+    /// How much more may go of what was looked at, which has begun nothing yet.
+    fn let_go(&mut self, limits: Limits) -> usize {
+        let looked_at = self.seen.len().min(limits.held);
+        let free = looked_at.saturating_sub(self.gone);
+        self.gone = looked_at;
+        if looked_at == limits.held {
+            // Looked at anew from there: what stands before it has no end that must be waited for.
+            let start = self.peek.passed_over().min(looked_at);
+            *self = Self {
+                seen: self.seen.get(start..looked_at).unwrap_or_default().into(),
+                ..Self::new(TcpPeek::new(limits))
+            };
+            self.gone = self.seen.len();
+        }
+        free
     }
 }
 
@@ -386,6 +418,29 @@ mod tests {
         assert_eq!(relay.judged, ["a.example", "unreadable"]);
     }
 
+    /// So many that it would take hours to look at all of them for each.
+    #[test]
+    fn empty_lines_before_a_later_request_are_looked_at_once() {
+        let mut relay = relayed(get("a.example").as_bytes());
+        relay.watch.as_mut().unwrap().limits.held = usize::MAX;
+        relay.client(&[&b"\r\n".repeat(4 << 20), get("b.example").as_bytes()].concat());
+        assert_eq!(relay.judged, ["a.example", "b.example"]);
+    }
+
+    #[test]
+    fn what_is_kept_beside_the_octets_that_the_relay_holds_is_told() {
+        let mut relay = Relay::new();
+        relay.client(&[b'a'; 3000]);
+        relay.deadline();
+        assert_eq!((relay.held.len(), relay.sent.len()), (0, 3000));
+        assert!(relay.watch.as_ref().unwrap().kept() >= 3000);
+        let mut remembered = http2(&["a.example"]);
+        let literal = remembered.windows(2).position(|octets| octets == [1, 9]).unwrap();
+        remembered[literal] = 0x41;
+        let kept = [http2(&["a.example"]), remembered].map(|octets| relayed(&octets).watch.unwrap().kept());
+        assert!(kept[0] == 0 && kept[1] > 60, "{kept:?}");
+    }
+
     #[test]
     fn with_the_first_request_alone_judged_the_rest_is_spliced() {
         let mut relay = Relay::new();
@@ -401,14 +456,14 @@ mod tests {
 
     #[test]
     fn what_follows_an_upgrade_is_held_until_the_server_switches_and_then_spliced() {
-        let mut relay = relayed(&[UPGRADE, b"\x81\x85mask"].concat());
+        let mut relay = relayed(&[UPGRADE, b"\x81\x85mask\x01"].concat());
         assert_eq!(relay.sent, UPGRADE);
         relay.server(b"HTTP/1.1 103 Early Hints\r\nLink: </x>\r\n\r\n");
         assert!(!relay.is_spliced());
         relay.server(SWITCHING);
         assert_eq!(relay.judged, ["a.example"]);
         assert!(relay.is_spliced());
-        assert_eq!(relay.sent, [UPGRADE, b"\x81\x85mask"].concat());
+        assert_eq!(relay.sent, [UPGRADE, b"\x81\x85mask\x01"].concat());
     }
 
     #[test]
@@ -625,6 +680,49 @@ mod tests {
             }
             assert_eq!(relay.judged, ["-", "blocked.example"]);
             assert!(relay.sent.len() < 8, "at most what cannot be told");
+        }
+    }
+
+    #[test]
+    fn octets_that_some_server_passes_over_do_not_hide_the_request_behind_them() {
+        for (first, rest) in [("\0\x01", "GET /"), ("\0", "\r\nGET /"), ("GET ?\x01", ""), ("a \x01", "")] {
+            let request = format!("{rest} HTTP/1.1\r\nHost: blocked.example\r\n\r\n");
+            let mut relay = Relay::new();
+            relay.client(first.as_bytes());
+            assert!(relay.peek.as_ref().unwrap().waits_in_vain(), "{first:?}");
+            relay.deadline();
+            assert_eq!(relay.sent, first.as_bytes(), "neither side waits for the other");
+            request.as_bytes().chunks(7).for_each(|new| relay.client(new));
+            assert_eq!(relay.judged, ["-", "unreadable"], "{first:?}");
+            assert!(!relay.sent.contains(&b'\n') || first == "\0", "no line is ended: {:?}", relay.sent);
+        }
+    }
+
+    #[test]
+    fn octets_of_no_protocol_are_not_refused_however_long_they_tell_nothing() {
+        for (octets, is_spliced) in [(&b"\0\x01"[..], false), (b"x y\0", true)] {
+            let mut relay = Relay::new();
+            relay.client(octets);
+            relay.deadline();
+            (0..3000).for_each(|_| relay.client(octets));
+            relay.client(&octets.repeat(6000));
+            assert_eq!(relay.is_spliced(), is_spliced);
+            assert_eq!((relay.judged.join(" "), relay.sent.len()), ("-".into(), octets.len() * 9001));
+        }
+    }
+
+    #[test]
+    fn no_number_of_octets_that_some_server_passes_over_hides_the_request_behind_them() {
+        let request = get("blocked.example").replace(" / ", " ?\x01 ");
+        for many in [1, 4000, 4079, 4095, 4096, 4097, 5000, 12_287, 12_288, 20_000] {
+            for size in [1, 100, 5000, 100_000] {
+                let mut relay = Relay::new();
+                relay.client(b"\0");
+                relay.deadline();
+                [&vec![0; many], request.as_bytes()].concat().chunks(size).for_each(|new| relay.client(new));
+                assert_eq!(relay.judged, ["-", "unreadable"], "{many} by {size}");
+                assert!(!relay.sent.contains(&b'\n'), "{many} by {size}");
+            }
         }
     }
 

@@ -8,12 +8,13 @@ use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
 
 pub use closing::Closing;
+use closing::REMEMBERED;
 
 use crate::name::DomainName;
 use crate::peek::{Discovery, Outcome, Via};
 use crate::policy::bindings::Bindings;
 use crate::policy::judge::{Binding, Facts, alerts, judge, refuse_service, refused_service};
-use crate::policy::network::{Bind, Inspection, Mode, Network};
+use crate::policy::network::{Bind, HttpRequests, Inspection, Mode, Network};
 use crate::policy::snapshot::Snapshot;
 use crate::policy::{ClientAddr, Direction, DomainVerdict, DropAction, IpVerdict, OrigDst, Reason, Transport, Verdict};
 use crate::telemetry::record::via_word;
@@ -31,6 +32,8 @@ pub struct Flow {
     bindings: Arc<Bindings>,
     /// The source's Network judges outbound, then the destination's inbound; both must allow (SPEC N4).
     judges: [Option<Judge>; 2],
+    /// Names that were bound to the flow's address while it lived: those that came last.
+    bound: Vec<DomainName>,
 }
 
 #[derive(Clone, Debug)]
@@ -57,11 +60,14 @@ impl Flow {
         bindings: Arc<Bindings>,
     ) -> Self {
         let judges = judges_of(&snapshot, transport, client, orig_dst);
-        Self { id, transport, client, orig_dst, opened: Instant::now(), snapshot, bindings, judges }
+        Self { id, transport, client, orig_dst, opened: Instant::now(), snapshot, bindings, judges, bound: Vec::new() }
     }
 
-    /// From here on another policy judges, as if the flow had begun with it.
+    /// From here on a later policy judges, as if the flow had begun with it.
     pub fn adopt(&mut self, snapshot: &Arc<Snapshot>) {
+        if self.snapshot.generation >= snapshot.generation {
+            return;
+        }
         self.judges = judges_of(snapshot, self.transport, self.client, self.orig_dst);
         self.snapshot = snapshot.clone();
     }
@@ -69,6 +75,12 @@ impl Flow {
     /// The settings by which the flow's name is looked for; `None` if nobody inspects its port.
     pub fn inspection(&self) -> Option<&Inspection> {
         self.judges().find_map(|judge| self.inspection_of(judge))
+    }
+
+    /// Which requests of a connection are judged: each, where anybody who judges the flow wants that.
+    pub fn http(&self) -> Option<HttpRequests> {
+        let asked = self.judges().filter_map(|judge| Some(self.inspection_of(judge)?.http));
+        asked.reduce(|one, other| if one == HttpRequests::Every { one } else { other })
     }
 
     /// Records that a flow is let in although its address would be blocked, because its name may yet allow it.
@@ -124,6 +136,17 @@ impl Flow {
         Some((name, &judge.network))
     }
 
+    /// A name that DNS has bound to the flow's address stays so for the flow, which outlives the record's TTL (SPEC V12).
+    pub fn keep_binding(&mut self, discovery: &Discovery) {
+        let Some(name) = name_of(discovery).filter(|name| !self.bound.contains(name)) else { return };
+        if self.judges().any(|judge| self.binds(judge) && self.binding(judge, name) == Binding::Match) {
+            if self.bound.len() >= REMEMBERED {
+                self.bound.remove(0);
+            }
+            self.bound.push(name.clone());
+        }
+    }
+
     /// Remembers what a fresh look-up gives.
     pub fn binder(&self) -> Binder {
         Binder { bindings: self.bindings.clone(), client: self.client.ip(), remote: self.orig_dst.ip() }
@@ -155,6 +178,9 @@ impl Flow {
     fn binding(&self, by: &Judge, name: &DomainName) -> Binding {
         if !self.binds(by) {
             return if by.direction == Direction::Inbound { Binding::Match } else { Binding::Unknown };
+        }
+        if self.bound.contains(name) {
+            return Binding::Match;
         }
         self.bindings.state(self.client.ip(), self.orig_dst.ip(), name, Instant::now())
     }
@@ -295,5 +321,48 @@ fn protocol_number(transport: Transport) -> u8 {
     match transport {
         Transport::Tcp => 6,
         Transport::Udp => 17,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::firewall::fixture::{network, snapshot, with_policy};
+    use crate::list::{List, ListVerdict, PrefixSet};
+    use crate::name::Pattern;
+    use crate::policy::InspectionType;
+    use crate::policy::bindings::Settings;
+    use crate::telemetry::Queue;
+
+    #[test]
+    fn a_name_stays_bound_to_the_address_of_a_flow_that_it_has_let_in() {
+        let domains = [(Pattern::parse(".example").unwrap(), None)].into_iter().collect();
+        let (name, verdict, prefixes) = ("good".into(), ListVerdict::Allow, PrefixSet::default());
+        let lists = vec![Arc::new(List { name, verdict, domains, prefixes })];
+        let mut network = with_policy(network("office", &[("10.1.0.0/24", None)]), lists, IpVerdict::Block);
+        let inspection = network.inspection.as_mut().unwrap();
+        (inspection.kind, inspection.bind) = (InspectionType::Explicit, Bind::Enforce);
+        let bindings = Arc::new(Bindings::new(Settings { pairs: 1, ..Settings::default() }));
+        let (client, server) = (([10, 1, 0, 2], 40000), ([192, 0, 2, 1], 80));
+        let name = |text: &str| DomainName::parse(text.as_bytes()).unwrap();
+        let bind = |remote: [u8; 4], of: &str| {
+            bindings.bind(client.0.into(), remote.into(), &[name(of)], Duration::from_secs(60), Instant::now());
+        };
+        let policy = Arc::new(snapshot(vec![network]));
+        let ends = (ClientAddr(client.into()), OrigDst(server.into()));
+        let mut flow = Flow::new(1, Transport::Tcp, ends.0, ends.1, policy, bindings.clone());
+        let mut passes = |of: &str| {
+            let discovery = Discovery::of_request(Some(name(of)));
+            flow.keep_binding(&discovery);
+            flow.judge(Some(&discovery), &Telemetry::new(Queue::new(9).0)).ending.is_none()
+        };
+        bind(server.0, "a.example");
+        assert!(passes("a.example") && !passes("b.example"));
+        // It makes room for others, as it would when its time is over.
+        (0..=255).for_each(|last| bind([198, 51, 100, last], "c.example"));
+        (0..=255).for_each(|last| bind([198, 51, 101, last], "c.example"));
+        let state = bindings.state(client.0.into(), server.0.into(), &name("a.example"), Instant::now());
+        assert_eq!(state, Binding::Mismatch);
+        assert!(passes("a.example") && !passes("b.example"));
     }
 }

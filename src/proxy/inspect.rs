@@ -52,6 +52,7 @@ pub async fn inspect(
                 counted = false;
                 match peek.look(held, count == 0) {
                     Step::Found(discovery) => Some(discovery),
+                    Step::NeedMore { .. } if peek.waits_in_vain() => Some(Discovery::no_name(None)),
                     Step::NeedMore { .. } => None,
                 }
             }

@@ -361,6 +361,9 @@ mod tests {
                 let (server_socket, server_end) = connected();
                 client_socket.set_nonblocking(true).unwrap();
                 server_socket.set_nonblocking(true).unwrap();
+                for socket in [&client_socket, &server_socket] {
+                    socket2::SockRef::from(socket).set_out_of_band_inline(true).unwrap();
+                }
                 programs.push(std::thread::spawn(move || client(client_end)));
                 programs.push(std::thread::spawn(move || server(server_end)));
                 relay.begin(Handover {
@@ -450,6 +453,28 @@ mod tests {
         assert_eq!(records[0]["bytes_out"], 11);
         assert_eq!(records[0]["bytes_in"], 11);
         assert_eq!(records[0]["closed_by"], "client");
+    }
+
+    #[test]
+    fn bulk_with_urgent_octets_in_it_arrives_whole() {
+        const PIECE: usize = 3_000_000;
+        let flows = (1..=4).map(|seed| {
+            let client = program(move |mut socket| {
+                for piece in 0..3 {
+                    socket.write_all(&noise(PIECE, seed + piece)).unwrap();
+                    assert_eq!(socket2::SockRef::from(&socket).send_out_of_band(b"!").unwrap(), 1);
+                }
+                socket.shutdown(Shutdown::Write).unwrap();
+                assert_eq!(read_all(&socket), b"all of it");
+            });
+            let server = program(move |mut socket| {
+                let expected = (0..3).flat_map(|piece| [noise(PIECE, seed + piece), b"!".to_vec()].concat());
+                assert!(read_all(&socket) == expected.collect::<Vec<_>>(), "the octets differ");
+                socket.write_all(b"all of it").unwrap();
+            });
+            (&[][..], client, server)
+        });
+        relay(settings(), flows.collect());
     }
 
     #[test]

@@ -55,7 +55,7 @@ fn take_in(worker: &Rc<Worker>, own: SocketAddr, socket: OwnedFd, peer: SocketAd
 
 /// The story of a flow.
 async fn serve_flow(worker: &Worker, own: SocketAddr, client: OwnedFd, peer: ClientAddr, mut place: Place) {
-    let Some(flow) = intercept(worker, own, &client, peer) else { return tcp::reset(client) };
+    let Some(mut flow) = intercept(worker, own, &client, peer) else { return tcp::reset(client) };
     let mut held = Vec::new();
     let inspected = match flow.inspection() {
         Some(inspection) => {
@@ -66,6 +66,7 @@ async fn serve_flow(worker: &Worker, own: SocketAddr, client: OwnedFd, peer: Cli
                         // A look-up that broke has bound nothing.
                         let _ = proof.await;
                     }
+                    flow.keep_binding(&inspected.discovery);
                     Some(inspected)
                 }
                 Err(Unseen::Gone) => return worker.telemetry.count(|c| &c.ended_before_verdict),
@@ -120,7 +121,7 @@ fn pass(worker: &Worker, flow: Flow, closing: Box<Closing>, passing: Passing) {
     let (held, watched) = match inspected.and_then(|inspected| watch(worker, &flow, inspected, &held)) {
         Some(watch) => {
             let limit = worker.settings.peek.held;
-            (Box::default(), Some(Box::new(Watched { watch, flow, held, limit })))
+            (Box::default(), Some(Box::new(Watched { watch, flow, held, limit, refused: None })))
         }
         None => (held.into(), None),
     };
@@ -129,7 +130,7 @@ fn pass(worker: &Worker, flow: Flow, closing: Box<Closing>, passing: Passing) {
 
 /// What is still looked at after the verdict, if anything.
 fn watch(worker: &Worker, flow: &Flow, inspected: Inspected, held: &[u8]) -> Option<Watch> {
-    let judged = match flow.inspection()?.http {
+    let judged = match flow.http()? {
         HttpRequests::Every => HttpRequestsJudged::Every,
         HttpRequests::First => HttpRequestsJudged::First,
     };

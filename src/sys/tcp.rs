@@ -24,9 +24,8 @@ pub fn listen(address: SocketAddr, backlog: i32) -> io::Result<OwnedFd> {
         options.set_only_v6(true)?;
     }
     set_transparent(&options, address.ip())?;
-    // Accepted sockets inherit both: no system call for each of them.
-    options.set_tcp_nodelay(true)?;
-    options.set_keepalive(true)?;
+    // Accepted sockets inherit them: no system call for each.
+    set_flow_options(&options)?;
     rustix::net::bind(&socket, &address)?;
     rustix::net::listen(&socket, backlog)?;
     Ok(socket)
@@ -40,8 +39,7 @@ pub fn adopt(socket: BorrowedFd<'_>, address: IpAddr) -> io::Result<()> {
     }
     options.set_nonblocking(true)?;
     set_transparent(&options, address)?;
-    options.set_tcp_nodelay(true)?;
-    options.set_keepalive(true)
+    set_flow_options(&options)
 }
 
 /// The next flow and who opened it, or `WouldBlock`.
@@ -62,6 +60,7 @@ pub fn dial(from: Option<IpAddr>, to: SocketAddr) -> io::Result<OwnedFd> {
     let socket = rustix::net::socket_with(family(to.ip()), SocketType::STREAM, FLAGS, None)?;
     let options = SockRef::from(&socket);
     options.set_tcp_nodelay(true)?;
+    options.set_out_of_band_inline(true)?;
     if let Some(from) = from {
         set_transparent(&options, from)?;
         // The port is chosen at connect: one may then serve many destinations.
@@ -122,6 +121,13 @@ pub fn data_segments_received(socket: impl AsFd) -> io::Result<u32> {
         return Err(io::Error::last_os_error());
     }
     info[DATA_SEGS_IN..].first_chunk().map(|bytes| u32::from_ne_bytes(*bytes)).ok_or_else(|| Errno::INVAL.into())
+}
+
+/// Urgent octets stay where they stand in the stream (RFC 6093, section 2): what is not read in its place is lost.
+fn set_flow_options(options: &SockRef<'_>) -> io::Result<()> {
+    options.set_tcp_nodelay(true)?;
+    options.set_out_of_band_inline(true)?;
+    options.set_keepalive(true)
 }
 
 fn set_transparent(options: &SockRef<'_>, address: IpAddr) -> io::Result<()> {

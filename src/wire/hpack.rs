@@ -70,6 +70,11 @@ impl Decoder {
         Ok(())
     }
 
+    /// Octets that the table takes, with what it takes to keep them.
+    pub fn kept(&self) -> usize {
+        self.size + self.entries.len() * OVERHEAD
+    }
+
     fn resize(&mut self, capacity: usize, is_in_place: bool) -> Result<(), Malformed> {
         if !is_in_place || capacity > MOST_TABLE {
             return Err(COMPRESSION);

@@ -67,6 +67,11 @@ impl Requests {
         matches!(self.stage, Stage::Frame) && self.needs <= FRAME_HEADER
     }
 
+    /// Octets that the fields remembered take.
+    pub fn kept(&self) -> usize {
+        self.decoder.kept()
+    }
+
     fn preface(&mut self, bytes: &[u8]) -> Result<Next, Fault> {
         if bytes.len() < PREFACE.len() && PREFACE.starts_with(bytes) {
             return Ok(Next::Needs(PREFACE.len()));

@@ -89,6 +89,31 @@ fn flows_that_are_served_here_end_and_others_live_on_under_the_new_policy() {
     });
 }
 
+/// The policy by which flows were last judged again may be older than the one that a flow begins with.
+#[test]
+fn what_a_flow_asks_for_later_is_judged_by_no_older_policy_than_its_beginning() {
+    in_lab(|lab| {
+        let accepted = listen(lab, 80);
+        let gateway = Gateway::start(lab, &configuration("tcp-reset", ""));
+        gateway.reload();
+        for family in Family::BOTH {
+            // By now the worker has heard of that reload.
+            let (client, _server) = live(lab, &accepted, family, "later.example");
+            drop(client);
+        }
+        let without = configuration("tcp-reset", ", \"later.example\"").replace("recheck = true", "recheck = false");
+        gateway.rewrite(&without);
+        gateway.reload();
+        for family in Family::BOTH {
+            let (mut client, mut server) = live(lab, &accepted, family, "kept.example");
+            client.write_all(get("later.example").as_bytes()).unwrap();
+            assert_eq!(client.read(&mut [0; 1]).unwrap_err().kind(), ErrorKind::ConnectionReset);
+            assert_eq!(server.read(&mut [0; 1]).unwrap_err().kind(), ErrorKind::ConnectionReset);
+            assert_eq!(gateway.end_of(client.local_addr().unwrap())["closed_by"], "policy");
+        }
+    });
+}
+
 #[test]
 fn tcp_that_the_kernel_judged_ends_for_both_sides() {
     in_lab(|lab| {

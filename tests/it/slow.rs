@@ -4,7 +4,7 @@
 //! 30 clients with 2,000 connections -- gateway (tidegate run) -- server
 //! ```
 
-use std::io::{ErrorKind, Read};
+use std::io::{ErrorKind, Read, Write};
 use std::net::{IpAddr, SocketAddr, TcpStream};
 use std::path::PathBuf;
 
@@ -111,6 +111,36 @@ fn one_client_that_begins_much_and_ends_nothing_takes_no_room_from_another() {
         let ended = gateway.enforcer.record(|record| record["closed_by"] == "limit", DEADLINE);
         assert!(ended.is_some(), "{:#?}", gateway.enforcer.records());
         others_pass();
+    });
+}
+
+#[test]
+fn what_is_kept_of_flows_that_may_yet_name_somebody_counts_as_held() {
+    in_lab(|lab| {
+        let limits = "[limits]\nheld_bytes_in_all = \"1MiB\"\n";
+        let inspection = "type = \"prefer-both\"\ntimeout = \"100ms\"\nhttp_ports = [8080]";
+        let _gateway = Gateway::start(lab, &(configuration("tcp-reset", inspection) + limits));
+        let accepted = listen(lab, 8080);
+        let begun = &[b'a'; 60_000];
+        std::thread::spawn(move || {
+            // Each of which all has come is told so, and kept.
+            let greet = |(mut stream, _): (TcpStream, SocketAddr)| {
+                stream.read_exact(&mut vec![0; begun.len()]).and_then(|()| stream.write_all(b"!")).map(|()| stream)
+            };
+            accepted.iter().map(greet).collect::<Vec<_>>()
+        });
+        for family in Family::BOTH {
+            let ask = |_| {
+                let mut stream = crate::gateway::connect(lab, at(Site::A, family, 1, 8080));
+                send_anyway(&stream, begun);
+                let is_let_in = stream.read_exact(&mut [0]).is_ok();
+                (stream, is_let_in)
+            };
+            let flows: Vec<_> = (0..6).map(ask).collect();
+            // Four have room in a quarter of it; two where twice the memory was had for what came piece by piece.
+            let let_in = flows.iter().filter(|(_, is_let_in)| *is_let_in).count();
+            assert!((2..=4).contains(&let_in), "{let_in} of them were let in");
+        }
     });
 }
 

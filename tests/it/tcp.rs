@@ -16,7 +16,8 @@ use tidegate::mode::demo::tap::Tap;
 use tidegate::sys::rtnl::Family;
 
 use crate::gateway::{
-    DEADLINE, Gateway, at, configuration, connect, get, hello, is_from, listen, request, reset, send_anyway, servers,
+    DEADLINE, Gateway, at, configuration, connect, get, hello, is_from, listen, protected, request, reset, send_anyway,
+    servers,
 };
 use crate::inside::in_lab;
 
@@ -183,6 +184,29 @@ fn octets_of_no_protocol_get_the_verdict_of_their_address_and_arrive_whole() {
 }
 
 #[test]
+fn octets_that_some_server_passes_over_neither_wait_nor_hide_the_request_behind_them() {
+    in_lab(|lab| {
+        let gateway = Gateway::start(lab, &configuration("tcp-reset", "type = \"prefer-both\"\ntimeout = \"60s\""));
+        let accepted = listen(lab, 80);
+        each_family(|family| {
+            let mut client = connect(lab, at(Site::A, family, 1, 80));
+            let source = client.local_addr().unwrap();
+            client.write_all(b"\x05\x01\0").unwrap();
+            let (mut server, _) = accepted.recv_timeout(DEADLINE).unwrap();
+            server.read_exact(&mut [0; 3]).unwrap();
+            client.write_all(get("blocked.example").as_bytes()).unwrap();
+            assert_eq!(client.read(&mut [0; 1]).unwrap_err().kind(), ErrorKind::ConnectionReset);
+            let mut more = Vec::new();
+            let _ = server.read_to_end(&mut more);
+            assert!(!more.contains(&b'\n'), "{}", String::from_utf8_lossy(&more));
+            let is_block = |record: &Value| is_from(record, source) && record["verdict"] == "block";
+            let record = gateway.enforcer.record(is_block, DEADLINE).unwrap();
+            assert_eq!(record["reason"], "UNREADABLE", "{record:#}");
+        });
+    });
+}
+
+#[test]
 fn a_flow_that_its_address_blocks_is_noted_while_it_is_held_for_its_name() {
     in_lab(|lab| {
         let gateway = Gateway::start(lab, &configuration("tcp-reset", "type = \"explicit\""));
@@ -331,6 +355,77 @@ fn with_first_request_what_follows_is_not_judged() {
             let mut received = vec![0; both.len()];
             server.read_exact(&mut received).unwrap();
             assert_eq!(received, both.as_bytes());
+        });
+    });
+}
+
+#[test]
+fn every_request_is_judged_where_the_network_of_the_source_or_of_the_destination_wants_it() {
+    in_lab(|lab| {
+        let accepted = listen(lab, 80);
+        let inspection = |http| format!("[network.inspection]\ntype = \"prefer-both\"\nhttp = \"{http}\"\n");
+        let servers = Family::BOTH.map(|family| {
+            let site = Site::A.prefix(family);
+            format!("{{ ip = \"{}\", maskbits = {} }}", site.network(), site.prefix_len())
+        });
+        let clients = Family::BOTH.map(protected).join(", ");
+        let (rule, open) =
+            ("{ policy = \"strict\", drop = \"tcp-reset\" }", "{ policy = \"open\", drop = \"tcp-reset\" }");
+        for (first, second, of_clients, of_servers) in
+            [("first-request", "every-request", open, rule), ("every-request", "first-request", rule, open)]
+        {
+            let text = format!(
+                "name = \"edge-1\"\n[[list]]\nname = \"bad\"\nverdict = \"block\"\nentries = [\"blocked.example\"]\n\
+                 [[policy]]\nname = \"strict\"\ndefault = \"allow\"\nlists = [\"bad\"]\n\
+                 [[policy]]\nname = \"open\"\ndefault = \"allow\"\n\
+                 [[network]]\nname = \"clients\"\ndirections = \"outbound\"\nips = [{clients}]\noutbound = {of_clients}\n{}\
+                 [[network]]\nname = \"servers\"\ndirections = \"inbound\"\nips = [{}]\ninbound = {of_servers}\n{}",
+                inspection(first),
+                servers.join(", "),
+                inspection(second),
+            );
+            let gateway = Gateway::start(lab, &text);
+            each_family(|family| {
+                let mut client = connect(lab, at(Site::A, family, 1, 80));
+                let asked = get("allowed.example");
+                client.write_all(asked.as_bytes()).unwrap();
+                let (mut server, _) = accepted.recv_timeout(DEADLINE).unwrap();
+                server.read_exact(&mut vec![0; asked.len()]).unwrap();
+                client.write_all(get("blocked.example").as_bytes()).unwrap();
+                assert_eq!(client.read(&mut [0; 1]).unwrap_err().kind(), ErrorKind::ConnectionReset);
+                assert_eq!(server.read(&mut [0; 1]).unwrap_err().kind(), ErrorKind::ConnectionReset);
+                assert_eq!(gateway.end_of(client.local_addr().unwrap())["closed_by"], "policy");
+            });
+            gateway.stop();
+        }
+    });
+}
+
+#[test]
+fn urgent_octets_arrive_in_their_place() {
+    in_lab(|lab| {
+        let _gateway = start(lab);
+        let accepted = listen(lab, 80);
+        each_family(|family| {
+            let client = connect(lab, at(Site::A, family, 1, 80));
+            let body = vec![b'b'; 1 << 20];
+            let asked = post("allowed.example", body.len() + 2);
+            let (head, rest) = asked.as_bytes().split_at(20);
+            for (piece, urgent) in [(head, &rest[..1]), (&rest[1..], b"!"), (&body, b"!")] {
+                (&client).write_all(piece).unwrap();
+                assert_eq!(socket2::SockRef::from(&client).send_out_of_band(urgent).unwrap(), 1);
+            }
+            client.shutdown(Shutdown::Write).unwrap();
+            let (mut server, _) = accepted.recv_timeout(DEADLINE).unwrap();
+            let mut received = Vec::new();
+            server.read_to_end(&mut received).unwrap();
+            assert!(received == [asked.as_bytes(), b"!", &body, b"!"].concat(), "{} octets", received.len());
+            // And the other way.
+            socket2::SockRef::from(&server).send_out_of_band(b"urgent").unwrap();
+            drop(server);
+            let mut received = Vec::new();
+            (&client).read_to_end(&mut received).unwrap();
+            assert_eq!(received, b"urgent");
         });
     });
 }

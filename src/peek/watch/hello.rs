@@ -63,6 +63,11 @@ impl SecondHello {
         self.choice == Choice::WentOn
     }
 
+    /// Octets that are kept of what the server said.
+    pub(super) fn kept(&self) -> usize {
+        self.answer.capacity()
+    }
+
     pub(super) fn server(&mut self, new: &[u8]) {
         if self.choice != Choice::Open {
             return;

@@ -26,7 +26,8 @@ enum Stage {
     Body(Follow),
     /// Nothing is forwarded before the server has answered the first request.
     Answer,
-    Head(HeadEnd),
+    /// Whether a line of the head has come: empty ones may precede it (RFC 9112, section 2.2).
+    Head(HeadEnd, bool),
     /// A head of so many octets is being judged.
     Judged(usize, Follow),
     /// After an HTTP/0.9 request nothing can follow.
@@ -50,6 +51,11 @@ impl HttpRequests {
 
     pub(super) fn wants_server(&self) -> bool {
         self.answer == Answer::Open
+    }
+
+    /// Octets that are kept of what the server said.
+    pub(super) fn kept(&self) -> usize {
+        self.response.kept()
     }
 
     pub(super) fn server(&mut self, new: &[u8]) {
@@ -76,10 +82,10 @@ impl HttpRequests {
                 Stage::Answer => match self.answer {
                     Answer::Open => return Ok(Next::More),
                     Answer::Switched => return Ok(Next::Switched),
-                    Answer::Stayed => self.stage = Stage::Head(HeadEnd::default()),
+                    Answer::Stayed => self.stage = Stage::Head(HeadEnd::default(), false),
                 },
-                Stage::Head(end) => {
-                    let Some(end) = find_head(end, held)? else { return Ok(Next::More) };
+                Stage::Head(end, has_begun) => {
+                    let Some(end) = find_head(end, has_begun, held)? else { return Ok(Next::More) };
                     let request = Request::parse(held.get(..end).unwrap_or(held))?;
                     self.stage = Stage::Judged(end, Follow::new(request.body));
                     return Ok(Next::Judge(request.name));
@@ -96,14 +102,13 @@ impl HttpRequests {
     }
 }
 
-/// The end of a head that empty lines may precede (RFC 9112, section 2.2).
-fn find_head(end: &mut HeadEnd, held: &[u8]) -> Result<Option<usize>, Malformed> {
+/// The end of a head that empty lines may precede. Looks at each octet once.
+fn find_head(end: &mut HeadEnd, has_begun: &mut bool, held: &[u8]) -> Result<Option<usize>, Malformed> {
     while let Some(line) = end.find_line(held)? {
-        let is_blank =
-            held.get(..line.at).is_some_and(|before| before.iter().all(|octet| matches!(octet, b'\r' | b'\n')));
-        if line.is_empty && !is_blank {
+        if line.is_empty && *has_begun {
             return Ok(Some(line.at));
         }
+        *has_begun |= !line.is_empty;
     }
     Ok(None)
 }

@@ -191,7 +191,7 @@ impl Found {
 }
 
 /// What is kept beside the first, as many as QUIC connections are remembered of a flow.
-const REMEMBERED: usize = 8;
+pub(super) const REMEMBERED: usize = 8;
 
 #[cfg(test)]
 mod tests {

@@ -67,7 +67,7 @@ impl Flow {
     fn up(&mut self, pool: &mut Pool, scratch: &mut [u8], telemetry: &Telemetry) -> Result<Turn, Over> {
         let watched = self.watch(scratch, telemetry)?;
         // What was held of a flow that is not watched is on its way.
-        if !self.place.hold(self.watched.as_ref().map_or(0, |watched| watched.held.len())) {
+        if !self.place.hold(self.watched.as_ref().map_or(0, |watched| watched.kept())) {
             telemetry.count(|c| &c.refused_unheld);
             return Err(Over::Closed(ClosedBy::Limit));
         }

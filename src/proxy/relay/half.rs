@@ -80,7 +80,7 @@ impl Half {
                 return Ok(self.finish(ends, is_last));
             }
             let came = match &mut observer {
-                None if self.bulk => self.fill_pipe(ends, pool)?,
+                None if self.bulk => self.fill_pipe(ends, pool, scratch)?,
                 observer => self.copy(ends, scratch, observer)?,
             };
             if !came {
@@ -170,7 +170,7 @@ impl Half {
     }
 
     /// True if something came, or the sender's end.
-    fn fill_pipe(&mut self, ends: Ends<'_>, pool: &mut Pool) -> Result<bool, Broken> {
+    fn fill_pipe(&mut self, ends: Ends<'_>, pool: &mut Pool, scratch: &mut [u8]) -> Result<bool, Broken> {
         let mut pipe = match pool.take() {
             Ok(pipe) => pipe,
             Err(_) => {
@@ -186,14 +186,10 @@ impl Half {
                 self.pipe = Some(pipe);
                 Ok(true)
             }
-            Ok(Some(_)) => {
+            Ok(_) => {
                 pool.give(pipe);
-                self.ended = true;
-                Ok(true)
-            }
-            Ok(None) => {
-                pool.give(pipe);
-                Ok(false)
+                // Before urgent data (RFC 6093) splice sees nothing, or the end, for good. Reading tells.
+                self.copy(ends, scratch, &mut None)
             }
             Err(error) => {
                 pool.give(pipe);

@@ -3,6 +3,9 @@
 //! Whatever some server could take for a request line is HTTP, be it well-formed or not; a line of another protocol
 //! (`EHLO host`, `SSH-2.0-x`, `GET key` to a store) is not.
 //!
+//! Some servers pass over control octets that no client sends: before the line (Netty), between its words (Python) and
+//! within the target (both). What has such is [odd](Beginning::is_odd), and still no other protocol before its line ends.
+//!
 //! Fails closed: bytes that could still become a request are [`Begin::Open`], and never settled before their line ends.
 //! A PROXY header, in which a client speaks for another one, would stand before whatever names the host: it is refused.
 
@@ -33,11 +36,12 @@ pub struct Beginning {
     /// Where the line begins, and its target.
     line: usize,
     target: usize,
+    is_odd: bool,
 }
 
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 enum Stage {
-    /// Empty lines and spaces before the line.
+    /// Empty lines, spaces and control octets before the line.
     #[default]
     Blank,
     Method,
@@ -57,9 +61,12 @@ impl Beginning {
             if octet == b'\n' && !matches!(self.stage, Stage::Blank) {
                 return self.settle(bytes);
             }
-            if octet < b' ' && !is_space(octet) || octet == 0x7f || (octet >= 0x80 && self.stage == Stage::Method) {
-                let is_refused = self.stage == Stage::Request || bytes.starts_with(PROXY_2);
-                return if is_refused { Begin::Malformed } else { Begin::Other };
+            match self.stage {
+                Stage::Blank if bytes.starts_with(PROXY_2) => return Begin::Malformed,
+                Stage::Method if is_control(octet) || octet >= 0x80 && !is_space(octet) => return Begin::Other,
+                Stage::Request if is_control(octet) => return Begin::Malformed,
+                Stage::Blank => self.is_odd |= is_control(octet) || is_upper_control(octet),
+                _ => self.is_odd |= is_control(octet),
             }
             self.stage = self.step(bytes, octet);
             self.at += 1;
@@ -67,9 +74,24 @@ impl Beginning {
         if self.stage == Stage::Request { Begin::Request } else { Begin::Open }
     }
 
+    /// Whether no octet has been looked at.
+    pub fn is_untouched(&self) -> bool {
+        self.at == 0
+    }
+
+    /// Whether there were control octets that some server passes over, and no client of HTTP sends.
+    pub fn is_odd(&self) -> bool {
+        self.is_odd
+    }
+
     /// Whether the bytes are surely a request, though their first line has not ended.
     pub fn is_request(&self) -> bool {
         self.stage == Stage::Request
+    }
+
+    /// How much of the bytes is passed over: all before the first octet of the first line.
+    pub fn passed_over(&self) -> usize {
+        if self.stage == Stage::Blank { self.at } else { self.line }
     }
 
     /// Where the first line begins: behind empty lines.
@@ -79,7 +101,7 @@ impl Beginning {
 
     fn step(&mut self, bytes: &[u8], octet: u8) -> Stage {
         match self.stage {
-            Stage::Blank if is_space(octet) => Stage::Blank,
+            Stage::Blank if is_space(octet) || is_control(octet) || is_upper_control(octet) => Stage::Blank,
             Stage::Blank => {
                 self.line = self.at;
                 Stage::Method
@@ -134,8 +156,18 @@ fn is_cousin(target: &[u8], version: &[u8]) -> bool {
     COUSINS.iter().any(|(scheme, own)| target.starts_with(scheme) && version.starts_with(own))
 }
 
+/// What some server takes for a space: Python's also takes the separators of ASCII and the spaces of Latin-1.
 fn is_space(octet: u8) -> bool {
-    matches!(octet, b' ' | b'\t' | b'\r' | b'\n' | 0x0b | 0x0c)
+    matches!(octet, b' ' | b'\t' | b'\r' | b'\n' | 0x0b | 0x0c | 0x1c..=0x1f | 0x85 | 0xa0)
+}
+
+fn is_control(octet: u8) -> bool {
+    octet < b' ' && !is_space(octet) || octet == 0x7f
+}
+
+/// The other control octets of Latin-1.
+fn is_upper_control(octet: u8) -> bool {
+    matches!(octet, 0x80..=0x9f)
 }
 
 /// How headers of the PROXY protocol begin, in versions 1 and 2.
@@ -170,10 +202,22 @@ mod tests {
         for request in ["GET /", "x /a", "FOO http://", "CONNECT a", "PRI * ", "\r\nGET  /", "GET\t/"] {
             assert_eq!(begin(request), Begin::Request, "{request:?}");
         }
-        for other in ["\x01", "GE\x01", "G\u{e9}", "GET key\r\n", "PING\r\n", "EHLO a.example\n", "SSH-2.0-x\r\n"] {
+        for odd in ["\x01", "\0\x05 \x7f", "\x01GET", "GET \x01", "GET a\0b", "a b \x1b"] {
+            let mut beginning = Beginning::default();
+            assert_eq!(beginning.look(odd.as_bytes()), Begin::Open, "{odd:?}");
+            assert!(beginning.is_odd(), "{odd:?}");
+        }
+        for request in ["\0GET /", "GET\x1c/", "\x1f CONNECT a"] {
+            assert_eq!(begin(request), Begin::Request, "{request:?}");
+        }
+        for other in
+            ["GE\x01", "\0a\0", "a b\0\n", "G\u{e9}", "GET key\r\n", "PING\r\n", "EHLO a.example\n", "SSH-2.0-x\r\n"]
+        {
             assert_eq!(begin(other), Begin::Other, "{other:?}");
         }
-        for http in ["GET / HTTP/1.1\r\n", "a b c HTTP/9\n", "GET http/1.0\r\n", "\r\nPRI * HTTP/2.0\r\n"] {
+        for http in
+            ["GET / HTTP/1.1\r\n", "a b c HTTP/9\n", "GET http/1.0\r\n", "\r\nPRI * HTTP/2.0\r\n", "GET a\0 HTTP/1.1\n"]
+        {
             assert_eq!(begin(http), Begin::Http1, "{http:?}");
         }
         assert_eq!(begin("PRI * HTTP/2.0\r\n"), Begin::Http2);

@@ -39,6 +39,11 @@ impl FirstResponse {
         answer
     }
 
+    /// Octets that are kept of the head in progress.
+    pub fn kept(&self) -> usize {
+        self.held.capacity()
+    }
+
     fn read(&mut self, is_tunnel: bool) -> Answer {
         loop {
             match self.end.find(&self.held) {
