@@ -232,7 +232,7 @@ fn is_ours(about: &fs::Metadata) -> bool {
 }
 
 /// One more whenever a text comes to say something else than before: what was compiled of it until then is not used.
-const READING: u32 = 1;
+const READING: u32 = 2;
 /// Octets of text from which a list is kept compiled: smaller ones are read in the time that opening takes.
 const LEAST_KEPT: u64 = 4 << 20;
 
