@@ -188,7 +188,12 @@ impl Gathered<'_> {
         let mut taken = 0;
         let line = Cell::new(0);
         let outcome = json::read(
-            CountedLines { source: BufReader::new(&mut counted), begun: &line, at_end: true },
+            CountedLines {
+                source: BufReader::new(&mut counted),
+                begun: &line,
+                at_end: true,
+                string: Strings::default(),
+            },
             &mut |entry| {
                 taken += 1;
                 emit(line.get(), entry);
@@ -230,11 +235,37 @@ impl Report {
 }
 
 /// The JSON reader takes one octet after the other, so that its line is known whenever it has come to an end of something.
+/// It holds a string whole, so there is none of any length.
 struct CountedLines<'n, R> {
     source: R,
     begun: &'n Cell<u64>,
     /// Of a line: the next octet begins another.
     at_end: bool,
+    string: Strings,
+}
+
+/// How far into a string of JSON a source is.
+#[derive(Debug, Default)]
+struct Strings {
+    /// `None`: not in one.
+    length: Option<usize>,
+    escaped: bool,
+}
+
+impl Strings {
+    /// The length of the string that `octet` is in.
+    fn take(&mut self, octet: u8) -> usize {
+        let is_escaped = std::mem::take(&mut self.escaped);
+        self.length = match self.length {
+            None => (octet == b'"').then_some(0),
+            Some(_) if octet == b'"' && !is_escaped => None,
+            Some(length) => {
+                self.escaped = octet == b'\\' && !is_escaped;
+                Some(length.saturating_add(1))
+            }
+        };
+        self.length.unwrap_or_default()
+    }
 }
 
 impl<R: Read> Read for CountedLines<'_, R> {
@@ -243,6 +274,9 @@ impl<R: Read> Read for CountedLines<'_, R> {
         for octet in buffer.iter().take(length) {
             self.begun.set(self.begun.get() + u64::from(self.at_end));
             self.at_end = *octet == b'\n';
+            if self.string.take(*octet) > MAX_STRING {
+                return Err(io::Error::new(io::ErrorKind::InvalidData, "a string without an end"));
+            }
         }
         Ok(length)
     }
@@ -282,6 +316,8 @@ impl std::error::Error for Refused {}
 /// Octets of a line, or in a list of addresses of one between commas.
 pub const MAX_LINE: usize = 16 << 10;
 const CHUNK: usize = 64 << 10;
+/// Octets of a string in JSON: an address has 43, and what else such a file says is not kept.
+const MAX_STRING: usize = 256 << 10;
 pub(crate) const BYTE_ORDER_MARK: &[u8] = b"\xef\xbb\xbf";
 /// Characters of a bad line that are shown.
 const SHOWN: usize = 80;
@@ -443,6 +479,31 @@ mod tests {
         assert!(matches!(read_by(text, &with(30, 2), 4).0, Err(Refused::TooMany(2))));
         let json = br#"{"a": {"current": ["192.0.2.1"]}}   "#;
         assert!(matches!(read_by(json, &with(34, 3), 4).0, Err(Refused::TooLarge(34))));
+    }
+
+    /// Of JSON that says nothing for so long, that is: it is read into memory string by string.
+    #[test]
+    fn json_with_a_string_without_end_is_refused_before_it_is_held() {
+        struct Endless<'a>(&'a [u8], u64);
+        impl Read for Endless<'_> {
+            fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+                if !self.0.is_empty() {
+                    return self.0.read(buffer);
+                }
+                self.1 += buffer.len() as u64;
+                buffer.fill(b'a');
+                Ok(buffer.len())
+            }
+        }
+        for beginning in ["{\"a\": {\"current\": [\"", "{\"a\": {\"", "{\"a\": {\"current\": [\"\\\"", "{\"a"] {
+            let mut source = Endless(beginning.as_bytes(), 0);
+            let limits = Limits { octets: 64 << 20, ..Limits::default() };
+            let outcome = read(&mut source, &Options { limits, ..Options::default() }, &mut |_, _| ());
+            assert!(matches!(outcome, Err(Refused::Json(_))), "{beginning}: {outcome:?}");
+            assert!(source.1 < 1 << 20, "{beginning}: {} octets", source.1);
+        }
+        let long = format!("{{\"a\": {{\"why\": \"{}\", \"current\": [\"192.0.2.1\"]}}}}", "\\\"".repeat(MAX_LINE / 4));
+        assert_eq!(entries(long.as_bytes()), ["192.0.2.1/32"]);
     }
 
     #[test]
