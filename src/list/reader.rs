@@ -9,7 +9,7 @@ use std::cell::Cell;
 use std::fmt;
 use std::io::{self, BufRead, BufReader, Cursor, Read};
 
-use super::entry::{Bad, Entry};
+use super::entry::{Bad, Entry, Sense};
 use super::format::{Format, Line, detect, json};
 use lines::Lines;
 
@@ -40,8 +40,9 @@ pub struct Report {
     pub format: Format,
     pub octets: u64,
     pub lines: u64,
-    /// Entries.
+    /// Entries, exceptions among them.
     pub taken: u64,
+    pub excepted: u64,
     /// Lawful lines that a list has no use for.
     pub ignored: u64,
     /// Lines that were skipped.
@@ -76,6 +77,8 @@ pub enum Refused {
     Nothing {
         bad: u64,
     },
+    /// So many exceptions, and nothing that they except from.
+    Exceptions(u64),
     /// More octets than the limit.
     TooLarge(u64),
     /// More entries than the limit.
@@ -107,6 +110,7 @@ pub fn read(source: impl Read, options: &Options, emit: &mut dyn FnMut(u64, Entr
     }
     match gathered.report {
         Report { taken: 0, bad, .. } => Err(Refused::Nothing { bad }),
+        report if report.held() == 0 => Err(Refused::Exceptions(report.excepted)),
         report => Ok(report),
     }
 }
@@ -161,6 +165,7 @@ impl Gathered<'_> {
             let outcome = text.unwrap_or(Err(Bad::TooLong)).and_then(|text| {
                 parser.line(text, &mut |entry| {
                     taken += 1;
+                    self.report.excepted += u64::from(entry.sense == Sense::Exception);
                     (self.emit)(number, entry);
                 })
             });
@@ -221,8 +226,13 @@ impl Gathered<'_> {
 
 impl Report {
     fn new(format: Format) -> Self {
-        let (octets, lines, taken, ignored, bad) = (0, 0, 0, 0, 0);
-        Self { format, octets, lines, taken, ignored, bad, first_bad: Vec::new(), ends_with_newline: false }
+        let (octets, lines, taken, excepted, ignored, bad) = (0, 0, 0, 0, 0, 0);
+        Self { format, octets, lines, taken, excepted, ignored, bad, first_bad: Vec::new(), ends_with_newline: false }
+    }
+
+    /// Entries that put something on the list.
+    pub fn held(&self) -> u64 {
+        self.taken - self.excepted
     }
 
     fn note(&mut self, number: u64, why: Bad, text: &str, reported: usize) {
@@ -305,6 +315,7 @@ impl fmt::Display for Refused {
             Self::Json(error) => write!(f, "it is not the JSON of a list: {error}"),
             Self::Nothing { bad: 0 } => f.write_str("it holds no entry"),
             Self::Nothing { bad } => write!(f, "it holds no entry, and {bad} bad lines"),
+            Self::Exceptions(count) => write!(f, "it holds no entry, but {count} exceptions"),
             Self::TooLarge(limit) => write!(f, "it is larger than {limit} octets"),
             Self::TooMany(limit) => write!(f, "it holds more than {limit} entries"),
         }
@@ -461,6 +472,8 @@ mod tests {
             (b"tdgnames\x01", "compiled"),
             (b"", "no entry"),
             (b"# nothing\n", "no entry"),
+            (b"@@||a.example^\n@@|b.example^\n", "no entry, but 2 exceptions"),
+            (b"$TTL 60\na.example CNAME rpz-passthru.\n", "no entry, but 1 exceptions"),
             (b"b a d\n", "1 bad"),
             (b"{\"a\": [1]}", "JSON"),
             (b"{\"a\": {\"other\": [\"192.0.2.1\"]}}", "current"),

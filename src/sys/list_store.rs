@@ -134,7 +134,7 @@ impl Opened {
 
     /// How large it is, for the next state of its file to be compared with.
     pub fn good(&self) -> Good {
-        let entries = self.domains.len() + self.prefixes.len() as u64;
+        let entries = self.domains.held() + self.prefixes.len() as u64;
         Good { entries, ends_with_newline: self.ends_with_newline }
     }
 }
