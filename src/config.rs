@@ -172,7 +172,7 @@ fn read(source: &Arc<Source>, fetching: Fetching, report: &Report) -> Option<Loa
     let telemetry = telemetry.unwrap_or_else(|| TelemetrySettings::new(records));
     let databases = top.table("geoip").map(|table| geoip::read(table, report)).unwrap_or_default();
     let mut files: Vec<PathBuf> = std::iter::once(source).chain(&included).map(|file| file.path.clone()).collect();
-    let documents_read = Documents::new(files.clone(), patterns);
+    let documents_read = Documents::new(std::iter::once(source).chain(&included), patterns);
     let mut tops = vec![top];
     tops.extend(included.iter().zip(&documents).map(|(source, document)| included_top(report, source, document)));
     let mut list_sources = Vec::new();
