@@ -180,8 +180,8 @@ impl App {
             Ok(Ok(loaded)) if loaded.sidecar != self.loaded.sidecar => {
                 Err("[sidecar] takes effect at start".to_owned())
             }
-            Ok(Ok(loaded)) => match loaded.emptied_since(&self.loaded) {
-                Some(path) => Err(format!("{} holds no entry any more", path.display())),
+            Ok(Ok(loaded)) => match loaded.lacks(&self.loaded) {
+                Some(why) => Err(why),
                 None => self.apply(loaded).map_err(|failure| failure.to_string()),
             },
             Ok(Err(mistakes)) => {

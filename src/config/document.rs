@@ -138,7 +138,7 @@ pub(super) fn files_in(folder: &Path, pattern: &str) -> std::io::Result<Vec<Path
 }
 
 /// `*`: any octets; `?`: any one.
-fn matches(pattern: &[u8], name: &[u8]) -> bool {
+pub(super) fn matches(pattern: &[u8], name: &[u8]) -> bool {
     match (pattern.split_first(), name.split_first()) {
         (None, None) => true,
         (Some((b'*', rest)), _) => {

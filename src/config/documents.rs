@@ -5,7 +5,7 @@ use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use super::document::files_in;
+use super::document::{files_in, matches};
 use super::mistake::Source;
 
 /// The configuration, what it includes, and where more of that may appear.
@@ -32,6 +32,13 @@ impl Documents {
         let files = seen.iter().map(|(path, _)| path.clone()).collect();
         seen.sort();
         Self { files, patterns, seen: Sight(seen) }
+    }
+
+    /// What `include` still names, and matches no file by now, though it did.
+    pub(super) fn lost_since(&self, before: &Self) -> Option<&Path> {
+        let found = |own: &Self, pattern: &Path| own.files.iter().any(|file| is_matched(file, pattern));
+        let lost = |pattern: &&PathBuf| found(before, pattern) && !found(self, pattern);
+        self.patterns.iter().find(lost).map(PathBuf::as_path)
     }
 
     /// What was seen of them when they were read.
@@ -61,6 +68,12 @@ impl Documents {
     }
 }
 
+fn is_matched(file: &Path, pattern: &Path) -> bool {
+    let name = |path: &Path| path.file_name().map(|name| name.as_encoded_bytes().to_owned());
+    let matched = name(pattern).zip(name(file)).is_some_and(|(pattern, name)| matches(&pattern, &name));
+    file.parent() == pattern.parent() && matched
+}
+
 pub(super) fn state_of(about: &Metadata) -> State {
     (about.dev(), about.ino(), about.len(), about.ctime(), about.ctime_nsec())
 }
@@ -88,6 +101,24 @@ mod tests {
         fs::write(&path, "other").unwrap();
         let documents = Documents::new([&source].into_iter(), Vec::new());
         assert_ne!(documents.look(), *documents.as_read());
+    }
+
+    #[test]
+    fn a_pattern_that_matches_nothing_any_more_is_told() {
+        let of = |files: &[&str], patterns: &[&str]| Documents {
+            files: files.iter().map(PathBuf::from).collect(),
+            patterns: patterns.iter().map(PathBuf::from).collect(),
+            seen: Sight::default(),
+        };
+        let both = of(&["t.toml", "a.d/1.toml", "a.d/2.toml"], &["a.d/*.toml", "b.d/*.toml"]);
+        for (next, lost) in [
+            (&both, None),
+            (&of(&["t.toml", "a.d/2.toml"], &["a.d/*.toml", "b.d/*.toml"]), None),
+            (&of(&["t.toml", "b.d/2.toml"], &["b.d/*.toml", "a.d/*.toml"]), Some("a.d/*.toml")),
+            (&of(&["t.toml"], &["b.d/*.toml"]), None),
+        ] {
+            assert_eq!(next.lost_since(&both), lost.map(Path::new), "{next:?}");
+        }
     }
 
     #[test]
