@@ -3,6 +3,7 @@
 //! Fails closed: a configuration that cannot be applied whole leaves the one before in force, and at start the
 //! listeners and rules are all in place or the program ends with an error.
 
+mod clock;
 mod documents;
 mod force;
 mod geoip;
@@ -45,6 +46,7 @@ use crate::sys::readable::readable;
 use crate::telemetry::writers::Writers;
 use crate::telemetry::{Happened, Telemetry, messages};
 
+use clock::Clock;
 use documents::Watched;
 use hand_over::Taken;
 use lists::Keeper;
@@ -91,6 +93,8 @@ struct App {
     watch: Option<Watch>,
     /// At the last look.
     intact: bool,
+    /// When the kernel was told of all entries that end, or later.
+    told: Clock,
     view: Option<Arc<View>>,
     notices: Notices,
     /// The first rules take the place of those of another tidegate that runs.
@@ -183,6 +187,7 @@ fn serve(
         rules: None,
         watch: None,
         intact: true,
+        told: Clock::now(),
         view: None,
         notices: Notices::default(),
         takes_over: taken.is_some(),
@@ -284,6 +289,7 @@ impl App {
                 let asked = tokio::select! {
                     _ = round.tick() => match scene.gateway.is_whole() {
                         true => {
+                            self.keep_time();
                             self.mend();
                             self.notices.look(&self.telemetry);
                             false

@@ -85,8 +85,20 @@ impl Loaded {
         Snapshot::new(self.enforcer.clone(), generation, self.networks.clone())
     }
 
+    /// Why this takes the place of nothing, if so: something whole is gone that was there before. A file that is cut to
+    /// nothing, as on a full disk, would else open everything.
+    pub fn lacks(&self, before: &Self) -> Option<String> {
+        if self.networks.is_empty() && !before.networks.is_empty() {
+            return Some("no network acts on this enforcer any more: give the last one `mode = \"off\"`".to_owned());
+        }
+        if let Some(pattern) = self.documents.lost_since(&before.documents) {
+            return Some(format!("no file matches {} any more: take it out of `include`", pattern.display()));
+        }
+        self.emptied_since(before).map(|path| format!("{} holds no entry any more", path.display()))
+    }
+
     /// A file without an entry whose list held more before: it replaces nothing (SPEC V4).
-    pub fn emptied_since(&self, before: &Self) -> Option<&Path> {
+    fn emptied_since(&self, before: &Self) -> Option<&Path> {
         let size = |own: &Self, name: &str| {
             let list = own.lists.iter().find(|list| &*list.name == name)?;
             Some(list.domains.len() + list.prefixes.len() as u64)
@@ -172,7 +184,7 @@ fn read(source: &Arc<Source>, fetching: Fetching, report: &Report) -> Option<Loa
     let telemetry = telemetry.unwrap_or_else(|| TelemetrySettings::new(records));
     let databases = top.table("geoip").map(|table| geoip::read(table, report)).unwrap_or_default();
     let mut files: Vec<PathBuf> = std::iter::once(source).chain(&included).map(|file| file.path.clone()).collect();
-    let documents_read = Documents::new(files.clone(), patterns);
+    let documents_read = Documents::new(std::iter::once(source).chain(&included), patterns);
     let mut tops = vec![top];
     tops.extend(included.iter().zip(&documents).map(|(source, document)| included_top(report, source, document)));
     let mut list_sources = Vec::new();

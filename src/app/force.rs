@@ -5,6 +5,7 @@ use std::time::Instant;
 
 use tokio::task::JoinError;
 
+use super::clock::Clock;
 use super::lists::Fresh;
 use super::rules::render;
 use super::{App, Failure, because, outlook, reach};
@@ -109,6 +110,22 @@ impl App {
         self.rules = Some(ruleset);
     }
 
+    /// Tells the kernel anew of entries that end, where its time is not ours any more.
+    pub(super) fn keep_time(&mut self) {
+        let now = Clock::now();
+        let Some(ruleset) = self.rules.as_ref().filter(|_| self.may_change_rules()) else { return };
+        if !now.was_set_since(self.told) {
+            return;
+        }
+        match capture::renew(ruleset, now.wall()) {
+            Ok(()) => {
+                self.told = now;
+                tracing::info!("the clock was set: entries of lists end by the new time");
+            }
+            Err(error) => tracing::error!(%error, "the clock was set, and the kernel cannot be told when entries end"),
+        }
+    }
+
     /// Puts back what somebody else took out of the kernel or changed there.
     pub(super) fn mend(&mut self) {
         let (Some(ruleset), Some(watch)) = (&self.rules, &mut self.watch) else { return };
@@ -163,8 +180,8 @@ impl App {
             Ok(Ok(loaded)) if loaded.sidecar != self.loaded.sidecar => {
                 Err("[sidecar] takes effect at start".to_owned())
             }
-            Ok(Ok(loaded)) => match loaded.emptied_since(&self.loaded) {
-                Some(path) => Err(format!("{} holds no entry any more", path.display())),
+            Ok(Ok(loaded)) => match loaded.lacks(&self.loaded) {
+                Some(why) => Err(why),
                 None => self.apply(loaded).map_err(|failure| failure.to_string()),
             },
             Ok(Err(mistakes)) => {

@@ -169,6 +169,9 @@ async fn watch(mut watched: Vec<Watched>, telemetry: Telemetry, to: mpsc::Sender
                     telemetry.event(refused(&telemetry, &own.source.list, &why));
                 }
                 News::List(list, states) => {
+                    for (state, skipped) in states.iter().filter_map(|state| Some((state, state.skipped.as_ref()?))) {
+                        tracing::warn!(list = &*list.name, file = %state.path.display(), "{skipped}");
+                    }
                     let (taken, answer) = oneshot::channel();
                     if to.send(Fresh { part: Part::List(list), taken }).await.is_err() {
                         return;
@@ -316,6 +319,17 @@ mod tests {
         own.source.states = states;
         assert_eq!(list.domains.len(), 4, "what is written in place and three of the file");
         assert!(matches!(news(&mut own, now), News::None));
+    }
+
+    #[test]
+    fn lines_of_what_is_new_that_are_no_entries_are_told() {
+        let folder = tempfile::tempdir().unwrap();
+        let (now, file) = (Instant::now(), folder.path().join("list.txt"));
+        let mut own = watched(folder.path(), "a.example\n");
+        std::fs::write(&file, "a.example\nb example\n||c.example^\nd.example\n").unwrap();
+        let News::List(_, states) = news(&mut own, now) else { panic!("no list") };
+        let said = "2 of 4 lines are skipped, the first is line 2: not one entry a line";
+        assert_eq!(states[0].skipped.as_deref(), Some(said));
     }
 
     #[test]

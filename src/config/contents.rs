@@ -13,6 +13,7 @@ use super::source::{Fetcher, Remote, State};
 use super::value::Located;
 use crate::list::compile::Builder;
 use crate::list::entry::{Bad, Entry, What};
+use crate::list::format::Format;
 use crate::list::prefixes::Exceptions;
 use crate::list::reader::{BadLine, Limits, Options, Refused};
 use crate::list::{List, ListVerdict};
@@ -30,7 +31,7 @@ pub(super) struct Contents {
 }
 
 /// How the file of a list is read. `subdomains`: plain names stand for themselves and every name below.
-pub(super) fn options(format: Option<crate::list::format::Format>, subdomains: bool) -> Options {
+pub(super) fn options(format: Option<Format>, subdomains: bool) -> Options {
     Options { format, subdomains, limits: Limits { reported: MAX_BAD_LINES, ..Limits::default() } }
 }
 
@@ -52,6 +53,7 @@ impl Contents {
             Ok(opened) => {
                 if let Some(summary) = &opened.read {
                     warn_of_lines(path, summary, named, report);
+                    warn_of_names_alone(path, summary.report.format, options, named, report);
                 }
                 self.files.push((State::of(path, &opened), opened));
             }
@@ -134,6 +136,14 @@ fn warn_of_lines(path: &Path, summary: &Summary, named: &Place, report: &Report)
     if let Some(why) = &summary.not_kept {
         let what = format!("the list {} is not kept compiled: {why}", path.display());
         report.warning(named, what, "it is read again at every start: let the cache folder be written to");
+    }
+}
+
+/// A format in which a name has its own meaning keeps it.
+fn warn_of_names_alone(path: &Path, format: Format, options: &Options, named: &Place, report: &Report) {
+    if options.subdomains && matches!(format, Format::Hosts | Format::Adblock | Format::Rpz) {
+        let what = format!("`subdomains` changes nothing in {}, which has the {format} format", path.display());
+        report.warning(named, what, "there a name is what that format says: find the list in another, or leave it out");
     }
 }
 

@@ -6,6 +6,7 @@ use std::sync::Arc;
 use toml::Spanned;
 use toml::de::DeTable;
 
+use super::documents::{self, State};
 use super::mistake::{Place, Report, Source};
 use super::table::Table;
 use super::value::Located;
@@ -23,7 +24,7 @@ pub(super) fn open(path: &Path, named: Option<&Place>, report: &Report) -> Optio
     let place = named.unwrap_or(&own);
     let mend = if named.is_some() { "name a file of UTF-8 text" } else { "name a file of UTF-8 text: --config FILE" };
     match read_text(path) {
-        Ok(text) => Some(Source::whole(path.to_owned(), text)),
+        Ok((text, state)) => Some(Source::file(path.to_owned(), text, state)),
         Err(why) => {
             report.error(place, format!("cannot read {}: {why}", path.display()), mend);
             None
@@ -31,12 +32,13 @@ pub(super) fn open(path: &Path, named: Option<&Place>, report: &Report) -> Optio
     }
 }
 
-fn read_text(path: &Path) -> Result<String, String> {
-    let size = std::fs::metadata(path).map_err(|error| error.to_string())?;
-    if !size.is_file() {
+/// With the state of the file before it was read: what is written meanwhile makes another.
+fn read_text(path: &Path) -> Result<(String, State), String> {
+    let about = std::fs::metadata(path).map_err(|error| error.to_string())?;
+    if !about.is_file() {
         return Err("it is not a regular file".to_owned());
     }
-    if size.len() > MAX_FILE {
+    if about.len() > MAX_FILE {
         return Err(format!("it is larger than {} MiB", MAX_FILE >> 20));
     }
     let mut octets = std::fs::read(path).map_err(|error| error.to_string())?;
@@ -44,11 +46,12 @@ fn read_text(path: &Path) -> Result<String, String> {
     if octets.starts_with(BYTE_ORDER_MARK) {
         octets.drain(..BYTE_ORDER_MARK.len());
     }
-    String::from_utf8(octets).map_err(|error| {
+    let text = String::from_utf8(octets).map_err(|error| {
         let at = error.utf8_error().valid_up_to();
         let line = 1 + error.as_bytes().iter().take(at).filter(|b| **b == b'\n').count();
         format!("line {line} is not UTF-8")
-    })
+    })?;
+    Ok((text, documents::state_of(&about)))
 }
 
 /// The document as far as it can be read; errors of its syntax are reported.
@@ -135,7 +138,7 @@ pub(super) fn files_in(folder: &Path, pattern: &str) -> std::io::Result<Vec<Path
 }
 
 /// `*`: any octets; `?`: any one.
-fn matches(pattern: &[u8], name: &[u8]) -> bool {
+pub(super) fn matches(pattern: &[u8], name: &[u8]) -> bool {
     match (pattern.split_first(), name.split_first()) {
         (None, None) => true,
         (Some((b'*', rest)), _) => {
@@ -162,7 +165,7 @@ mod tests {
         let path = folder.path().join("tidegate.toml");
         for (octets, text) in [(&b"\xef\xbb\xbfname"[..], "name"), (b"name", "name"), (b"\xef\xbb\xbf", "")] {
             std::fs::write(&path, octets).unwrap();
-            assert_eq!(read_text(&path).unwrap(), text);
+            assert_eq!(read_text(&path).unwrap().0, text);
         }
     }
 

@@ -1,9 +1,12 @@
 //! The files that a configuration is written in, and whether they are still as they were.
 
+use std::fs::Metadata;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
-use super::document::files_in;
+use super::document::{files_in, matches};
+use super::mistake::Source;
 
 /// The configuration, what it includes, and where more of that may appear.
 #[derive(Clone, Debug, Default)]
@@ -20,12 +23,22 @@ pub struct Documents {
 pub struct Sight(Vec<(PathBuf, Option<State>)>);
 
 /// Device, inode, length, and the time of the last change in nanoseconds.
-type State = (u64, u64, u64, i64, i64);
+pub(super) type State = (u64, u64, u64, i64, i64);
 
 impl Documents {
-    pub(super) fn new(files: Vec<PathBuf>, patterns: Vec<PathBuf>) -> Self {
-        let unseen = Self { files, patterns, seen: Sight::default() };
-        Self { seen: unseen.look(), ..unseen }
+    /// Of what was read: a look only now would take for read what somebody has written since.
+    pub(super) fn new<'a>(sources: impl Iterator<Item = &'a Arc<Source>>, patterns: Vec<PathBuf>) -> Self {
+        let mut seen: Vec<_> = sources.map(|source| (source.path.clone(), source.state)).collect();
+        let files = seen.iter().map(|(path, _)| path.clone()).collect();
+        seen.sort();
+        Self { files, patterns, seen: Sight(seen) }
+    }
+
+    /// What `include` still names, and matches no file by now, though it did.
+    pub(super) fn lost_since(&self, before: &Self) -> Option<&Path> {
+        let found = |own: &Self, pattern: &Path| own.files.iter().any(|file| is_matched(file, pattern));
+        let lost = |pattern: &&PathBuf| found(before, pattern) && !found(self, pattern);
+        self.patterns.iter().find(lost).map(PathBuf::as_path)
     }
 
     /// What was seen of them when they were read.
@@ -50,20 +63,63 @@ impl Documents {
         }
         files.sort();
         files.dedup();
-        Sight(files.into_iter().map(|file| (file.clone(), state_of(&file))).collect())
+        let state = |file: &Path| std::fs::metadata(file).ok().map(|about| state_of(&about));
+        Sight(files.into_iter().map(|file| (file.clone(), state(&file))).collect())
     }
 }
 
-fn state_of(file: &Path) -> Option<State> {
-    let about = std::fs::metadata(file).ok()?;
-    Some((about.dev(), about.ino(), about.len(), about.ctime(), about.ctime_nsec()))
+fn is_matched(file: &Path, pattern: &Path) -> bool {
+    let name = |path: &Path| path.file_name().map(|name| name.as_encoded_bytes().to_owned());
+    let matched = name(pattern).zip(name(file)).is_some_and(|(pattern, name)| matches(&pattern, &name));
+    file.parent() == pattern.parent() && matched
+}
+
+pub(super) fn state_of(about: &Metadata) -> State {
+    (about.dev(), about.ino(), about.len(), about.ctime(), about.ctime_nsec())
 }
 
 #[cfg(test)]
 mod tests {
     use std::fs;
 
+    use super::super::document::open;
+    use super::super::mistake::Report;
     use super::*;
+
+    fn read(path: &Path) -> Arc<Source> {
+        open(path, None, &Report::default()).unwrap()
+    }
+
+    #[test]
+    fn what_is_written_after_a_file_was_read_is_seen() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("tidegate.toml");
+        fs::write(&path, "a").unwrap();
+        let source = read(&path);
+        let untouched = Documents::new([&source].into_iter(), Vec::new());
+        assert_eq!(untouched.look(), *untouched.as_read());
+        fs::write(&path, "other").unwrap();
+        let documents = Documents::new([&source].into_iter(), Vec::new());
+        assert_ne!(documents.look(), *documents.as_read());
+    }
+
+    #[test]
+    fn a_pattern_that_matches_nothing_any_more_is_told() {
+        let of = |files: &[&str], patterns: &[&str]| Documents {
+            files: files.iter().map(PathBuf::from).collect(),
+            patterns: patterns.iter().map(PathBuf::from).collect(),
+            seen: Sight::default(),
+        };
+        let both = of(&["t.toml", "a.d/1.toml", "a.d/2.toml"], &["a.d/*.toml", "b.d/*.toml"]);
+        for (next, lost) in [
+            (&both, None),
+            (&of(&["t.toml", "a.d/2.toml"], &["a.d/*.toml", "b.d/*.toml"]), None),
+            (&of(&["t.toml", "b.d/2.toml"], &["b.d/*.toml", "a.d/*.toml"]), Some("a.d/*.toml")),
+            (&of(&["t.toml"], &["b.d/*.toml"]), None),
+        ] {
+            assert_eq!(next.lost_since(&both), lost.map(Path::new), "{next:?}");
+        }
+    }
 
     #[test]
     fn what_is_written_replaced_added_or_removed_is_seen() {
@@ -71,7 +127,7 @@ mod tests {
         let at = |name: &str| folder.path().join(name);
         fs::write(at("tidegate.toml"), "a").unwrap();
         fs::create_dir(at("more.d")).unwrap();
-        let documents = Documents::new(vec![at("tidegate.toml")], vec![at("more.d").join("*.toml")]);
+        let documents = Documents::new([&read(&at("tidegate.toml"))].into_iter(), vec![at("more.d").join("*.toml")]);
         let mut last = documents.look();
         let mut differs = |changed: bool, what: &str| {
             let now = documents.look();

@@ -8,6 +8,8 @@ use std::sync::Arc;
 
 use annotate_snippets::{AnnotationKind, Group, Level, Renderer, Snippet, normalize_untrusted_str};
 
+use super::documents::State;
+
 /// A text that mistakes point into.
 #[derive(Debug)]
 pub struct Source {
@@ -17,6 +19,8 @@ pub struct Source {
     first_line: usize,
     /// Where each line of `text` begins.
     starts: Vec<usize>,
+    /// Which state of the file it is, if it is one.
+    pub(super) state: Option<State>,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -58,11 +62,20 @@ impl Source {
         Self::part(path, text, 1)
     }
 
+    /// The same of a file that was in this state when reading it began.
+    pub(super) fn file(path: PathBuf, text: String, state: State) -> Arc<Self> {
+        Arc::new(Self { state: Some(state), ..Self::lines(path, text, 1) })
+    }
+
     /// Some lines of a file, from the one with this number.
     pub(super) fn part(path: PathBuf, text: String, first_line: usize) -> Arc<Self> {
+        Arc::new(Self::lines(path, text, first_line))
+    }
+
+    fn lines(path: PathBuf, text: String, first_line: usize) -> Self {
         let ends = text.bytes().enumerate().filter(|(_, octet)| *octet == b'\n').map(|(at, _)| at + 1);
         let starts = std::iter::once(0).chain(ends).collect();
-        Arc::new(Self { path, text, first_line, starts })
+        Self { path, text, first_line, starts, state: None }
     }
 
     /// Line and column of an octet, both from 1; the column counts characters.

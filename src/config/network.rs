@@ -11,7 +11,7 @@ use super::port::{TCP, UDP};
 use super::table::Table;
 use super::value::Located;
 use super::{dns, inspection, rule};
-use crate::policy::network::{Bind, Dns, Inspection, Mode, Network, Port, ProtectedIp};
+use crate::policy::network::{Bind, DNS_PORT, Dns, Inspection, Mode, Network, Port, ProtectedIp, Rule};
 use crate::policy::rules::Policy;
 
 /// A Network with what only the configuration needs of it.
@@ -49,7 +49,15 @@ pub(super) fn read(mut table: Table<'_>, name: &str, known: Known<'_>, report: &
     if let Some(inspection) = inspection.as_ref().filter(|inspection| !applies(inspection, &ips)) {
         warn_of_idle_inspection(&table, inspection, report);
     }
-    let dns = table.table("dns").map(|table| dns::read(table, report)).unwrap_or_default();
+    let asked = table.table("dns");
+    let asked_at = asked.as_ref().map(|table| table.place.clone());
+    let dns = asked.map(|table| dns::read(table, report)).unwrap_or_default();
+    if let Some(place) = asked_at.filter(|_| report.errors() == 0) {
+        warn_of_idle_dns(outbound.is_some(), &ips, &place, report);
+    }
+    if inspection.is_none() && report.errors() == 0 {
+        warn_of_idle_fingerprints(&table, outbound.iter().chain(&inbound), report);
+    }
     if let (Some(inspection), Some(place)) = (&inspection, inspected_at) {
         warn_of_anybodys_word(inspection, &dns, &place, report);
     }
@@ -76,6 +84,28 @@ fn warn_of_idle_inspection(table: &Table<'_>, inspection: &Inspection, report: &
     }
     let what = "none of the inspection ports is in a Port of `ips`: nothing is inspected";
     report.warning(&table.place, what, "add them to the Port, or leave the inspection out");
+}
+
+fn warn_of_idle_dns(judges_outbound: bool, ips: &[Located<ProtectedIp>], place: &Place, report: &Report) {
+    let is_covered = |own: &ProtectedIp, protocol| {
+        let mut around = ips.iter().map(|ip| &ip.value).filter(|ip| ip.prefix.contains(&own.prefix));
+        around.any(|ip| ip.port.as_ref().is_none_or(|port| port.covers(protocol, Some(DNS_PORT))))
+    };
+    if !judges_outbound {
+        let what = "no question of DNS is judged here: the network has no policy for outbound";
+        report.warning(place, what, "add one, or leave this table out");
+    } else if let Some(ip) = ips.iter().find(|ip| ![TCP, UDP].iter().all(|protocol| is_covered(&ip.value, *protocol))) {
+        let what = format!("questions of DNS from {} are not all judged here: its Port lacks 53", ip.value.prefix);
+        report.warning(place, what, "add port 53 over udp and tcp to the Port, or leave this table out");
+    }
+}
+
+/// Only a peek shows a fingerprint.
+fn warn_of_idle_fingerprints<'a>(table: &Table<'_>, rules: impl Iterator<Item = &'a Rule>, report: &Report) {
+    if let Some(rule) = rules.into_iter().find(|rule| !rule.policy.fingerprints.is_empty()) {
+        let what = format!("the fingerprints of the policy `{}` are not looked at here", rule.policy.name);
+        report.warning(&table.place, what, "add [network.inspection], or take a policy without them");
+    }
 }
 
 /// A client that may ask any resolver asks its own, which gives any address for any name.

@@ -37,10 +37,13 @@ pub(super) fn read(mut table: Table<'_>, name: &str, known: Known<'_>, report: &
 }
 
 fn warn_of(policy: &Policy, table: Table<'_>, report: &Report) {
-    let blocks = policy.lists.iter().any(|list| list.verdict != ListVerdict::Allow);
-    // What was written with mistakes is meant to block.
-    let written = ["lists", "asns", "countries"].into_iter().any(|key| table.has(key));
-    if policy.default == IpVerdict::Allow && !blocks && policy.fingerprints.is_empty() && !written {
+    let blocks = policy.lists.iter().any(|list| list.verdict != ListVerdict::Allow)
+        || policy.geo_rules().any(|rule| rule.verdict == IpVerdict::Block)
+        || !policy.fingerprints.is_empty();
+    // What was written with mistakes is meant to block. A rule that allows has a warning of its own.
+    let written = ["asns", "countries"].into_iter().any(|key| table.has(key));
+    let meant = written || (table.has("lists") && report.errors() > 0);
+    if policy.default == IpVerdict::Allow && !blocks && !meant {
         let what = format!("the policy `{}` blocks nothing", policy.name);
         report.warning(&table.place, what, "add a list, or `default = \"block\"`");
     }

@@ -15,7 +15,7 @@ use crate::list::refresh::Good;
 use crate::list::{List, ListVerdict};
 use crate::sys::fetch::{self, Origin};
 use crate::sys::list_store::copy::Copy;
-use crate::sys::list_store::{Opened, Store};
+use crate::sys::list_store::{Opened, Store, Summary};
 
 /// The sources of one list.
 #[derive(Clone, Debug)]
@@ -50,6 +50,8 @@ pub struct State {
     pub good: Good,
     /// The compiled form of it, where it is kept.
     pub compiled: Option<PathBuf>,
+    /// Says how many lines are no entries, and which is the first; `None`: all are, or it was read before.
+    pub skipped: Option<String>,
 }
 
 /// Whether reading a configuration may fetch lists of which there is no copy yet.
@@ -96,9 +98,15 @@ impl ListSource {
 
 impl State {
     pub(super) fn of(path: &Path, opened: &Opened) -> Self {
-        let compiled = opened.compiled.clone();
-        Self { path: path.to_owned(), stamp: opened.state, good: opened.good(), compiled }
+        let (compiled, skipped) = (opened.compiled.clone(), opened.read.as_ref().and_then(skipped));
+        Self { path: path.to_owned(), stamp: opened.state, good: opened.good(), compiled, skipped }
     }
+}
+
+fn skipped(read: &Summary) -> Option<String> {
+    let first = read.report.first_bad.first()?;
+    let (of, lines) = (read.report.bad, read.report.lines);
+    Some(format!("{of} of {lines} lines are skipped, the first is line {}: {}", first.number, first.why))
 }
 
 impl Fetcher {

@@ -18,7 +18,7 @@ use super::ruleset::{
 use super::selection::{
     PROTECTED, Stage, network_chain, port_sets, protected_chain, protected_sets, select, selection_chain,
 };
-use super::service::{Service, authorized, captured, dns, services};
+use super::service::{self, Service, captured, dns, services};
 use super::{
     Capture, ENDED_LABEL, ENDED_RESET_LABEL, ENDED_UNREACHABLE_LABEL, FORGED, JUDGED_LABEL, MARK, OnFailure, TABLE,
     TAKEN_LABEL, TCP, UDP, UNTAKEN_MARK,
@@ -338,21 +338,17 @@ pub(super) fn held_chain() -> Chain {
 }
 
 fn network_rules(stage: Stage, direction: Direction, network: &Network, capture: &Capture) -> Vec<Rule> {
-    let rule = |(service, port): (Service, u16)| {
-        let mut rule = vec![Expression::Protocol(service.protocol), Expression::DestinationPort(port)];
-        match stage {
-            Stage::CaptureUdp | Stage::Capture => rule.push(goto(service.chain)),
-            // The case that the policy routes are gone, or that another table took the mark away or changed the
-            // destination between the two hooks.
-            Stage::Guard if capture.on_failure == OnFailure::Closed => rule.extend([Expression::Counter, drop()]),
-            Stage::Guard => rule.extend([Expression::MarkIs(UNTAKEN_MARK), accept()]),
-            Stage::Judge | Stage::Divert | Stage::Question => {}
-        }
-        Rule(rule)
+    let then = |service: Service| match stage {
+        Stage::CaptureUdp | Stage::Capture => vec![goto(service.chain)],
+        // The case that the policy routes are gone, or that another table took the mark away or changed the
+        // destination between the two hooks.
+        Stage::Guard if capture.on_failure == OnFailure::Closed => vec![Expression::Counter, drop()],
+        Stage::Guard => vec![Expression::MarkIs(UNTAKEN_MARK), accept()],
+        Stage::Judge | Stage::Divert | Stage::Question => Vec::new(),
     };
-    let rules = |taken| authorized(network, taken).into_iter().chain([rule(taken)]);
     let here = |(service, _): &(Service, u16)| stage == Stage::Guard || service.stage == stage;
-    captured(direction, network, capture).into_iter().filter(here).flat_map(rules).collect()
+    let taken: Vec<_> = captured(direction, network, capture).into_iter().filter(here).collect();
+    service::rules(network, &taken, then)
 }
 
 /// What is captured at a stage, or at all of them.

@@ -1,7 +1,6 @@
 //! What a Network brings to our listeners, by protocol and destination port.
 
 use std::collections::BTreeSet;
-use std::net::IpAddr;
 
 use ipnet::IpNet;
 
@@ -101,19 +100,29 @@ fn refuses_encrypted_dns(network: &Network) -> bool {
     !network.dns.authorized_resolvers.is_empty() && network.mode != Mode::Monitor
 }
 
-/// Encrypted DNS that passes us by.
-pub(super) fn authorized(network: &Network, (service, port): (Service, u16)) -> Vec<Rule> {
-    let is_dns = service.is_dns() && port == ENCRYPTED_DNS_PORT;
-    let resolvers = network.dns.authorized_resolvers.iter().filter(|_| is_dns);
-    let pass = |resolver: &IpAddr| {
-        Rule(vec![
-            Expression::Protocol(service.protocol),
-            Expression::DestinationPort(port),
-            Expression::DestinationIn(IpNet::from(*resolver)),
-            Expression::Verdict(Verdict::Return),
-        ])
-    };
-    resolvers.map(pass).collect()
+/// What becomes of each kind of traffic that is `taken`, in turn: `then` tells. Encrypted DNS to a resolver that is
+/// authorized passes us by, unless its port is inspected.
+pub(super) fn rules(
+    network: &Network,
+    taken: &[(Service, u16)],
+    then: impl Fn(Service) -> Vec<Expression>,
+) -> Vec<Rule> {
+    let mut rules = Vec::new();
+    for (service, port) in taken {
+        let is_it = [Expression::Protocol(service.protocol), Expression::DestinationPort(*port)];
+        if service.is_dns() && *port == ENCRYPTED_DNS_PORT {
+            let inspects =
+                |(other, own): &&(Service, u16)| own == port && other.protocol == service.protocol && !other.is_dns();
+            let passes = vec![Expression::Verdict(Verdict::Return)];
+            let next = taken.iter().find(inspects).map_or(passes, |(other, _)| then(*other));
+            rules.extend(network.dns.authorized_resolvers.iter().map(|resolver| {
+                let resolver = [Expression::DestinationIn(IpNet::from(*resolver))];
+                Rule([&is_it[..], &resolver, &next].concat())
+            }));
+        }
+        rules.push(Rule([&is_it[..], &then(*service)].concat()));
+    }
+    rules
 }
 
 const TO_DNS_UDP: &str = "to_dns_udp";

@@ -42,7 +42,7 @@ use super::lists::list_sets;
 use super::names::name_sets;
 use super::ruleset::{Chain, Connection, Expression, Family, Hook, Rule, Ruleset};
 use super::selection::{Stage, network_chain, port_sets, protected_sets, select, selection_chain};
-use super::service::{Service, authorized, captured, services};
+use super::service::{self, Service, captured, services};
 use super::{Capture, DIVERTED_LABEL, JUDGED_LABEL, MARK, OWN_LABEL, OnFailure, TABLE, TAKEN_LABEL, TCP};
 use crate::policy::Direction;
 use crate::policy::network::Network;
@@ -189,21 +189,15 @@ fn questions_here() -> Chain {
 }
 
 fn network_rules(stage: Stage, network: &Network, capture: &Capture) -> Vec<Rule> {
-    let rule = |(service, port): (Service, u16)| {
-        let mut rule = vec![Expression::Protocol(service.protocol), Expression::DestinationPort(port)];
-        match stage {
-            Stage::Question => rule.push(goto(DIVERT_UNTRACKED)),
-            Stage::Divert => rule.push(goto(DIVERT)),
-            Stage::Capture => rule.push(goto(service.chain)),
-            _ => rule.extend([Expression::Counter, drop()]),
-        }
-        Rule(rule)
+    let then = |service: Service| match stage {
+        Stage::Question => vec![goto(DIVERT_UNTRACKED)],
+        Stage::Divert => vec![goto(DIVERT)],
+        Stage::Capture => vec![goto(service.chain)],
+        _ => vec![Expression::Counter, drop()],
     };
-    let taken = captured(Direction::Outbound, network, capture).into_iter();
-    taken
-        .filter(|(service, _)| stage != Stage::Question || service.is_dns())
-        .flat_map(|taken| authorized(network, taken).into_iter().chain([rule(taken)]))
-        .collect()
+    let here = |(service, _): &(Service, u16)| stage != Stage::Question || service.is_dns();
+    let taken: Vec<_> = captured(Direction::Outbound, network, capture).into_iter().filter(here).collect();
+    service::rules(network, &taken, then)
 }
 
 fn selections(stage: Stage, direction: Direction) -> Vec<Rule> {

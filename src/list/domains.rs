@@ -64,6 +64,11 @@ impl DomainSet {
         self.parts.iter().map(|part| part.layout.names()).sum()
     }
 
+    /// The same without exceptions.
+    pub fn held(&self) -> u64 {
+        self.parts.iter().map(|part| part.layout.held()).sum()
+    }
+
     pub fn is_empty(&self) -> bool {
         self.len() == 0
     }
@@ -336,6 +341,7 @@ mod tests {
             builder.finish().write_to([0; 32], &mut octets).unwrap();
             let set = open(&octets);
             prop_assert_eq!(set.len(), plain.0.len() as u64);
+            prop_assert_eq!(set.held(), plain.0.iter().filter(|(sense, ..)| *sense == Sense::Holds).count() as u64);
             for text in asked {
                 let asked = name(&text);
                 prop_assert_eq!(set.holds(&asked, at(0)), plain.holds(asked.as_str(), rule), "{}", asked);

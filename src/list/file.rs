@@ -190,8 +190,14 @@ impl Layout {
         self.tables.iter().map(|(place, _)| place.names).sum()
     }
 
+    /// Names that are no exceptions.
+    pub(super) fn held(&self) -> u64 {
+        let held = self.tables.iter().zip(TABLES).filter(|(_, (sense, _))| *sense == Sense::Holds);
+        held.map(|((place, _), _)| place.names).sum()
+    }
+
     pub(super) fn has_exceptions(&self) -> bool {
-        self.tables.iter().zip(TABLES).any(|((place, _), (sense, _))| sense == Sense::Exception && place.names > 0)
+        self.names() > self.held()
     }
 
     pub(super) fn labels(&self, of: Sense) -> LabelCounts {

@@ -6,7 +6,7 @@
 //! | cidr | (addresses and prefixes, on lines or joined by commas) | none |
 //! | hosts | itself | none |
 //! | adblock | `\|\|name^` both, `\|name^` and a bare name itself | `@@\|\|name^`, beats every entry |
-//! | dnsmasq | `address=/name/`, `local=/name/`, `server=/name/`: both | `server=/name/#`, the longer name wins |
+//! | dnsmasq | `address=/name/` (also `/#`), `local=/name/`, `server=/name/`: both | `server=/name/#`, the longer name wins |
 //! | rpz | the owner itself, `*.owner` what is below | `CNAME rpz-passthru.`, the longer name wins |
 //! | csv | as in plain, until its date | none |
 //! | json | (addresses by host; the host is not an entry) | none |

@@ -9,7 +9,7 @@ use std::cell::Cell;
 use std::fmt;
 use std::io::{self, BufRead, BufReader, Cursor, Read};
 
-use super::entry::{Bad, Entry};
+use super::entry::{Bad, Entry, Sense};
 use super::format::{Format, Line, detect, json};
 use lines::Lines;
 
@@ -40,8 +40,9 @@ pub struct Report {
     pub format: Format,
     pub octets: u64,
     pub lines: u64,
-    /// Entries.
+    /// Entries, exceptions among them.
     pub taken: u64,
+    pub excepted: u64,
     /// Lawful lines that a list has no use for.
     pub ignored: u64,
     /// Lines that were skipped.
@@ -76,6 +77,8 @@ pub enum Refused {
     Nothing {
         bad: u64,
     },
+    /// So many exceptions, and nothing that they except from.
+    Exceptions(u64),
     /// More octets than the limit.
     TooLarge(u64),
     /// More entries than the limit.
@@ -107,6 +110,7 @@ pub fn read(source: impl Read, options: &Options, emit: &mut dyn FnMut(u64, Entr
     }
     match gathered.report {
         Report { taken: 0, bad, .. } => Err(Refused::Nothing { bad }),
+        report if report.held() == 0 => Err(Refused::Exceptions(report.excepted)),
         report => Ok(report),
     }
 }
@@ -161,6 +165,7 @@ impl Gathered<'_> {
             let outcome = text.unwrap_or(Err(Bad::TooLong)).and_then(|text| {
                 parser.line(text, &mut |entry| {
                     taken += 1;
+                    self.report.excepted += u64::from(entry.sense == Sense::Exception);
                     (self.emit)(number, entry);
                 })
             });
@@ -188,7 +193,12 @@ impl Gathered<'_> {
         let mut taken = 0;
         let line = Cell::new(0);
         let outcome = json::read(
-            CountedLines { source: BufReader::new(&mut counted), begun: &line, at_end: true },
+            CountedLines {
+                source: BufReader::new(&mut counted),
+                begun: &line,
+                at_end: true,
+                string: Strings::default(),
+            },
             &mut |entry| {
                 taken += 1;
                 emit(line.get(), entry);
@@ -216,8 +226,13 @@ impl Gathered<'_> {
 
 impl Report {
     fn new(format: Format) -> Self {
-        let (octets, lines, taken, ignored, bad) = (0, 0, 0, 0, 0);
-        Self { format, octets, lines, taken, ignored, bad, first_bad: Vec::new(), ends_with_newline: false }
+        let (octets, lines, taken, excepted, ignored, bad) = (0, 0, 0, 0, 0, 0);
+        Self { format, octets, lines, taken, excepted, ignored, bad, first_bad: Vec::new(), ends_with_newline: false }
+    }
+
+    /// Entries that put something on the list.
+    pub fn held(&self) -> u64 {
+        self.taken - self.excepted
     }
 
     fn note(&mut self, number: u64, why: Bad, text: &str, reported: usize) {
@@ -230,11 +245,37 @@ impl Report {
 }
 
 /// The JSON reader takes one octet after the other, so that its line is known whenever it has come to an end of something.
+/// It holds a string whole, so there is none of any length.
 struct CountedLines<'n, R> {
     source: R,
     begun: &'n Cell<u64>,
     /// Of a line: the next octet begins another.
     at_end: bool,
+    string: Strings,
+}
+
+/// How far into a string of JSON a source is.
+#[derive(Debug, Default)]
+struct Strings {
+    /// `None`: not in one.
+    length: Option<usize>,
+    escaped: bool,
+}
+
+impl Strings {
+    /// The length of the string that `octet` is in.
+    fn take(&mut self, octet: u8) -> usize {
+        let is_escaped = std::mem::take(&mut self.escaped);
+        self.length = match self.length {
+            None => (octet == b'"').then_some(0),
+            Some(_) if octet == b'"' && !is_escaped => None,
+            Some(length) => {
+                self.escaped = octet == b'\\' && !is_escaped;
+                Some(length.saturating_add(1))
+            }
+        };
+        self.length.unwrap_or_default()
+    }
 }
 
 impl<R: Read> Read for CountedLines<'_, R> {
@@ -243,6 +284,9 @@ impl<R: Read> Read for CountedLines<'_, R> {
         for octet in buffer.iter().take(length) {
             self.begun.set(self.begun.get() + u64::from(self.at_end));
             self.at_end = *octet == b'\n';
+            if self.string.take(*octet) > MAX_STRING {
+                return Err(io::Error::new(io::ErrorKind::InvalidData, "a string without an end"));
+            }
         }
         Ok(length)
     }
@@ -271,6 +315,7 @@ impl fmt::Display for Refused {
             Self::Json(error) => write!(f, "it is not the JSON of a list: {error}"),
             Self::Nothing { bad: 0 } => f.write_str("it holds no entry"),
             Self::Nothing { bad } => write!(f, "it holds no entry, and {bad} bad lines"),
+            Self::Exceptions(count) => write!(f, "it holds no entry, but {count} exceptions"),
             Self::TooLarge(limit) => write!(f, "it is larger than {limit} octets"),
             Self::TooMany(limit) => write!(f, "it holds more than {limit} entries"),
         }
@@ -282,6 +327,8 @@ impl std::error::Error for Refused {}
 /// Octets of a line, or in a list of addresses of one between commas.
 pub const MAX_LINE: usize = 16 << 10;
 const CHUNK: usize = 64 << 10;
+/// Octets of a string in JSON: an address has 43, and what else such a file says is not kept.
+const MAX_STRING: usize = 256 << 10;
 pub(crate) const BYTE_ORDER_MARK: &[u8] = b"\xef\xbb\xbf";
 /// Characters of a bad line that are shown.
 const SHOWN: usize = 80;
@@ -425,6 +472,8 @@ mod tests {
             (b"tdgnames\x01", "compiled"),
             (b"", "no entry"),
             (b"# nothing\n", "no entry"),
+            (b"@@||a.example^\n@@|b.example^\n", "no entry, but 2 exceptions"),
+            (b"$TTL 60\na.example CNAME rpz-passthru.\n", "no entry, but 1 exceptions"),
             (b"b a d\n", "1 bad"),
             (b"{\"a\": [1]}", "JSON"),
             (b"{\"a\": {\"other\": [\"192.0.2.1\"]}}", "current"),
@@ -443,6 +492,31 @@ mod tests {
         assert!(matches!(read_by(text, &with(30, 2), 4).0, Err(Refused::TooMany(2))));
         let json = br#"{"a": {"current": ["192.0.2.1"]}}   "#;
         assert!(matches!(read_by(json, &with(34, 3), 4).0, Err(Refused::TooLarge(34))));
+    }
+
+    /// Of JSON that says nothing for so long, that is: it is read into memory string by string.
+    #[test]
+    fn json_with_a_string_without_end_is_refused_before_it_is_held() {
+        struct Endless<'a>(&'a [u8], u64);
+        impl Read for Endless<'_> {
+            fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+                if !self.0.is_empty() {
+                    return self.0.read(buffer);
+                }
+                self.1 += buffer.len() as u64;
+                buffer.fill(b'a');
+                Ok(buffer.len())
+            }
+        }
+        for beginning in ["{\"a\": {\"current\": [\"", "{\"a\": {\"", "{\"a\": {\"current\": [\"\\\"", "{\"a"] {
+            let mut source = Endless(beginning.as_bytes(), 0);
+            let limits = Limits { octets: 64 << 20, ..Limits::default() };
+            let outcome = read(&mut source, &Options { limits, ..Options::default() }, &mut |_, _| ());
+            assert!(matches!(outcome, Err(Refused::Json(_))), "{beginning}: {outcome:?}");
+            assert!(source.1 < 1 << 20, "{beginning}: {} octets", source.1);
+        }
+        let long = format!("{{\"a\": {{\"why\": \"{}\", \"current\": [\"192.0.2.1\"]}}}}", "\\\"".repeat(MAX_LINE / 4));
+        assert_eq!(entries(long.as_bytes()), ["192.0.2.1/32"]);
     }
 
     #[test]

@@ -11,6 +11,7 @@ use super::reader::{Refused, Report};
 /// What is remembered of the last good copy.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Good {
+    /// Without exceptions.
     pub entries: u64,
     pub ends_with_newline: bool,
 }
@@ -57,10 +58,7 @@ pub fn decide(known: Option<&Good>, fetched: &Fetched) -> Decision {
         Fetched::Whole(Err(refused)) => return Decision::Keep(Why::Refused(refused.to_string())),
         Fetched::Whole(Ok(report)) => report,
     };
-    if report.taken == 0 {
-        return Decision::Keep(Why::Refused(Refused::Nothing { bad: report.bad }.to_string()));
-    }
-    compare(known, Good { entries: report.taken, ends_with_newline: report.ends_with_newline })
+    compare(known, Good { entries: report.held(), ends_with_newline: report.ends_with_newline })
 }
 
 /// The same for what was read whole and is a list.
@@ -143,6 +141,14 @@ mod tests {
         }
         let small = Good { entries: 19, ends_with_newline: true };
         assert!(matches!(decide(Some(&small), &of(&names(1))), Decision::Replace(_)));
+    }
+
+    #[test]
+    fn exceptions_do_not_hide_that_a_list_has_shrunk() {
+        let excepted: String = (0..999).map(|i| format!("@@||n{i}.example^\n")).collect();
+        let known = Good { entries: 1000, ends_with_newline: true };
+        let shrunk = Decision::Keep(Why::Shrunk { from: 1000, to: 1 });
+        assert_eq!(decide(Some(&known), &of(&format!("||a.example^\n{excepted}"))), shrunk);
     }
 
     #[test]

@@ -47,6 +47,12 @@ pub fn adopt(next: &Ruleset) -> io::Result<()> {
     }
 }
 
+/// Tells the kernel anew how long the entries of lists last that end: it counts by its own clock, which is not set when
+/// the host's is.
+pub fn renew(standing: &Ruleset, now: SystemTime) -> io::Result<()> {
+    Ok(NftSocket::open()?.renew(standing, now)?)
+}
+
 /// Rules and routes in force, looked after.
 #[derive(Debug)]
 pub struct Watch {

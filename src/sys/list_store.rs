@@ -134,7 +134,7 @@ impl Opened {
 
     /// How large it is, for the next state of its file to be compared with.
     pub fn good(&self) -> Good {
-        let entries = self.domains.len() + self.prefixes.len() as u64;
+        let entries = self.domains.held() + self.prefixes.len() as u64;
         Good { entries, ends_with_newline: self.ends_with_newline }
     }
 }
@@ -161,6 +161,7 @@ fn stamp_of(about: &fs::Metadata, options: &Options) -> Stamp {
     hash.update(options.format.map_or("auto", |format| format.as_str()));
     hash.update([u8::from(options.subdomains)]);
     hash.update(env!("CARGO_PKG_VERSION"));
+    hash.update(READING.to_le_bytes());
     hash.finalize().into()
 }
 
@@ -230,6 +231,8 @@ fn is_ours(about: &fs::Metadata) -> bool {
     owners.contains(&about.uid()) && about.mode() & 0o022 == 0
 }
 
+/// One more whenever a text comes to say something else than before: what was compiled of it until then is not used.
+const READING: u32 = 2;
 /// Octets of text from which a list is kept compiled: smaller ones are read in the time that opening takes.
 const LEAST_KEPT: u64 = 4 << 20;
 

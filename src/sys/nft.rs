@@ -154,6 +154,14 @@ impl NftSocket {
         self.transact(encode::update(standing, next, SystemTime::now()))
     }
 
+    /// Puts the entries of lists that end in the place of those that stand, all in one step.
+    pub fn renew(&mut self, standing: &Ruleset, now: SystemTime) -> Result<(), NftError> {
+        match list::renewal(&standing.lists, now) {
+            nothing if nothing.is_empty() => Ok(()),
+            renewal => self.transact(renewal),
+        }
+    }
+
     /// Turns whatever stands of another tidegate into this ruleset in one step, and keeps what lies in the dynamic sets
     /// that both have. Without any it is put in place.
     pub fn adopt(&mut self, next: &Ruleset) -> Result<(), NftError> {

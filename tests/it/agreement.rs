@@ -18,10 +18,13 @@ use tidegate::list::geoip::{Code, Country, Database, Kind};
 use tidegate::list::{DomainSet, List, ListVerdict};
 use tidegate::mode::demo::lab::{Lab, Site, client_address, server_address};
 use tidegate::policy::judge::{Binding, Facts, judge};
-use tidegate::policy::network::{Dns, Mode, Network, Port, ProtectedIp, Protocol, Rule};
+use tidegate::policy::network::{
+    Bind, DNS_PORT, Dns, ENCRYPTED_DNS_PORT, Ech, HttpRequests, Inspection, Mode, Network, Otherwise, Port,
+    ProtectedIp, Protocol, Quic, Rule,
+};
 use tidegate::policy::rules::{GeoRule, Policy};
 use tidegate::policy::snapshot::Snapshot;
-use tidegate::policy::{Direction, DropAction, IpVerdict, Reason};
+use tidegate::policy::{Direction, DropAction, InspectionType, IpVerdict, Reason};
 use tidegate::sys::capture;
 use tidegate::sys::nflog::PacketLog;
 use tidegate::sys::rtnl::Family;
@@ -48,6 +51,34 @@ fn kernel_and_judgement_agree_on_random_policies_and_packets() {
         );
     });
 }
+
+/// R0: where nobody listens, what a Network captures does not pass, and all else has the verdict of its address.
+#[test]
+fn what_explain_calls_inspected_or_a_question_is_captured_and_nothing_else() {
+    in_lab(|lab| {
+        let world = World::new(lab);
+        let config = Config { cases: 60, failure_persistence: None, ..Config::default() };
+        let services = prop::collection::vec((any::<bool>(), 0u8..32, 0u8..32, 0u8..3, 0u8..4, 0u8..8), 5);
+        // Encrypted DNS is of two minds: refused, let by, or inspected.
+        let port = prop::sample::select([&PORTS[..], &[ENCRYPTED_DNS_PORT; 5]].concat());
+        let packet = (0u8..8, places(1..3), prop::sample::select(vec![6u8, 17]), port);
+        let asked = (plans(), services, prop::collection::vec(packet, 40..60));
+        let outcome = TestRunner::new(config)
+            .run(&asked, |(plan, services, packets)| world.check_captured(&plan.serving(&services), &packets));
+        outcome.unwrap_or_else(|failure| panic!("{failure}"));
+        let (passed, blocked, captured) = world.seen.into_inner();
+        assert!(
+            passed > 300 && blocked > 50 && captured > 100,
+            "{passed} passed, {blocked} blocked, {captured} captured"
+        );
+    });
+}
+
+/// Of services and of none.
+const PORTS: [u16; 5] = [DNS_PORT, 80, 443, ENCRYPTED_DNS_PORT, 9871];
+
+/// Whether it inspects; its TLS and HTTP ports among [`PORTS`]; QUIC; which resolvers are authorized; whether it is off.
+type WrittenServices = (bool, u8, u8, u8, u8, u8);
 
 /// An address of the lab: who, and in which family.
 #[derive(Clone, Copy, Debug)]
@@ -172,6 +203,39 @@ impl Plan {
         Snapshot::new("edge-1".into(), 7, networks.collect())
     }
 
+    /// The same with services.
+    fn serving(&self, services: &[WrittenServices]) -> Snapshot {
+        let of =
+            |ports: u8| PORTS.iter().enumerate().filter(move |(at, _)| ports >> at & 1 == 1).map(|(_, port)| *port);
+        let network = |(network, written): (&Arc<Network>, &WrittenServices)| {
+            let (inspects, tls_ports, http_ports, quic, resolvers, off) = *written;
+            let inspection = Inspection {
+                kind: InspectionType::PreferBoth,
+                tls_ports: of(tls_ports).collect(),
+                http_ports: of(http_ports).collect(),
+                quic: [Quic::Inspect, Quic::LeaveAlone, Quic::Block][usize::from(quic)],
+                packets: 5,
+                timeout: Duration::from_secs(1),
+                unidentified: Otherwise::IpVerdict,
+                unreadable: Otherwise::Block,
+                bind: Bind::Off,
+                use_bindings: false,
+                ech: Ech::Allow,
+                http: HttpRequests::Every,
+            };
+            let resolver = |host| Family::BOTH.map(|family| Place { family, kind: 1, host }.address());
+            let authorized = (0..resolvers).flat_map(|host| resolver(2 * host));
+            Arc::new(Network {
+                mode: if off == 0 { Mode::Off } else { network.mode },
+                inspection: inspects.then_some(inspection),
+                dns: Dns { authorized_resolvers: authorized.collect(), ..Dns::default() },
+                ..(**network).clone()
+            })
+        };
+        let snapshot = self.snapshot();
+        Snapshot::new("edge-1".into(), 7, snapshot.networks().iter().zip(services).map(network).collect())
+    }
+
     /// `None`: no prefix has a code of this kind.
     fn database(&self, kind: Kind) -> Option<Arc<Database>> {
         let (aliases, prefixes) = &self.databases;
@@ -293,6 +357,28 @@ impl<'a> World<'a> {
         Ok(())
     }
 
+    fn check_captured(&self, snapshot: &Snapshot, packets: &[Sent]) -> Result<(), TestCaseError> {
+        let nobody = Some(Listener::on(9));
+        let capture = Capture {
+            directions: vec![Direction::Outbound, Direction::Inbound],
+            udp: nobody,
+            dns_udp: nobody,
+            dns_tcp: nobody,
+            ..Capture::tcp(Listener::on(9))
+        };
+        self.lab.gateway.run(|| capture::install(&render(snapshot, &capture))).unwrap().unwrap();
+        let sent: Vec<_> = packets.iter().filter_map(|packet| self.send(*packet)).collect();
+        let captured = sent.iter().filter(|headers| is_captured(snapshot, headers)).count();
+        let passes = |headers: &&Headers| !is_captured(snapshot, headers) && judged(snapshot, headers).0;
+        let expected: HashSet<_> = sent.iter().filter(passes).copied().collect();
+        let arrived: HashSet<_> = self.arrived().into_iter().filter(|headers| sent.contains(headers)).collect();
+        prop_assert_eq!(&arrived, &expected, "what arrived, and what should have\n{}", render(snapshot, &capture));
+        let (passed, blocked, before) = self.seen.get();
+        let others = sent.len() - captured - arrived.len();
+        self.seen.set((passed + arrived.len(), blocked + others, before + captured));
+        Ok(())
+    }
+
     /// A packet of a new flow from the client. A protocol without ports has one flow between two ends, and what was once
     /// let in stays so: `None` the second time.
     fn send(&self, (host, to, protocol, port): Sent) -> Option<Headers> {
@@ -407,6 +493,29 @@ fn judged(snapshot: &Snapshot, packet: &Headers) -> (bool, Vec<LogTag>) {
         }
     }
     (true, tags)
+}
+
+/// Whether it comes to tidegate, by the words of SPEC D1, D5, I1 and I6.
+fn is_captured(snapshot: &Snapshot, packet: &Headers) -> bool {
+    let Some((_, port)) = packet.ports else { return false };
+    let ends = [
+        (Direction::Outbound, packet.source, packet.destination),
+        (Direction::Inbound, packet.destination, packet.source),
+    ];
+    ends.into_iter().any(|(direction, own, remote)| {
+        let Some(network) = snapshot.network_of(own, packet.protocol, Some(port)) else { return false };
+        if network.rule(direction).is_none() {
+            return false;
+        }
+        let asks = direction == Direction::Outbound && (port == DNS_PORT || network.dns.refuses(remote, port));
+        let inspected = network.inspection.as_ref().is_some_and(|own| match packet.protocol {
+            6 => own.inspects_tcp(port),
+            _ => own.inspects_udp(port),
+        });
+        // Monitor refuses nothing, and what is encrypted it cannot read.
+        let refuses_in_vain = port != DNS_PORT && network.mode == Mode::Monitor;
+        (asks && !refuses_in_vain) || inspected
+    })
 }
 
 /// Far beyond what anything here needs.

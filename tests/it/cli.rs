@@ -102,6 +102,18 @@ bind = "enforce"
 }
 
 #[test]
+fn explain_says_that_a_binding_which_it_does_not_look_up_decides() {
+    let asks = |source, name| {
+        let account = explain(source, "192.0.2.1", "tcp/443", name, "-");
+        let notes = account["judgements"][0]["notes"].as_array().unwrap().clone();
+        notes.iter().any(|note| text(note).contains("(bind)"))
+    };
+    assert!(asks("10.5.0.2", "www.good.example"));
+    assert!(!asks("10.5.0.2", "www.bad.example") && !asks("10.5.0.2", "-"));
+    assert!(!asks("10.1.0.2", "www.good.example"));
+}
+
+#[test]
 fn explain_says_where_a_name_that_only_dns_told_would_decide() {
     let notes =
         |source, protocol, name| explain(source, "192.0.2.1", protocol, name, "-")["judgements"][0]["notes"].clone();

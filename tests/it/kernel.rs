@@ -6,14 +6,21 @@
 
 use std::io::{ErrorKind, Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream, UdpSocket};
-use std::time::Duration;
+use std::sync::Arc;
+use std::time::{Duration, SystemTime};
 
+use ipnet::IpNet;
 use serde_json::Value;
 use tidegate::firewall::{
-    Capture, Chain, Connection, Expression, Hook, Listener, MARK, RULE_PRIORITY, Rule, Ruleset, TABLE,
+    Capture, Chain, Connection, Expression, Hook, Listener, MARK, RULE_PRIORITY, Rule, Ruleset, TABLE, render,
 };
+use tidegate::list::{DomainSet, List, ListVerdict, PrefixSet};
 use tidegate::mode::demo::lab::{Site, client_address};
 use tidegate::mode::demo::tap::{Kind, Tap};
+use tidegate::policy::network::{Dns, Mode, Network, ProtectedIp, Rule as Outbound};
+use tidegate::policy::rules::Policy;
+use tidegate::policy::snapshot::Snapshot;
+use tidegate::policy::{DropAction, IpVerdict};
 use tidegate::sys::capture;
 use tidegate::sys::nft::NftSocket;
 use tidegate::sys::rtnl::{self, Family, Rtnl};
@@ -85,6 +92,57 @@ fn a_blocked_client_sees_its_networks_drop_action_over_tcp_and_udp() {
             gateway.stop();
         }
     });
+}
+
+/// V5: entries end by the clock of the host, whatever becomes of it.
+#[test]
+fn entries_end_by_the_clock_of_the_host_when_it_was_set() {
+    in_lab(|lab| {
+        let (accepted, now) = (listen(lab, 8443), SystemTime::now());
+        let remotes = Family::BOTH.map(|family| at(Site::B, family, 1, 8443));
+        let ending = remotes.map(|remote| (IpNet::from(remote.ip()), Some(now + Duration::from_secs(3600))));
+        let ruleset = blocking(ending.into_iter().collect());
+        lab.gateway.run(|| capture::install(&ruleset)).unwrap().unwrap();
+        let hour = Duration::from_secs(3600);
+        for (set_to, blocked) in [(now, true), (now + 2 * hour, false), (now - 9 * hour, true), (now + hour, false)] {
+            lab.gateway.run(|| capture::renew(&ruleset, set_to)).unwrap().unwrap();
+            for remote in remotes {
+                let tried = lab.client.run(|| TcpStream::connect_timeout(&remote, DEADLINE)).unwrap();
+                assert_eq!(tried.is_err(), blocked, "{remote} {set_to:?}");
+                if !blocked {
+                    accepted.recv_timeout(DEADLINE).unwrap();
+                }
+            }
+        }
+    });
+}
+
+/// The rules of a Network of all hosts, whose flows to these addresses are reset.
+fn blocking(prefixes: PrefixSet) -> Ruleset {
+    let verdict = ListVerdict::Block;
+    let list = Arc::new(List { name: "ending".into(), verdict, domains: DomainSet::default(), prefixes });
+    let policy = Policy {
+        name: "out".into(),
+        default: IpVerdict::Allow,
+        lists: vec![list],
+        thresholds: Default::default(),
+        asns: None,
+        countries: None,
+        fingerprints: Vec::new(),
+    };
+    let ips = ["0.0.0.0/0", "::/0"].map(|all| ProtectedIp { prefix: all.parse().unwrap(), port: None });
+    let network = Network {
+        name: "clients".into(),
+        description: String::new(),
+        mode: Mode::Enforce,
+        ips: ips.to_vec(),
+        outbound: Some(Outbound { policy: Arc::new(policy), drop: DropAction::TcpReset }),
+        inbound: None,
+        inspection: None,
+        dns: Dns::default(),
+    };
+    let snapshot = Snapshot::new("edge-1".into(), 1, vec![Arc::new(network)]);
+    render(&snapshot, &Capture::tcp(Listener { v4: None, v6: None }))
 }
 
 /// N5: who opens a flow is judged, and the other end may answer.

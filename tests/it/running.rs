@@ -85,6 +85,37 @@ fn a_file_that_changes_is_in_force_by_itself_and_one_with_mistakes_never() {
     });
 }
 
+/// A disk that is full, a folder that is being replaced: what is gone is not what somebody wrote.
+#[test]
+fn a_configuration_that_has_lost_its_networks_changes_nothing_and_says_so() {
+    in_lab(|lab| {
+        let (_origins, _) = servers(lab);
+        let folder = tempfile::tempdir().unwrap();
+        let (text, included) = (configuration("tcp-reset", FIRST_REQUEST), folder.path().join("all.toml"));
+        let (top, objects) = text.split_at(text.find("[[").unwrap());
+        let top = format!("{top}include = [\"{}/*.toml\"]\n", folder.path().display());
+        std::fs::write(&included, objects).unwrap();
+        let gateway = Gateway::start(lab, &top);
+        let becomes = |change: &dyn Fn(), said: &str| {
+            let before = gateway.enforcer.messages().len();
+            change();
+            let heard = gateway.enforcer.message_after(before, |line| line.contains(said), DEADLINE);
+            assert!(heard.is_some(), "{said}: {:#?}", gateway.enforcer.messages());
+            for family in Family::BOTH {
+                let request = request(family, at(Site::A, family, 2, 80), Some("blocked.example"));
+                assert_eq!(lab.client.run(|| ask_http(&request)).unwrap().saw, Saw::Reset, "{said}");
+            }
+        };
+        let gone = "no network acts on this enforcer any more";
+        becomes(&|| gateway.rewrite(""), gone);
+        becomes(&|| gateway.rewrite(&top), "reloaded");
+        becomes(&|| std::fs::remove_file(&included).unwrap(), gone);
+        becomes(&|| std::fs::write(&included, objects).unwrap(), "reloaded");
+        becomes(&|| gateway.rewrite(&text), "reloaded");
+        gateway.stop();
+    });
+}
+
 #[test]
 fn at_an_orderly_end_live_flows_may_finish() {
     in_lab(|lab| {

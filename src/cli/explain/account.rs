@@ -282,6 +282,12 @@ impl Question<'_> {
                 "a name that DNS gave the client for the address decides where the flow shows none (use_bindings)",
             );
         }
+        if shows_name && self.ending(Some(&self.shown())).reason == Reason::Binding.as_str() {
+            notes.push(
+                "the name earns its Allow only at an address that DNS gave for it, asked once more if need be (bind): \
+                 that is not looked up here, and the flow passes if it did",
+            );
+        }
         if self.network.mode == Mode::Monitor {
             notes.push("the Network is in monitor mode: the verdict is recorded, nothing is blocked");
         }

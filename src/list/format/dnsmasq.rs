@@ -15,8 +15,9 @@ pub(super) fn line(line: &str, emit: &mut Emit<'_>) -> Result<Line, Bad> {
     let (key, value) = text.split_once('=').ok_or(WANTED)?;
     let (names, target) = value.strip_prefix('/').and_then(|rest| rest.rsplit_once('/')).ok_or(WANTED)?;
     let excepted = match (key, target) {
-        ("address" | "server" | "local", "#") => true,
-        ("address", target) if target.is_empty() || target.parse::<IpAddr>().is_ok() => false,
+        // The usual servers answer. As an address it is the one that leads nowhere, of both families.
+        ("server" | "local", "#") => true,
+        ("address", target) if matches!(target, "" | "#") || target.parse::<IpAddr>().is_ok() => false,
         ("server" | "local", "") => false,
         ("server" | "local", _) => return Err(Bad::Unsupported("it forwards queries, and blocks nothing")),
         _ => return Err(WANTED),

@@ -10,12 +10,14 @@ use ipnet::IpNet;
 use super::{Emit, Line};
 use crate::list::entry::{Bad, Entry, Reach};
 
-/// What the lines so far have set.
+/// What the lines so far have set. Names here are in lower case.
 #[derive(Debug, Default)]
 pub(in crate::list) struct Zone {
-    /// Lower case, without dots at its ends.
+    /// The zone's own name, without its last dot: the owner of its SOA, until then the first origin.
+    name: Option<String>,
+    /// What names without a last dot are below; empty: the root.
     origin: Option<String>,
-    /// The owner of the last record, for a line that begins with a blank.
+    /// The owner of the last record, for a line that begins with a blank: below the zone, or with a last dot.
     owner: String,
     /// Parentheses that are open.
     depth: usize,
@@ -42,7 +44,7 @@ impl Zone {
         if begins_with_blank {
             words = text.split_whitespace();
         } else {
-            self.owner = first.to_ascii_lowercase();
+            self.owner = self.owner(first);
         }
         let mut words = words.skip_while(|word| is_ttl_or_class(word));
         let kind = words.next().ok_or(WANTED)?.to_ascii_uppercase();
@@ -57,17 +59,36 @@ impl Zone {
 
     fn directive(&mut self, name: &str, value: Option<&str>) -> Result<Line, Bad> {
         match (name.to_ascii_uppercase().as_str(), value) {
-            ("$ORIGIN", Some(origin)) => self.origin = Some(bare(origin)),
+            ("$ORIGIN", Some(origin)) => self.set_origin(origin),
             ("$TTL", Some(_)) => {}
             _ => return Err(Bad::Unsupported("only $ORIGIN and $TTL are read")),
         }
         Ok(Line::Empty)
     }
 
+    fn set_origin(&mut self, written: &str) {
+        let origin = absolute(written, self.origin.as_deref().unwrap_or_default());
+        if self.name.is_none() && !origin.is_empty() {
+            self.name = Some(origin.clone());
+        }
+        self.origin = Some(origin);
+    }
+
+    /// A zone that was written out by a server has an origin for each of its branches.
+    fn owner(&self, written: &str) -> String {
+        match (&self.origin, &self.name) {
+            (Some(origin), Some(name)) if origin != name => absolute(written, origin) + ".",
+            _ => written.to_ascii_lowercase(),
+        }
+    }
+
     /// The owner of the SOA is the zone.
     fn begin(&mut self) -> Line {
-        if self.origin.is_none() && self.owner != "@" {
-            self.origin = Some(bare(&self.owner));
+        let origin = self.origin.as_deref().unwrap_or_default();
+        let name = absolute(&self.owner, origin);
+        if !name.is_empty() {
+            self.origin.get_or_insert_with(|| name.clone());
+            self.name = Some(name);
         }
         Line::Empty
     }
@@ -89,16 +110,16 @@ impl Zone {
             return Ok(None);
         }
         let Some(absolute) = self.owner.strip_suffix('.') else { return Ok(Some(&self.owner)) };
-        let origin = self.origin.as_deref().ok_or(Bad::Form("in a zone whose name is known ($ORIGIN or SOA)"))?;
-        if absolute == origin {
+        let name = self.name.as_deref().ok_or(Bad::Form("in a zone whose name is known ($ORIGIN or SOA)"))?;
+        if absolute == name {
             return Ok(None);
         }
-        let relative = absolute.strip_suffix(origin).and_then(|rest| rest.strip_suffix('.'));
+        let relative = absolute.strip_suffix(name).and_then(|rest| rest.strip_suffix('.'));
         relative.map(Some).ok_or(Bad::Form("in the zone"))
     }
 
     fn count_parentheses(&mut self, text: &str) {
-        for octet in text.bytes() {
+        for octet in unquoted(text).map(|(_, octet)| octet) {
             match octet {
                 b'(' => self.depth += 1,
                 b')' => self.depth = self.depth.saturating_sub(1),
@@ -159,16 +180,30 @@ fn is_ttl_with_unit(word: &str) -> bool {
 
 /// What stands before `;`, unless that is quoted.
 fn without_comment(line: &str) -> &str {
-    let mut quoted = false;
-    let end = line.bytes().position(|b| {
-        quoted ^= b == b'"';
-        b == b';' && !quoted
-    });
-    end.and_then(|end| line.get(..end)).unwrap_or(line)
+    let end = unquoted(line).find(|(_, octet)| *octet == b';');
+    end.and_then(|(end, _)| line.get(..end)).unwrap_or(line)
 }
 
-fn bare(name: &str) -> String {
-    name.trim_matches('.').to_ascii_lowercase()
+/// The octets outside strings, but for those behind a backslash, which stand for themselves (RFC 1035, section 5.1).
+fn unquoted(line: &str) -> impl Iterator<Item = (usize, u8)> {
+    let (mut quoted, mut escaped) = (false, false);
+    line.bytes().enumerate().filter(move |(_, octet)| {
+        let plain = !escaped;
+        escaped = plain && *octet == b'\\';
+        quoted ^= plain && *octet == b'"';
+        plain && !quoted
+    })
+}
+
+/// Without a last dot.
+fn absolute(written: &str, origin: &str) -> String {
+    let written = written.to_ascii_lowercase();
+    match written.strip_suffix('.') {
+        Some(absolute) => absolute.to_owned(),
+        None if matches!(&*written, "@" | "") => origin.to_owned(),
+        None if origin.is_empty() => written,
+        None => written + "." + origin,
+    }
 }
 
 const WANTED: Bad = Bad::Form("an owner and a record");

@@ -142,7 +142,7 @@ impl Copy {
     /// How large a copy is of which nothing is known.
     fn count(&self, options: &Options) -> Option<Good> {
         let report = read(&self.path, options).ok()?;
-        Some(Good { entries: report.taken, ends_with_newline: report.ends_with_newline })
+        Some(Good { entries: report.held(), ends_with_newline: report.ends_with_newline })
     }
 
     /// Held by the one that fetches, of all processes and threads.

@@ -291,6 +291,13 @@ pub(super) fn delete_entries(set: &str, entries: &[(Datum, Option<u64>)]) -> Mes
     change_entries(DELETE_ELEMENT, 0, set, entries)
 }
 
+/// Takes all elements out of a set.
+pub(super) fn empty_set(set: &str) -> Message {
+    let mut message = Message::in_table(DELETE_ELEMENT, 0, 1, format!("all entries of set {set}"));
+    message.text(2, set);
+    message
+}
+
 fn change_entries(kind: u16, flags: u16, set: &str, entries: &[(Datum, Option<u64>)]) -> Message {
     let object = format!("{} entries of set {set}", entries.len());
     let mut message = Message::in_table(kind, flags, 1, object);

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::time::SystemTime;
 
-use super::encode::{delete_entries, new_entries};
+use super::encode::{delete_entries, empty_set, new_entries};
 use super::message::Message;
 use crate::firewall::{Change, Datum, Entry, ListSets, Set};
 
@@ -48,6 +48,21 @@ pub(super) fn changes(standing: &[ListSets], next: &[ListSets], now: SystemTime)
     let mut entries = gone.finish();
     entries.extend(come.finish());
     Changes { gone: only(&old_sets, &new_sets), new: only(&new_sets, &old_sets), entries }
+}
+
+/// Those that end by the time of `now` take the place of those that stand.
+pub(super) fn renewal(lists: &[ListSets], now: SystemTime) -> Vec<Message> {
+    let mut come = Entries::new(new_entries);
+    let mut emptied = Vec::new();
+    for list in lists {
+        emptied.extend(list.classes().filter(|class| class.ending).map(|class| empty_set(&list.set_name(class))));
+        let ending = list.entries().filter(|entry| entry.expires.is_some());
+        for (entry, timeout) in ending.filter_map(|entry| Some((entry, timeout(&entry, now)?))) {
+            come.add(list.set_name(entry.class()), entry.datum(), timeout);
+        }
+    }
+    emptied.extend(come.finish());
+    emptied
 }
 
 fn sets_of(lists: &[ListSets]) -> BTreeMap<String, Set> {
