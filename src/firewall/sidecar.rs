@@ -13,9 +13,9 @@
 //!   what a Network inspects   -> marked                marked, yet not to loopback  -> drop
 //! prerouting (mangle), marked packets on loopback    input (filter)
 //!   flows that we hold        -> to us                 loopback                     -> pass
-//!                                                      answers to what we took      -> drop
+//!   discarded flows           -> drop                  answers to what we took      -> drop
 //!                                                      replies, flows that were let in -> pass
-//!   discarded flows           -> drop                  new flows                    -> by their addresses
+//!   sources of nobody here    -> drop                  new flows                    -> by their addresses
 //!   what a Network inspects   -> tproxy, or drop where nobody listens
 //!   all else                  -> drop
 //! ```
@@ -25,12 +25,19 @@
 //! Our own packets are known by the user of their socket. A TCP socket that was closed has no user any more while the
 //! kernel still sends from it, hence a label of connection tracking, which opens no connection.
 //!
+//! A source that is not this host's is made up: IPv6 lets every socket have any (IPV6_FREEBIND). Our answer would leave for
+//! whoever it belongs to, unjudged since it is ours, with what the application wrote in it.
+//!
 //! A reply passes only where the flow came in from outside, and never UDP to an inspected port: for a flow that we answer
 //! in a server's name, connection tracking could take our answer for its beginning, and what the application sends then
 //! for the reply.
 //!
 //! Fails closed: marked packets go nowhere but to the listeners; with none they are dropped. The rules outlive the
 //! process, and know of no other choice.
+
+use std::net::Ipv6Addr;
+
+use ipnet::{IpNet, Ipv6Net};
 
 use super::capture::{
     FILTER, GUARDED, HELD, LISTENERS, LOOPBACK, MANGLE, QUESTIONS, RAW, TAKEN, accept, authenticated, drop, goto,
@@ -40,10 +47,10 @@ use super::flows::{discarded_chain, flow_sets};
 use super::judge::{end_chains, network_chains};
 use super::lists::list_sets;
 use super::names::name_sets;
-use super::ruleset::{Chain, Connection, Expression, Family, Hook, Rule, Ruleset};
+use super::ruleset::{Chain, Connection, Expression, Family, Hook, Rule, Ruleset, Verdict};
 use super::selection::{Stage, network_chain, port_sets, protected_sets, select, selection_chain};
 use super::service::{Service, authorized, captured, services};
-use super::{Capture, DIVERTED_LABEL, JUDGED_LABEL, MARK, OWN_LABEL, OnFailure, TABLE, TAKEN_LABEL, TCP};
+use super::{Capture, DIVERTED_LABEL, FORGED, JUDGED_LABEL, MARK, OWN_LABEL, OnFailure, TABLE, TAKEN_LABEL, TCP};
 use crate::policy::Direction;
 use crate::policy::network::Network;
 use crate::policy::snapshot::Snapshot;
@@ -75,7 +82,7 @@ pub fn render_sidecar(snapshot: &Snapshot, capture: &Capture, user: u32) -> Rule
         chains.extend(stages.map(|stage| select(snapshot, stage, Direction::Outbound, family)));
         chains.push(select(snapshot, Stage::Judge, Direction::Inbound, family));
     }
-    chains.extend([captured_chain(), taken(), guard(), questions_here()]);
+    chains.extend([source(), captured_chain(), taken(), guard(), questions_here()]);
     chains.push(Chain::at(Hook::Prerouting, RAW, "prerouting_untracked", vec![authenticated()]));
     chains.extend([questions(user), output(user), prerouting(), output_filter(user), postrouting(), input()]);
     Ruleset { table: TABLE, sets, lists, chains }
@@ -115,10 +122,17 @@ fn prerouting() -> Chain {
 }
 
 fn captured_chain() -> Chain {
-    let mut rules = vec![Rule(vec![Expression::Protocol(TCP), jump(HELD)])];
+    let mut rules = vec![Rule(vec![Expression::Protocol(TCP), jump(HELD)]), Rule(vec![jump(SOURCE)])];
     rules.extend(selections(Stage::Capture, Direction::Outbound));
     rules.push(Rule(vec![Expression::Counter, drop()]));
     Chain::new(CAPTURED, rules)
+}
+
+/// Link-local ones are looked up together with their link, which is not the loopback; an answer to one leads no further.
+fn source() -> Chain {
+    let leave = |if_so| Rule(vec![if_so, Expression::Verdict(Verdict::Return)]);
+    let forged = Rule(vec![Expression::CountAs(FORGED), drop()]);
+    Chain::new(SOURCE, vec![leave(Expression::SourceIsLocal), leave(Expression::SourceIn(LINK_LOCAL)), forged])
 }
 
 fn output_filter(user: u32) -> Chain {
@@ -234,8 +248,10 @@ const OWN: &str = "own";
 const DIVERT: &str = "divert";
 const DIVERT_UNTRACKED: &str = "divert_untracked";
 const CAPTURED: &str = "captured";
+const SOURCE: &str = "source";
 const GUARD: &str = "guard";
 const QUESTIONS_HERE: &str = "questions_here";
+const LINK_LOCAL: IpNet = IpNet::V6(Ipv6Net::new_assert(Ipv6Addr::new(0xfe80, 0, 0, 0, 0, 0, 0, 0), 10));
 
 #[cfg(test)]
 mod tests {
