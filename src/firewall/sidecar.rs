@@ -4,6 +4,7 @@
 //! ```text
 //! output (raw, routes anew)                          output (filter)
 //!   questions to resolvers on this host -> marked      our own, marked packets      -> pass
+//!   Docker's resolver, on other ports -> reject
 //! output (mangle, routes anew)                         to this host                 -> pass
 //!   to our listeners directly -> drop                  replies of flows let in      -> pass
 //!   our own (by user id)      -> pass                  what should have been marked -> drop
@@ -35,9 +36,9 @@
 //! Fails closed: marked packets go nowhere but to the listeners; with none they are dropped. The rules outlive the
 //! process, and know of no other choice.
 
-use std::net::Ipv6Addr;
+use std::net::{Ipv4Addr, Ipv6Addr};
 
-use ipnet::{IpNet, Ipv6Net};
+use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 
 use super::capture::{
     FILTER, GUARDED, HELD, LISTENERS, LOOPBACK, MANGLE, QUESTIONS, RAW, TAKEN, accept, authenticated, drop, goto,
@@ -52,7 +53,7 @@ use super::selection::{Stage, network_chain, port_sets, protected_sets, select, 
 use super::service::{Service, authorized, captured, services};
 use super::{Capture, DIVERTED_LABEL, FORGED, JUDGED_LABEL, MARK, OWN_LABEL, OnFailure, TABLE, TAKEN_LABEL, TCP};
 use crate::policy::Direction;
-use crate::policy::network::Network;
+use crate::policy::network::{Mode, Network};
 use crate::policy::snapshot::Snapshot;
 
 /// The rules for a policy and the listeners that serve it. `user`: whose sockets are ours, and nobody else's.
@@ -94,6 +95,7 @@ fn questions(user: u32) -> Chain {
     let rules = vec![
         authenticated(),
         Rule(vec![Expression::User(user), accept()]),
+        Rule(vec![Expression::DestinationIn(RESOLVER_OF_DOCKER), jump(QUESTIONS_HERE)]),
         Rule(vec![of_interest(QUESTIONS, true), accept()]),
         Rule(vec![Expression::DestinationIsLocal, jump(QUESTIONS_HERE)]),
     ];
@@ -214,10 +216,15 @@ fn network_rules(stage: Stage, network: &Network, capture: &Capture) -> Vec<Rule
         Rule(rule)
     };
     let taken = captured(Direction::Outbound, network, capture).into_iter();
-    taken
-        .filter(|(service, _)| stage != Stage::Question || service.is_dns())
-        .flat_map(|taken| authorized(network, taken).into_iter().chain([rule(taken)]))
-        .collect()
+    let taken = taken.filter(|(service, _)| stage != Stage::Question || service.is_dns());
+    let rules = taken.flat_map(|taken| authorized(network, taken).into_iter().chain([rule(taken)]));
+    rules.chain((stage == Stage::Question).then(|| past_the_question(network)).flatten()).collect()
+}
+
+/// Whoever asks a resolver here at another port than that of questions wants not to be heard.
+fn past_the_question(network: &Network) -> Option<Rule> {
+    let enforces = network.outbound.is_some() && network.mode != Mode::Monitor;
+    enforces.then(|| Rule(vec![Expression::DestinationIn(RESOLVER_OF_DOCKER), Expression::Counter, Expression::Reject]))
 }
 
 fn selections(stage: Stage, direction: Direction) -> Vec<Rule> {
@@ -252,6 +259,9 @@ const SOURCE: &str = "source";
 const GUARD: &str = "guard";
 const QUESTIONS_HERE: &str = "questions_here";
 const LINK_LOCAL: IpNet = IpNet::V6(Ipv6Net::new_assert(Ipv6Addr::new(0xfe80, 0, 0, 0, 0, 0, 0, 0), 10));
+/// Where Docker's resolver stands in every network that a user made. It listens at a port of the kernel's choice, to which
+/// questions on port 53 are translated.
+const RESOLVER_OF_DOCKER: IpNet = IpNet::V4(Ipv4Net::new_assert(Ipv4Addr::new(127, 0, 0, 11), 32));
 
 #[cfg(test)]
 mod tests {
@@ -290,6 +300,17 @@ mod tests {
             let replies: Vec<&str> = text.lines().filter(|line| line.contains("direction reply")).collect();
             assert_eq!(replies, ["meta l4proto tcp ct direction reply ct label 127 accept"], "{text}");
         }
+    }
+
+    #[test]
+    fn dockers_resolver_is_refused_on_other_ports_but_by_a_network_that_blocks_nothing() {
+        let refused = |mode| {
+            let network = Network { mode, ..network("app", &[("0.0.0.0/0", None)]) };
+            let capture = Capture { dns_udp: Some(Listener::on(5)), ..Capture::tcp(Listener::on(5)) };
+            let rules = render_sidecar(&snapshot(vec![network]), &capture, 7469);
+            text_of(&rules, "question_outbound_0_app").contains("ip daddr 127.0.0.11/32 counter reject")
+        };
+        assert!(refused(Mode::Enforce) && !refused(Mode::Monitor));
     }
 
     #[test]
