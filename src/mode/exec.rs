@@ -35,6 +35,7 @@ mod ports;
 pub mod reach;
 mod replacing;
 mod signals;
+mod sockets;
 mod streams;
 pub mod tally;
 pub mod world;

@@ -223,6 +223,28 @@ fn every_way_out_that_is_not_the_network_is_shut() {
     });
 }
 
+/// As ssh does with the sockets of its connections, and programs that bind by a path from where they stand.
+#[test]
+fn sockets_are_hidden_by_whatever_name_they_were_bound() {
+    in_lab(|lab| {
+        let host = Host::new(lab);
+        let (bound, _moved) = host.path_listener("a/b/c/master.x7");
+        let moved = bound.with_file_name("master");
+        std::fs::hard_link(&bound, &moved).unwrap();
+        std::fs::remove_file(&bound).unwrap();
+        let (relative, _relative) = host.listener_from_its_folder("a/b/d", "agent.sock");
+        let elsewhere = host.folder().join("a/b/e/engine.sock");
+        std::fs::create_dir_all(elsewhere.parent().unwrap()).unwrap();
+        let _elsewhere = lab.server.run(|| std::os::unix::net::UnixListener::bind(&elsewhere).unwrap()).unwrap();
+        let mounted = host.mounted(&elsewhere, "a/b/f/engine.sock");
+        for path in [moved, relative, mounted] {
+            let path = path.to_str().unwrap();
+            let done = host.exec(&["--quiet"], &[&format!("path_socket {path}")]);
+            assert_eq!(done.results, ["refused"], "{path}: {done:?}");
+        }
+    });
+}
+
 #[test]
 fn what_is_sent_from_another_address_than_the_commands_is_heard_by_nobody() {
     in_lab(|lab| {
