@@ -68,7 +68,7 @@ use self::tally::Tally;
 use super::gateway::{self, Gateway};
 use crate::policy::bindings::Bindings;
 use crate::policy::snapshot::Snapshot;
-use crate::sys::channel::Channel;
+use crate::sys::channel::{Channel, Message};
 use crate::sys::fork::fork;
 use crate::sys::limits::raise_descriptors;
 use crate::sys::netns::Unavailable;
@@ -190,11 +190,11 @@ struct Enclosed {
 /// Gives the builder its identity, and waits for its work.
 fn admit(control: &Channel, builder: Pid) -> Result<Enclosed, Failure> {
     let entered = next(control).map_err(|error| Failure::Namespaces(Unavailable::user(error)))?;
-    if entered != ENTERED {
+    if entered.octets != ENTERED {
         return Err(Failure::Namespaces(Unavailable::user(io::ErrorKind::InvalidData.into())));
     }
     let identity = Identity::outer().map_err(step("read who this is"))?;
-    identity.write_for(builder).map_err(|error| Failure::Namespaces(Unavailable::user(error)))?;
+    identity.write_for(&entered).map_err(|error| Failure::Namespaces(Unavailable::user(error)))?;
     control.send(GO, &[]).map_err(step("go on"))?;
     let sockets = control.receive().and_then(|message| message.ok_or_else(|| io::ErrorKind::BrokenPipe.into()));
     let sockets = sockets.map_err(step("make the command's network"))?;
@@ -203,18 +203,18 @@ fn admit(control: &Channel, builder: Pid) -> Result<Enclosed, Failure> {
     }
     let passed = passing::take(sockets).map_err(step("take the sockets over"))?;
     let init = next(control).map_err(step("start the first process inside"))?;
-    let init = init.first_chunk().map(|pid| Pid::from_raw(i32::from_ne_bytes(*pid)));
+    let init = init.octets.first_chunk().map(|pid| Pid::from_raw(i32::from_ne_bytes(*pid)));
     let init = init.ok_or_else(|| step("start the first process inside")(io::ErrorKind::InvalidData.into()))?;
     // It has nothing more to do.
     let _ = waitpid(builder, None);
     Ok(Enclosed { passed, init })
 }
 
-fn next(control: &Channel) -> io::Result<Vec<u8>> {
+fn next(control: &Channel) -> io::Result<Message> {
     let message = control.receive()?.ok_or(io::ErrorKind::BrokenPipe)?;
     match failure(&message.octets) {
         Some(error) => Err(error),
-        None => Ok(message.octets),
+        None => Ok(message),
     }
 }
 

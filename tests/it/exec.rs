@@ -245,6 +245,25 @@ fn sockets_are_hidden_by_whatever_name_they_were_bound() {
     });
 }
 
+/// As in a container whose engine covers parts of it.
+#[test]
+fn where_proc_cannot_be_mounted_anew_a_command_runs_all_the_same() {
+    in_lab(|lab| {
+        let host = Host::new(lab);
+        let none: Option<&str> = None;
+        nix::mount::mount(Some("cover"), "/proc/fs", Some("tmpfs"), nix::mount::MsFlags::empty(), none).unwrap();
+        let steps = ["tcp4 allowed.example 7000", "init_namespace", "init_descriptors", "privileges"];
+        let done = host.exec(&["--quiet"], &steps);
+        assert_eq!(done.results, ["heard", "refused", "refused", "refused"], "{done:?}");
+        assert!(done.errors.contains("/proc is not to be mounted"), "nothing was tested: {done:?}");
+
+        let tidegate = env!("CARGO_BIN_EXE_tidegate");
+        let nested = format!("exec {tidegate} exec --quiet -- \"$@\"");
+        let done = host.exec_by(&nested, &["--block", "other.example", "--quiet"], &steps);
+        assert_eq!(done.results, ["heard", "refused", "refused", "refused"], "{done:?}");
+    });
+}
+
 #[test]
 fn what_is_sent_from_another_address_than_the_commands_is_heard_by_nobody() {
     in_lab(|lab| {
