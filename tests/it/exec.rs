@@ -152,6 +152,16 @@ fn a_signal_to_tidegate_is_the_commands() {
     });
 }
 
+/// As programs do that leave their children to the kernel, and whoever they start inherits it.
+#[test]
+fn a_command_ends_for_tidegate_too_where_its_starter_ignores_the_ends_of_children() {
+    in_lab(|lab| {
+        let host = Host::new(lab);
+        let done = host.exec_by("trap '' CHLD; exec \"$@\"", &["--quiet"], &["exit 7"]);
+        assert_eq!(done.status, Some(7), "{done:?}");
+    });
+}
+
 #[test]
 fn nothing_that_the_command_started_outlives_it() {
     in_lab(|lab| {
