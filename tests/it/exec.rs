@@ -319,6 +319,14 @@ fn a_standard_stream_that_leads_past_tidegate_is_not_passed_on() {
         assert_eq!(done.status.code(), Some(1), "{done:?}");
         assert!(String::from_utf8_lossy(&done.stderr).contains("standard input is a socket"), "{done:?}");
         assert!(!String::from_utf8_lossy(&done.stdout).contains("ran"), "{done:?}");
+
+        // What is covered inside is seen from a folder that was opened outside.
+        let (near, _near) = host.path_listener("agent.sock");
+        let folder = std::fs::File::open(near.parent().unwrap()).unwrap();
+        let mut command = host.command(&["--quiet"], &["path_socket /proc/self/fd/0/agent.sock"]);
+        let done = command.stdin(folder).output().unwrap();
+        assert_eq!(done.status.code(), Some(1), "{done:?}");
+        assert!(String::from_utf8_lossy(&done.stderr).contains("standard input is a folder"), "{done:?}");
     });
 }
 
