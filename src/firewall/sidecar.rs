@@ -24,7 +24,8 @@
 //! Direction is the hook: what leaves is outbound, what comes in is inbound, whatever prefixes the Networks protect.
 //!
 //! Our own packets are known by the user of their socket. A TCP socket that was closed has no user any more while the
-//! kernel still sends from it, hence a label of connection tracking, which opens no connection.
+//! kernel still sends from it, hence a label of connection tracking, which opens no connection, and no longer counts once
+//! the application has opened one with the same addresses and ports.
 //!
 //! A source that is not this host's is made up: IPv6 lets every socket have any (IPV6_FREEBIND). Our answer would leave for
 //! whoever it belongs to, unjudged since it is ours, with what the application wrote in it.
@@ -106,9 +107,9 @@ fn output(user: u32) -> Chain {
     let mut rules = vec![
         Rule(vec![of_interest(LISTENERS, false), jump(LOOPBACK)]),
         Rule(vec![Expression::User(user), goto(OWN)]),
-        under_way(OWN_LABEL, accept()),
+        under_way(OURS, accept()),
         Rule(vec![Expression::MarkIs(MARK), accept()]),
-        under_way(DIVERTED_LABEL, goto(DIVERT)),
+        under_way(Expression::Label(DIVERTED_LABEL), goto(DIVERT)),
         Rule(vec![Expression::DestinationIsLocal, accept()]),
         tcp_reply_passes(),
         related_passes(),
@@ -140,7 +141,7 @@ fn source() -> Chain {
 fn output_filter(user: u32) -> Chain {
     let mut rules = vec![
         Rule(vec![Expression::User(user), accept()]),
-        under_way(OWN_LABEL, accept()),
+        under_way(OURS, accept()),
         // The next hook is asked where it goes: this one was told before it was routed anew.
         Rule(vec![Expression::MarkIs(MARK), accept()]),
         Rule(vec![Expression::DestinationIsLocal, accept()]),
@@ -233,8 +234,8 @@ fn selections(stage: Stage, direction: Direction) -> Vec<Rule> {
 }
 
 /// Packets of a labelled TCP flow, but not the one that would open another.
-fn under_way(label: u8, then: Expression) -> Rule {
-    Rule(vec![Expression::Protocol(TCP), Expression::TcpUnderWay, Expression::Label(label), then])
+fn under_way(labelled: Expression, then: Expression) -> Rule {
+    Rule(vec![Expression::Protocol(TCP), Expression::TcpUnderWay, labelled, then])
 }
 
 fn tcp_reply_passes() -> Rule {
@@ -251,6 +252,9 @@ fn in_mangle(mut service: Service) -> Service {
     service
 }
 
+/// A flow that we opened. If the application opens the same one once ours has ended, connection tracking may take it for
+/// ours still.
+const OURS: Expression = Expression::LabelAlone { label: OWN_LABEL, not: &[DIVERTED_LABEL] };
 const OWN: &str = "own";
 const DIVERT: &str = "divert";
 const DIVERT_UNTRACKED: &str = "divert_untracked";

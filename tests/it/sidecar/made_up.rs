@@ -35,3 +35,41 @@ fn what_comes_from_an_address_of_somebody_else_is_not_answered_to_them() {
         sidecar.stop();
     });
 }
+
+/// Connection tracking remembers a flow of ours for a while after its end, and finds the application's in its place where
+/// that takes the port that we had.
+#[test]
+fn a_port_that_was_ours_gives_the_application_no_way_past() {
+    in_pod(|lab| {
+        let accepted = crate::gateway::listen(lab, 80);
+        let tap = Tap::at_server(lab).unwrap();
+        let sidecar = Sidecar::start(lab, &configuration("tcp-reset", "", ""));
+        for family in Family::BOTH {
+            let to = at(Site::A, family, 63, 80);
+            let mut client = connect(lab, to);
+            client.write_all(crate::gateway::get("allowed.example").as_bytes()).unwrap();
+            let (server, _) = accepted.recv_timeout(DEADLINE).unwrap();
+            let ours = server.peer_addr().unwrap();
+            let ours = SocketAddr::new(ours.ip().to_canonical(), ours.port());
+            socket2::SockRef::from(&server).set_linger(Some(Duration::ZERO)).unwrap();
+            drop(server);
+            assert!(client.read(&mut [0; 1]).is_err(), "the reset has come through");
+
+            let before = tap.count(lab, to).unwrap();
+            let saw = lab.client.run(|| {
+                let socket = socket2::Socket::new(socket2::Domain::for_address(to), Type::STREAM, None).unwrap();
+                socket.bind(&ours.into()).unwrap();
+                let mut stream = match socket.connect_timeout(&to.into(), DEADLINE) {
+                    Ok(()) => TcpStream::from(socket),
+                    Err(error) => return error.kind(),
+                };
+                stream.set_read_timeout(Some(DEADLINE)).unwrap();
+                let asked = stream.write_all(crate::gateway::get("blocked.example").as_bytes());
+                asked.and_then(|()| stream.read_exact(&mut [0; 1])).unwrap_err().kind()
+            });
+            assert_eq!(tap.count(lab, to).unwrap(), before, "{to} from {ours}: {saw:?}");
+            assert_eq!(saw.unwrap(), ErrorKind::ConnectionReset);
+        }
+        sidecar.stop();
+    });
+}
