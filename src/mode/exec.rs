@@ -21,8 +21,8 @@
 //! later (shell start files, crontabs where a user may write them, keys, list files), and cgroups that are its user's.
 //! What listens at a path socket that is let through acts outside. Path sockets that are made after the start outside of
 //! /run/user, and named pipes. Whatever listens on an address of the host other than loopback, if the policy allows that
-//! address. Run by root, the command is root over files and devices; only its network is taken away. What may be told by
-//! timing, load or the terminal.
+//! address. Run by root, the command is root over files and devices, and over settings in /proc/sys by which the kernel
+//! starts programs outside; only its network is taken away. What may be told by timing, load or the terminal.
 //!
 //! Fails closed: a step that cannot be done ends the start before the command's first instruction; when tidegate is
 //! killed its listeners go with it, and the rules inside refuse what they captured.
