@@ -151,6 +151,8 @@ pub enum Expression {
     /// `socket wildcard 0 socket transparent 1`: a transparent socket of ours, connected or listening for exactly this, or
     /// one that sent what this quotes as an error.
     TransparentSocket,
+    /// `fib saddr type local`
+    SourceIsLocal,
     /// `fib daddr type local`
     DestinationIsLocal,
     /// `@th,64,8 & 0x80 == 0`: the first bit after the UDP header is there and clear, so that no server takes the datagram

@@ -4,6 +4,7 @@
 //! ```text
 //! output (raw, routes anew)                          output (filter)
 //!   questions to resolvers on this host -> marked      our own, marked packets      -> pass
+//!   Docker's resolver, on other ports -> reject
 //! output (mangle, routes anew)                         to this host                 -> pass
 //!   to our listeners directly -> drop                  replies of flows let in      -> pass
 //!   our own (by user id)      -> pass                  what should have been marked -> drop
@@ -13,9 +14,9 @@
 //!   what a Network inspects   -> marked                marked, yet not to loopback  -> drop
 //! prerouting (mangle), marked packets on loopback    input (filter)
 //!   flows that we hold        -> to us                 loopback                     -> pass
-//!                                                      answers to what we took      -> drop
+//!   discarded flows           -> drop                  answers to what we took      -> drop
 //!                                                      replies, flows that were let in -> pass
-//!   discarded flows           -> drop                  new flows                    -> by their addresses
+//!   sources of nobody here    -> drop                  new flows                    -> by their addresses
 //!   what a Network inspects   -> tproxy, or drop where nobody listens
 //!   all else                  -> drop
 //! ```
@@ -23,7 +24,11 @@
 //! Direction is the hook: what leaves is outbound, what comes in is inbound, whatever prefixes the Networks protect.
 //!
 //! Our own packets are known by the user of their socket. A TCP socket that was closed has no user any more while the
-//! kernel still sends from it, hence a label of connection tracking, which opens no connection.
+//! kernel still sends from it, hence a label of connection tracking, which opens no connection, and no longer counts once
+//! the application has opened one with the same addresses and ports.
+//!
+//! A source that is not this host's is made up: IPv6 lets every socket have any (IPV6_FREEBIND). Our answer would leave for
+//! whoever it belongs to, unjudged since it is ours, with what the application wrote in it.
 //!
 //! A reply passes only where the flow came in from outside, and never UDP to an inspected port: for a flow that we answer
 //! in a server's name, connection tracking could take our answer for its beginning, and what the application sends then
@@ -31,6 +36,10 @@
 //!
 //! Fails closed: marked packets go nowhere but to the listeners; with none they are dropped. The rules outlive the
 //! process, and know of no other choice.
+
+use std::net::{Ipv4Addr, Ipv6Addr};
+
+use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 
 use super::capture::{
     FILTER, GUARDED, HELD, LISTENERS, LOOPBACK, MANGLE, QUESTIONS, RAW, TAKEN, accept, authenticated, drop, goto,
@@ -40,12 +49,12 @@ use super::flows::{discarded_chain, flow_sets};
 use super::judge::{end_chains, network_chains};
 use super::lists::list_sets;
 use super::names::name_sets;
-use super::ruleset::{Chain, Connection, Expression, Family, Hook, Rule, Ruleset};
+use super::ruleset::{Chain, Connection, Expression, Family, Hook, Rule, Ruleset, Verdict};
 use super::selection::{Stage, network_chain, port_sets, protected_sets, select, selection_chain};
 use super::service::{self, Service, captured, services};
-use super::{Capture, DIVERTED_LABEL, JUDGED_LABEL, MARK, OWN_LABEL, OnFailure, TABLE, TAKEN_LABEL, TCP};
+use super::{Capture, DIVERTED_LABEL, FORGED, JUDGED_LABEL, MARK, OWN_LABEL, OnFailure, TABLE, TAKEN_LABEL, TCP};
 use crate::policy::Direction;
-use crate::policy::network::Network;
+use crate::policy::network::{Mode, Network};
 use crate::policy::snapshot::Snapshot;
 
 /// The rules for a policy and the listeners that serve it. `user`: whose sockets are ours, and nobody else's.
@@ -75,7 +84,7 @@ pub fn render_sidecar(snapshot: &Snapshot, capture: &Capture, user: u32) -> Rule
         chains.extend(stages.map(|stage| select(snapshot, stage, Direction::Outbound, family)));
         chains.push(select(snapshot, Stage::Judge, Direction::Inbound, family));
     }
-    chains.extend([captured_chain(), taken(), guard(), questions_here()]);
+    chains.extend([source(), captured_chain(), taken(), guard(), questions_here()]);
     chains.push(Chain::at(Hook::Prerouting, RAW, "prerouting_untracked", vec![authenticated()]));
     chains.extend([questions(user), output(user), prerouting(), output_filter(user), postrouting(), input()]);
     Ruleset { table: TABLE, sets, lists, chains }
@@ -87,6 +96,7 @@ fn questions(user: u32) -> Chain {
     let rules = vec![
         authenticated(),
         Rule(vec![Expression::User(user), accept()]),
+        Rule(vec![Expression::DestinationIn(RESOLVER_OF_DOCKER), jump(QUESTIONS_HERE)]),
         Rule(vec![of_interest(QUESTIONS, true), accept()]),
         Rule(vec![Expression::DestinationIsLocal, jump(QUESTIONS_HERE)]),
     ];
@@ -97,9 +107,9 @@ fn output(user: u32) -> Chain {
     let mut rules = vec![
         Rule(vec![of_interest(LISTENERS, false), jump(LOOPBACK)]),
         Rule(vec![Expression::User(user), goto(OWN)]),
-        under_way(OWN_LABEL, accept()),
+        under_way(OURS, accept()),
         Rule(vec![Expression::MarkIs(MARK), accept()]),
-        under_way(DIVERTED_LABEL, goto(DIVERT)),
+        under_way(Expression::Label(DIVERTED_LABEL), goto(DIVERT)),
         Rule(vec![Expression::DestinationIsLocal, accept()]),
         tcp_reply_passes(),
         related_passes(),
@@ -115,16 +125,23 @@ fn prerouting() -> Chain {
 }
 
 fn captured_chain() -> Chain {
-    let mut rules = vec![Rule(vec![Expression::Protocol(TCP), jump(HELD)])];
+    let mut rules = vec![Rule(vec![Expression::Protocol(TCP), jump(HELD)]), Rule(vec![jump(SOURCE)])];
     rules.extend(selections(Stage::Capture, Direction::Outbound));
     rules.push(Rule(vec![Expression::Counter, drop()]));
     Chain::new(CAPTURED, rules)
 }
 
+/// Link-local ones are looked up together with their link, which is not the loopback; an answer to one leads no further.
+fn source() -> Chain {
+    let leave = |if_so| Rule(vec![if_so, Expression::Verdict(Verdict::Return)]);
+    let forged = Rule(vec![Expression::CountAs(FORGED), drop()]);
+    Chain::new(SOURCE, vec![leave(Expression::SourceIsLocal), leave(Expression::SourceIn(LINK_LOCAL)), forged])
+}
+
 fn output_filter(user: u32) -> Chain {
     let mut rules = vec![
         Rule(vec![Expression::User(user), accept()]),
-        under_way(OWN_LABEL, accept()),
+        under_way(OURS, accept()),
         // The next hook is asked where it goes: this one was told before it was routed anew.
         Rule(vec![Expression::MarkIs(MARK), accept()]),
         Rule(vec![Expression::DestinationIsLocal, accept()]),
@@ -197,7 +214,15 @@ fn network_rules(stage: Stage, network: &Network, capture: &Capture) -> Vec<Rule
     };
     let here = |(service, _): &(Service, u16)| stage != Stage::Question || service.is_dns();
     let taken: Vec<_> = captured(Direction::Outbound, network, capture).into_iter().filter(here).collect();
-    service::rules(network, &taken, then)
+    let mut rules = service::rules(network, &taken, then);
+    rules.extend((stage == Stage::Question).then(|| past_the_question(network)).flatten());
+    rules
+}
+
+/// Whoever asks a resolver here at another port than that of questions wants not to be heard.
+fn past_the_question(network: &Network) -> Option<Rule> {
+    let enforces = network.outbound.is_some() && network.mode != Mode::Monitor;
+    enforces.then(|| Rule(vec![Expression::DestinationIn(RESOLVER_OF_DOCKER), Expression::Counter, Expression::Reject]))
 }
 
 fn selections(stage: Stage, direction: Direction) -> Vec<Rule> {
@@ -206,8 +231,8 @@ fn selections(stage: Stage, direction: Direction) -> Vec<Rule> {
 }
 
 /// Packets of a labelled TCP flow, but not the one that would open another.
-fn under_way(label: u8, then: Expression) -> Rule {
-    Rule(vec![Expression::Protocol(TCP), Expression::TcpUnderWay, Expression::Label(label), then])
+fn under_way(labelled: Expression, then: Expression) -> Rule {
+    Rule(vec![Expression::Protocol(TCP), Expression::TcpUnderWay, labelled, then])
 }
 
 fn tcp_reply_passes() -> Rule {
@@ -224,12 +249,20 @@ fn in_mangle(mut service: Service) -> Service {
     service
 }
 
+/// A flow that we opened. If the application opens the same one once ours has ended, connection tracking may take it for
+/// ours still.
+const OURS: Expression = Expression::LabelAlone { label: OWN_LABEL, not: &[DIVERTED_LABEL] };
 const OWN: &str = "own";
 const DIVERT: &str = "divert";
 const DIVERT_UNTRACKED: &str = "divert_untracked";
 const CAPTURED: &str = "captured";
+const SOURCE: &str = "source";
 const GUARD: &str = "guard";
 const QUESTIONS_HERE: &str = "questions_here";
+const LINK_LOCAL: IpNet = IpNet::V6(Ipv6Net::new_assert(Ipv6Addr::new(0xfe80, 0, 0, 0, 0, 0, 0, 0), 10));
+/// Where Docker's resolver stands in every network that a user made. It listens at a port of the kernel's choice, to which
+/// questions on port 53 are translated.
+const RESOLVER_OF_DOCKER: IpNet = IpNet::V4(Ipv4Net::new_assert(Ipv4Addr::new(127, 0, 0, 11), 32));
 
 #[cfg(test)]
 mod tests {
@@ -268,6 +301,17 @@ mod tests {
             let replies: Vec<&str> = text.lines().filter(|line| line.contains("direction reply")).collect();
             assert_eq!(replies, ["meta l4proto tcp ct direction reply ct label 127 accept"], "{text}");
         }
+    }
+
+    #[test]
+    fn dockers_resolver_is_refused_on_other_ports_but_by_a_network_that_blocks_nothing() {
+        let refused = |mode| {
+            let network = Network { mode, ..network("app", &[("0.0.0.0/0", None)]) };
+            let capture = Capture { dns_udp: Some(Listener::on(5)), ..Capture::tcp(Listener::on(5)) };
+            let rules = render_sidecar(&snapshot(vec![network]), &capture, 7469);
+            text_of(&rules, "question_outbound_0_app").contains("ip daddr 127.0.0.11/32 counter reject")
+        };
+        assert!(refused(Mode::Enforce) && !refused(Mode::Monitor));
     }
 
     #[test]

@@ -106,6 +106,7 @@ impl Display for Expression {
             Self::TcpOpening => f.write_str("tcp flags & (syn | ack) == syn"),
             Self::TcpUnderWay => f.write_str("tcp flags & (syn | ack) != syn"),
             Self::TransparentSocket => f.write_str("socket wildcard 0 socket transparent 1"),
+            Self::SourceIsLocal => f.write_str("fib saddr type local"),
             Self::DestinationIsLocal => f.write_str("fib daddr type local"),
             Self::NoLongHeader => f.write_str("@th,64,8 & 0x80 == 0x0"),
             Self::ShorterThan(length) => write!(f, "meta length < {length}"),

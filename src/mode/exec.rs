@@ -21,8 +21,8 @@
 //! later (shell start files, crontabs where a user may write them, keys, list files), and cgroups that are its user's.
 //! What listens at a path socket that is let through acts outside. Path sockets that are made after the start outside of
 //! /run/user, and named pipes. Whatever listens on an address of the host other than loopback, if the policy allows that
-//! address. Run by root, the command is root over files and devices; only its network is taken away. What may be told by
-//! timing, load or the terminal.
+//! address. Run by root, the command is root over files and devices, and over settings in /proc/sys by which the kernel
+//! starts programs outside; only its network is taken away. What may be told by timing, load or the terminal.
 //!
 //! Fails closed: a step that cannot be done ends the start before the command's first instruction; when tidegate is
 //! killed its listeners go with it, and the rules inside refuse what they captured.
@@ -35,6 +35,7 @@ mod ports;
 pub mod reach;
 mod replacing;
 mod signals;
+mod sockets;
 mod streams;
 pub mod tally;
 pub mod world;
@@ -67,7 +68,7 @@ use self::tally::Tally;
 use super::gateway::{self, Gateway};
 use crate::policy::bindings::Bindings;
 use crate::policy::snapshot::Snapshot;
-use crate::sys::channel::Channel;
+use crate::sys::channel::{Channel, Message};
 use crate::sys::fork::fork;
 use crate::sys::limits::raise_descriptors;
 use crate::sys::netns::Unavailable;
@@ -189,11 +190,11 @@ struct Enclosed {
 /// Gives the builder its identity, and waits for its work.
 fn admit(control: &Channel, builder: Pid) -> Result<Enclosed, Failure> {
     let entered = next(control).map_err(|error| Failure::Namespaces(Unavailable::user(error)))?;
-    if entered != ENTERED {
+    if entered.octets != ENTERED {
         return Err(Failure::Namespaces(Unavailable::user(io::ErrorKind::InvalidData.into())));
     }
     let identity = Identity::outer().map_err(step("read who this is"))?;
-    identity.write_for(builder).map_err(|error| Failure::Namespaces(Unavailable::user(error)))?;
+    identity.write_for(&entered).map_err(|error| Failure::Namespaces(Unavailable::user(error)))?;
     control.send(GO, &[]).map_err(step("go on"))?;
     let sockets = control.receive().and_then(|message| message.ok_or_else(|| io::ErrorKind::BrokenPipe.into()));
     let sockets = sockets.map_err(step("make the command's network"))?;
@@ -202,18 +203,18 @@ fn admit(control: &Channel, builder: Pid) -> Result<Enclosed, Failure> {
     }
     let passed = passing::take(sockets).map_err(step("take the sockets over"))?;
     let init = next(control).map_err(step("start the first process inside"))?;
-    let init = init.first_chunk().map(|pid| Pid::from_raw(i32::from_ne_bytes(*pid)));
+    let init = init.octets.first_chunk().map(|pid| Pid::from_raw(i32::from_ne_bytes(*pid)));
     let init = init.ok_or_else(|| step("start the first process inside")(io::ErrorKind::InvalidData.into()))?;
     // It has nothing more to do.
     let _ = waitpid(builder, None);
     Ok(Enclosed { passed, init })
 }
 
-fn next(control: &Channel) -> io::Result<Vec<u8>> {
+fn next(control: &Channel) -> io::Result<Message> {
     let message = control.receive()?.ok_or(io::ErrorKind::BrokenPipe)?;
     match failure(&message.octets) {
         Some(error) => Err(error),
-        None => Ok(message.octets),
+        None => Ok(message),
     }
 }
 

@@ -33,13 +33,24 @@ pub fn fork(work: impl FnOnce() -> u8) -> io::Result<Pid> {
 
 /// Gives a program the signals as a shell would: none blocked but those of `mask`, and a broken pipe ends it.
 pub fn restore_signals(mask: &SigSet) -> io::Result<()> {
+    set_default(Signal::SIGPIPE)?;
+    Ok(sigprocmask(SigmaskHow::SIG_SETMASK, Some(mask), None)?)
+}
+
+/// Makes the ends of children known to this process and to those that it starts: where whoever started it ignores them
+/// (SIGCHLD), so does the kernel, and nobody hears how a child ended.
+pub fn hear_of_children() -> io::Result<()> {
+    set_default(Signal::SIGCHLD)
+}
+
+fn set_default(signal: Signal) -> io::Result<()> {
     let default = SigAction::new(SigHandler::SigDfl, SaFlags::empty(), SigSet::empty());
     // SAFETY: the default action runs no code of this process.
     #[allow(unsafe_code)]
     unsafe {
-        sigaction(Signal::SIGPIPE, &default)?;
+        sigaction(signal, &default)?;
     }
-    Ok(sigprocmask(SigmaskHow::SIG_SETMASK, Some(mask), None)?)
+    Ok(())
 }
 
 /// Closes every descriptor from `first` on.

@@ -152,6 +152,16 @@ fn a_signal_to_tidegate_is_the_commands() {
     });
 }
 
+/// As programs do that leave their children to the kernel, and whoever they start inherits it.
+#[test]
+fn a_command_ends_for_tidegate_too_where_its_starter_ignores_the_ends_of_children() {
+    in_lab(|lab| {
+        let host = Host::new(lab);
+        let done = host.exec_by("trap '' CHLD; exec \"$@\"", &["--quiet"], &["exit 7"]);
+        assert_eq!(done.status, Some(7), "{done:?}");
+    });
+}
+
 #[test]
 fn nothing_that_the_command_started_outlives_it() {
     in_lab(|lab| {
@@ -223,6 +233,47 @@ fn every_way_out_that_is_not_the_network_is_shut() {
     });
 }
 
+/// As ssh does with the sockets of its connections, and programs that bind by a path from where they stand.
+#[test]
+fn sockets_are_hidden_by_whatever_name_they_were_bound() {
+    in_lab(|lab| {
+        let host = Host::new(lab);
+        let (bound, _moved) = host.path_listener("a/b/c/master.x7");
+        let moved = bound.with_file_name("master");
+        std::fs::hard_link(&bound, &moved).unwrap();
+        std::fs::remove_file(&bound).unwrap();
+        let (relative, _relative) = host.listener_from_its_folder("a/b/d", "agent.sock");
+        let elsewhere = host.folder().join("a/b/e/engine.sock");
+        std::fs::create_dir_all(elsewhere.parent().unwrap()).unwrap();
+        let _elsewhere = lab.server.run(|| std::os::unix::net::UnixListener::bind(&elsewhere).unwrap()).unwrap();
+        let mounted = host.mounted(&elsewhere, "a/b/f/engine.sock");
+        for path in [moved, relative, mounted] {
+            let path = path.to_str().unwrap();
+            let done = host.exec(&["--quiet"], &[&format!("path_socket {path}")]);
+            assert_eq!(done.results, ["refused"], "{path}: {done:?}");
+        }
+    });
+}
+
+/// As in a container whose engine covers parts of it.
+#[test]
+fn where_proc_cannot_be_mounted_anew_a_command_runs_all_the_same() {
+    in_lab(|lab| {
+        let host = Host::new(lab);
+        let none: Option<&str> = None;
+        nix::mount::mount(Some("cover"), "/proc/fs", Some("tmpfs"), nix::mount::MsFlags::empty(), none).unwrap();
+        let steps = ["tcp4 allowed.example 7000", "init_namespace", "init_descriptors", "privileges"];
+        let done = host.exec(&["--quiet"], &steps);
+        assert_eq!(done.results, ["heard", "refused", "refused", "refused"], "{done:?}");
+        assert!(done.errors.contains("/proc is not to be mounted"), "nothing was tested: {done:?}");
+
+        let tidegate = env!("CARGO_BIN_EXE_tidegate");
+        let nested = format!("exec {tidegate} exec --quiet -- \"$@\"");
+        let done = host.exec_by(&nested, &["--block", "other.example", "--quiet"], &steps);
+        assert_eq!(done.results, ["heard", "refused", "refused", "refused"], "{done:?}");
+    });
+}
+
 #[test]
 fn what_is_sent_from_another_address_than_the_commands_is_heard_by_nobody() {
     in_lab(|lab| {
@@ -268,6 +319,14 @@ fn a_standard_stream_that_leads_past_tidegate_is_not_passed_on() {
         assert_eq!(done.status.code(), Some(1), "{done:?}");
         assert!(String::from_utf8_lossy(&done.stderr).contains("standard input is a socket"), "{done:?}");
         assert!(!String::from_utf8_lossy(&done.stdout).contains("ran"), "{done:?}");
+
+        // What is covered inside is seen from a folder that was opened outside.
+        let (near, _near) = host.path_listener("agent.sock");
+        let folder = std::fs::File::open(near.parent().unwrap()).unwrap();
+        let mut command = host.command(&["--quiet"], &["path_socket /proc/self/fd/0/agent.sock"]);
+        let done = command.stdin(folder).output().unwrap();
+        assert_eq!(done.status.code(), Some(1), "{done:?}");
+        assert!(String::from_utf8_lossy(&done.stderr).contains("standard input is a folder"), "{done:?}");
     });
 }
 

@@ -6,6 +6,7 @@
 
 mod closed;
 mod inbound;
+mod made_up;
 mod questions;
 
 use std::io::{ErrorKind, Read, Write};

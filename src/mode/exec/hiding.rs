@@ -1,25 +1,25 @@
 //! What of the host's file system an enclosed command does not see: its processes, and the sockets of its programs,
 //! by which another program would act for the command (a container engine, D-Bus, an agent of keys, a display).
 //!
-//! When the command starts every path socket is covered that is bound in the host's network namespace, wherever it
-//! stands, and every one that is found below /run, in the temporary folder and the home, and in their folders. Below
-//! /run/user nothing is left, since sockets come and go there. A socket that is made elsewhere later is seen. The device
-//! by which a program acts as the guest of vsock is covered as well, and tidegate's own compiled lists.
+//! When the command starts every path socket is covered that [`sockets::find`] finds: those that are bound in the host's
+//! network namespace, wherever they stand, and others in the usual places. Below /run/user nothing is left, since sockets
+//! come and go there. A socket that is made elsewhere later is seen. The device by which a program acts as the guest of
+//! vsock is covered as well, and tidegate's own compiled lists.
 //!
 //! Fails closed: a socket that cannot be covered, though it can be reached, ends the start.
 
-use std::collections::BTreeSet;
 use std::ffi::OsString;
 use std::fs::{self, File};
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
-use std::os::unix::fs::{FileTypeExt, PermissionsExt};
+use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 
 use nix::mount::{MsFlags, mount};
 use rustix::fs::{Mode, OFlags};
 
+use super::sockets;
 use crate::sys::list_store::Store;
 
 /// What is seen and what is not, gathered outside, before the command's namespaces exist.
@@ -37,12 +37,7 @@ impl Hiding {
     /// `allowed`: the sockets that the command may use.
     pub(super) fn gather(allowed: &[PathBuf]) -> io::Result<Self> {
         let allowed: Vec<PathBuf> = allowed.iter().map(|path| canonical(path)).collect::<io::Result<_>>()?;
-        let mut sockets = bound_sockets();
-        // Those of programs in network namespaces of their own are not in that table.
-        find_sockets(Path::new(RUN), RUN_DEPTH, &mut sockets);
-        for folder in [Some(std::env::temp_dir()), std::env::home_dir()].into_iter().flatten() {
-            find_sockets(&folder, 1, &mut sockets);
-        }
+        let mut sockets = sockets::find();
         sockets.extend(Some(PathBuf::from(VHOST_VSOCK)).filter(|device| device.exists()));
         sockets.retain(|path| !path.starts_with(RUN_USER) && !allowed.contains(path));
         let below = allowed.iter().filter(|path| path.starts_with(RUN_USER));
@@ -112,34 +107,8 @@ pub(super) fn environment(
     .collect()
 }
 
-/// Every path to which a socket of this network namespace is bound.
 fn canonical(path: &Path) -> io::Result<PathBuf> {
     fs::canonicalize(path).map_err(|error| io::Error::new(error.kind(), format!("{}: {error}", path.display())))
-}
-
-fn bound_sockets() -> BTreeSet<PathBuf> {
-    let table = fs::read("/proc/net/unix").unwrap_or_default();
-    let lines = table.split(|octet| *octet == b'\n');
-    let paths = lines.filter_map(|line| {
-        let at = line.iter().position(|octet| *octet == b'/')?;
-        Some(PathBuf::from(std::ffi::OsStr::from_bytes(line.get(at..)?)))
-    });
-    paths.filter_map(|path| fs::canonicalize(path).ok()).filter(|path| is_socket(path)).collect()
-}
-
-fn find_sockets(folder: &Path, depth: u32, found: &mut BTreeSet<PathBuf>) {
-    let Ok(entries) = fs::read_dir(folder) else { return };
-    for entry in entries.flatten() {
-        match entry.file_type() {
-            Ok(kind) if kind.is_socket() => _ = found.insert(entry.path()),
-            Ok(kind) if kind.is_dir() && depth > 0 => find_sockets(&entry.path(), depth - 1, found),
-            _ => {}
-        }
-    }
-}
-
-fn is_socket(path: &Path) -> bool {
-    fs::symlink_metadata(path).is_ok_and(|about| about.file_type().is_socket())
 }
 
 fn is_reachable(path: &Path) -> bool {
@@ -158,11 +127,8 @@ pub(super) fn mount_tmpfs(place: &Path) -> io::Result<()> {
 }
 
 const NONE: Option<&str> = None;
-const RUN: &str = "/run";
 const RUN_USER: &str = "/run/user";
 const VHOST_VSOCK: &str = "/dev/vhost-vsock";
-/// Folders below /run, one in another, that are looked through.
-const RUN_DEPTH: u32 = 4;
 
 /// Variables that tell programs of sockets.
 const SOCKET_VARIABLES: &[&str] = &[

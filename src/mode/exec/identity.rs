@@ -2,9 +2,13 @@
 
 use std::fs;
 use std::io;
+use std::os::fd::{AsRawFd, OwnedFd};
 
 use caps::{CapSet, Capability};
-use nix::unistd::{Gid, Pid, Uid};
+use nix::unistd::{Gid, Uid};
+use rustix::fs::{Mode, OFlags};
+
+use crate::sys::channel::Message;
 
 /// The maps of a user namespace below this process's own.
 #[derive(Clone, Debug)]
@@ -35,14 +39,22 @@ impl Identity {
         Ok(Self { users, groups, deny_setgroups: true })
     }
 
-    /// Writes the maps for a process that has just entered its namespace and waits.
-    pub(super) fn write_for(&self, process: Pid) -> io::Result<()> {
+    /// Writes the maps for a process that has just entered its namespace, has sent [`own_folder`], and waits.
+    pub(super) fn write_for(&self, entered: &Message) -> io::Result<()> {
+        let folder = entered.descriptors.first().ok_or(io::ErrorKind::InvalidData)?;
+        let folder = format!("/proc/self/fd/{}", folder.as_raw_fd());
         if self.deny_setgroups {
-            fs::write(format!("/proc/{process}/setgroups"), "deny")?;
+            fs::write(format!("{folder}/setgroups"), "deny")?;
         }
-        fs::write(format!("/proc/{process}/uid_map"), &self.users)?;
-        fs::write(format!("/proc/{process}/gid_map"), &self.groups)
+        fs::write(format!("{folder}/uid_map"), &self.users)?;
+        fs::write(format!("{folder}/gid_map"), &self.groups)
     }
+}
+
+/// What /proc has of this process. By its number another one might be found: where /proc cannot be mounted anew it is that
+/// of a pid namespace above.
+pub(super) fn own_folder() -> io::Result<OwnedFd> {
+    Ok(rustix::fs::open("/proc/self", OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())?)
 }
 
 pub(super) fn may_map_all() -> bool {

@@ -25,7 +25,7 @@ use nix::unistd::Pid;
 use rustix::event::{PollFd, PollFlags, poll};
 
 use super::hiding::{self, Hiding};
-use super::identity::Identity;
+use super::identity::{self, Identity};
 use super::replacing::{self, Replacement};
 use super::{passing, world};
 use crate::sys::channel::{Channel, Message};
@@ -82,7 +82,7 @@ fn try_build(plan: &Plan, lines: &Lines) -> io::Result<()> {
         | CloneFlags::CLONE_NEWIPC
         | CloneFlags::CLONE_NEWPID;
     unshare(flags)?;
-    lines.control.send(ENTERED, &[])?;
+    lines.control.send(ENTERED, &[identity::own_folder()?.as_fd()])?;
     expect_go(&lines.control)?;
     let listeners = world::build(&plan.ipv6)?;
     let host_ports = open_host_ports(&plan.host_ports)?;
@@ -139,24 +139,29 @@ fn start(plan: &Plan) -> io::Result<Pid> {
         1
     })?;
     drop(far);
-    if near.receive()?.is_some_and(|message| message.octets == ENTERED) {
-        plan.inner.write_for(command)?;
-        near.send(GO, &[])?;
+    match near.receive()? {
+        Some(entered) if entered.octets == ENTERED => {
+            plan.inner.write_for(&entered)?;
+            near.send(GO, &[])?;
+        }
+        Some(failed) => return Err(errno_of(&failed)),
+        None => {}
     }
     // The end of the conversation is the beginning of the program.
     match near.receive()? {
         None => Ok(command),
-        Some(Message { octets, .. }) => {
-            let errno = octets.first_chunk().map_or(libc::EIO, |errno| i32::from_ne_bytes(*errno));
-            Err(io::Error::from_raw_os_error(errno))
-        }
+        Some(failed) => Err(errno_of(&failed)),
     }
+}
+
+fn errno_of(failed: &Message) -> io::Error {
+    io::Error::from_raw_os_error(failed.octets.first_chunk().map_or(libc::EIO, |errno| i32::from_ne_bytes(*errno)))
 }
 
 fn become_command(plan: &Plan, line: &Channel) -> io::Error {
     let prepared = || {
         unshare(CloneFlags::CLONE_NEWUSER)?;
-        line.send(ENTERED, &[])?;
+        line.send(ENTERED, &[identity::own_folder()?.as_fd()])?;
         expect_go(line)?;
         close_from_on_exec(3)?;
         rustix::thread::set_no_new_privs(true)?;

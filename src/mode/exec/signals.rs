@@ -10,6 +10,8 @@ use nix::sys::signal::{SigSet, SigmaskHow, Signal, kill, sigprocmask};
 use nix::sys::signalfd::{SfdFlags, SignalFd, siginfo};
 use nix::unistd::{Pid, getpgrp, tcgetpgrp, tcsetpgrp};
 
+use crate::sys::fork::hear_of_children;
+
 const PASSED_ON: [Signal; 8] = [
     Signal::SIGHUP,
     Signal::SIGINT,
@@ -35,6 +37,7 @@ pub(super) struct Signals {
 impl Signals {
     /// Must be made before the first thread.
     pub(super) fn hold() -> io::Result<Self> {
+        hear_of_children()?;
         let mut held = SigSet::empty();
         PASSED_ON.iter().for_each(|signal| held.add(*signal));
         let mut mask = SigSet::empty();

@@ -1,16 +1,21 @@
 //! The standard streams, which the command gets as they are.
 //!
 //! Fails closed: a socket that could be connected anew belongs to the host's network still, and is not passed on. A
-//! connected UNIX stream can not, and is what many programs start others with.
+//! connected UNIX stream can not, and is what many programs start others with. Nor is a folder passed on, through which
+//! the files would be seen as they are outside, with the sockets that are covered inside.
 
 use std::io;
 use std::os::fd::AsFd;
 
+use rustix::fs::FileType;
 use socket2::{Domain, SockRef, Type};
 
 pub(super) fn check() -> io::Result<()> {
     let (stdin, stdout, stderr) = (io::stdin(), io::stdout(), io::stderr());
     let streams = [("input", stdin.as_fd()), ("output", stdout.as_fd()), ("error", stderr.as_fd())];
+    if let Some((name, _)) = streams.iter().find(|(_, stream)| is_folder(stream)) {
+        return Err(io::Error::other(format!("standard {name} is a folder, by which the command could get past")));
+    }
     match streams.iter().find(|(_, stream)| leads_out(&SockRef::from(stream))) {
         None => Ok(()),
         Some((name, _)) => Err(io::Error::other(format!(
@@ -18,6 +23,10 @@ pub(super) fn check() -> io::Result<()> {
              between, as `cat |` or `| cat` do"
         ))),
     }
+}
+
+fn is_folder(stream: &impl AsFd) -> bool {
+    rustix::fs::fstat(stream).is_ok_and(|about| FileType::from_raw_mode(about.st_mode).is_dir())
 }
 
 fn leads_out(stream: &SockRef<'_>) -> bool {

@@ -1,6 +1,7 @@
 //! Whom the command spoke with: every record on its way to its file, each block said once, and a table at the end.
 //!
-//! Bounded: at most [`PARTNERS`] rows and as many notices; what does not fit is counted and said.
+//! Bounded: at most [`PARTNERS`] rows and as many notices, and [`ADDRESSES`] in a row; what does not fit is counted and
+//! said.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::fmt;
@@ -37,6 +38,7 @@ pub struct Partner {
 
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Dealings {
+    /// At most [`ADDRESSES`].
     pub addresses: BTreeSet<IpAddr>,
     pub allowed: u64,
     pub blocked: u64,
@@ -104,7 +106,10 @@ impl Tally {
         let passes = record.verdict == Some("allow") || record.action == Some("monitor");
         let (partner, address) = (self.partner(record), record.destination);
         if let Some(dealings) = self.dealings(partner) {
-            dealings.addresses.insert(address);
+            // A command that calls one name at every address there is shall not fill the memory.
+            if dealings.addresses.len() < ADDRESSES {
+                dealings.addresses.insert(address);
+            }
             if passes { dealings.allowed += 1 } else { dealings.blocked += 1 }
         }
     }
@@ -204,7 +209,8 @@ fn row(partner: &Partner, dealings: &Dealings) -> [String; 6] {
     };
     let addresses: Vec<_> = dealings.addresses.iter().take(SHOWN).map(ToString::to_string).collect();
     let more = dealings.addresses.len().saturating_sub(SHOWN);
-    let addresses = addresses.join(" ") + &if more > 0 { format!(" +{more}") } else { String::new() };
+    let or_more = if dealings.addresses.len() < ADDRESSES { "" } else { " or more" };
+    let addresses = addresses.join(" ") + &if more > 0 { format!(" +{more}{or_more}") } else { String::new() };
     [name, port, octets(dealings.bytes_out), octets(dealings.bytes_in), verdict, addresses]
 }
 
@@ -222,7 +228,9 @@ fn octets(count: u64) -> String {
 
 /// Rows, names and notices that are kept.
 const PARTNERS: usize = 16_384;
-/// Addresses in a row.
+/// Addresses that are kept of a row.
+pub const ADDRESSES: usize = 64;
+/// Addresses that are shown of it.
 const SHOWN: usize = 3;
 const HEAD: [&str; 6] = ["NAME", "PORT", "SENT", "RECEIVED", "FLOWS", "ADDRESSES"];
 
@@ -274,6 +282,20 @@ mod tests {
         let mut held = record(Kind::Ip, "tcp", "192.0.2.7:443");
         (held.verdict, held.reason) = (Some("allow"), Some("DOMAIN_INSPECT"));
         assert_eq!(told(&[held]).partners().count(), 0);
+    }
+
+    #[test]
+    fn a_name_that_is_called_at_every_address_is_kept_with_a_few() {
+        let mut tally = Tally::default();
+        for n in 0..100_000_u32 {
+            let mut one = record(Kind::Domain, "tcp", "192.0.2.7:443");
+            (one.destination, one.domain, one.verdict) =
+                (IpAddr::from(n.to_be_bytes()), name("a.example"), Some("block"));
+            tally.record(&one).unwrap();
+        }
+        let [(_, dealings)] = tally.partners().collect::<Vec<_>>()[..] else { panic!("{tally}") };
+        assert_eq!((dealings.addresses.len(), dealings.blocked), (ADDRESSES, 100_000));
+        assert!(tally.to_string().ends_with("0.0.0.0 0.0.0.1 0.0.0.2 +61 or more\n"), "{tally}");
     }
 
     #[test]

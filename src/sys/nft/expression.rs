@@ -26,6 +26,10 @@ const META_L4PROTO: u32 = 16;
 const NETWORK_HEADER: u32 = 1;
 const TRANSPORT_HEADER: u32 = 2;
 
+/// The end of a packet that is looked up in the routes.
+const FIB_SOURCE: u32 = 1;
+const FIB_DESTINATION: u32 = 2;
+
 const EQUAL: u32 = 0;
 const NOT_EQUAL: u32 = 1;
 
@@ -74,7 +78,8 @@ pub(super) fn add(list: &mut Message, expression: &Expression) {
         Expression::TcpOpening => match_opening(list, EQUAL),
         Expression::TcpUnderWay => match_opening(list, NOT_EQUAL),
         Expression::TransparentSocket => match_transparent_socket(list),
-        Expression::DestinationIsLocal => match_local_destination(list),
+        Expression::SourceIsLocal => match_local(list, FIB_SOURCE),
+        Expression::DestinationIsLocal => match_local(list, FIB_DESTINATION),
         Expression::InSet { key, set, negate } => {
             load_key(list, key);
             lookup(list, set, *negate);
@@ -258,26 +263,24 @@ fn match_fragment(list: &mut Message) {
 
 fn match_reverse_path(list: &mut Message) {
     const RESULT_INTERFACE: u32 = 1;
-    const BY_SOURCE: u32 = 1;
     const AND_INTERFACE: u32 = 8;
     const PRESENT: u32 = 32;
     named(list, "fib", |fib| {
         fib.u32(1, FIRST);
         fib.u32(2, RESULT_INTERFACE);
-        fib.u32(3, BY_SOURCE | AND_INTERFACE | PRESENT);
+        fib.u32(3, FIB_SOURCE | AND_INTERFACE | PRESENT);
     });
     // As a whole register is compared here, its first octet tells.
     compare(list, FIRST, &[1]);
 }
 
-fn match_local_destination(list: &mut Message) {
+fn match_local(list: &mut Message, which: u32) {
     const RESULT_ADDRESS_TYPE: u32 = 3;
-    const BY_DESTINATION: u32 = 2;
     const RTN_LOCAL: u32 = 2;
     named(list, "fib", |fib| {
         fib.u32(1, FIRST);
         fib.u32(2, RESULT_ADDRESS_TYPE);
-        fib.u32(3, BY_DESTINATION);
+        fib.u32(3, which);
     });
     compare(list, FIRST, &RTN_LOCAL.to_ne_bytes());
 }

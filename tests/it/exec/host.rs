@@ -132,6 +132,24 @@ impl<'a> Host<'a> {
         (path, listener)
     }
 
+    /// One whose server stands in that folder below the host's, and bound it by its name alone.
+    pub(crate) fn listener_from_its_folder(&self, folder: &str, name: &str) -> (PathBuf, UnixListener) {
+        let folder = self.folder().join(folder);
+        std::fs::create_dir_all(&folder).unwrap();
+        std::env::set_current_dir(&folder).unwrap();
+        let listener = self.lab.gateway.run(|| UnixListener::bind(name).unwrap()).unwrap();
+        (folder.join(name), listener)
+    }
+
+    /// Another path below the host's folder to this file, by a mount.
+    pub(crate) fn mounted(&self, file: &Path, path: &str) -> PathBuf {
+        let path = self.folder().join(path);
+        std::fs::create_dir_all(path.parent().unwrap()).unwrap();
+        std::fs::write(&path, "").unwrap();
+        mount(Some(file), &path, None::<&str>, MsFlags::MS_BIND, None::<&str>).unwrap();
+        path
+    }
+
     /// The port of a server on the host's own loopback.
     pub(crate) fn listen_on_loopback(&self) -> u16 {
         let listener = self.lab.gateway.run(|| TcpListener::bind("127.0.0.1:0").unwrap()).unwrap();

@@ -145,3 +145,31 @@ fn open_without_waiting(to: SocketAddr) -> socket2::Socket {
     let _ = socket.connect(&to.into());
     socket
 }
+
+/// Any socket may be bound to a link. Its packets are not to be routed over the loopback, and leave by no other way.
+#[test]
+fn a_socket_that_is_bound_to_the_link_gets_nothing_out() {
+    in_pod(|lab| {
+        let tap = Tap::at_server(lab).unwrap();
+        let sidecar = Sidecar::start(lab, &configuration("tcp-reset", "", ""));
+        for family in Family::BOTH {
+            for port in [443, 80, 53] {
+                let to = at(Site::A, family, 64, port);
+                lab.client
+                    .run(|| {
+                        for kind in [socket2::Type::STREAM.nonblocking(), socket2::Type::DGRAM] {
+                            let socket = socket2::Socket::new(socket2::Domain::for_address(to), kind, None).unwrap();
+                            socket.bind_device(Some(b"eth0")).unwrap();
+                            let _ = socket.connect(&to.into());
+                            if (port, kind) != (80, socket2::Type::DGRAM) {
+                                let _ = socket.send(&flight("www.youtube.com"));
+                            }
+                        }
+                    })
+                    .unwrap();
+                assert_eq!(tap.count(lab, to).unwrap(), 0, "{to}");
+            }
+        }
+        sidecar.stop();
+    });
+}

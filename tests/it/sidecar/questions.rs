@@ -63,3 +63,28 @@ fn a_resolver_on_the_loopback_is_no_way_around() {
         sidecar.stop();
     });
 }
+
+/// Docker's listens at a port of the kernel's choice, which everybody may read in /proc/net, and has port 53 translated.
+#[test]
+fn the_resolver_of_an_engine_is_reached_by_no_other_port() {
+    in_pod(|lab| {
+        let sockets = || {
+            let udp = UdpSocket::bind("127.0.0.11:0").unwrap();
+            (TcpListener::bind(udp.local_addr().unwrap()).unwrap(), udp)
+        };
+        let (tcp, udp) = lab.client.run(sockets).unwrap();
+        let at = udp.local_addr().unwrap();
+        let sidecar = Sidecar::start(lab, &configuration("tcp-reset", "", ""));
+        let asked = lab.client.run(|| {
+            let stub = UdpSocket::bind("127.0.0.1:0").unwrap();
+            let sent = stub.send_to(&question("www.blocked.example.", RecordType::A), at);
+            (sent.map(drop), TcpStream::connect_timeout(&at, DEADLINE).map(drop))
+        });
+        assert!(matches!(asked.unwrap(), (Err(_), Err(_))), "it has been reached");
+        udp.set_nonblocking(true).unwrap();
+        tcp.set_nonblocking(true).unwrap();
+        assert_eq!(udp.recv(&mut [0; 512]).unwrap_err().kind(), ErrorKind::WouldBlock);
+        assert_eq!(tcp.accept().unwrap_err().kind(), ErrorKind::WouldBlock);
+        sidecar.stop();
+    });
+}
