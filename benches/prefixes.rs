@@ -3,7 +3,8 @@
 //! `cargo bench --bench prefixes`, as root (a million entries in one transaction need a larger socket buffer than
 //! others may have; `PREFIXES` sets another number). Packets go through a lab of three namespaces on this machine; the
 //! rates hold for nobody else, the ratios do. `tracked` has one rule, `ct state established accept`, as every stateful
-//! firewall has: what it costs is connection tracking. `by hand` is the same list in one interval set of the `nft`
+//! firewall has: what it costs is connection tracking. `at two hooks` has it before routing too, where whoever captures
+//! packets must look: there is no less that captures and judges. `by hand` is the same list in one interval set of the `nft`
 //! program, where that is installed.
 
 #![allow(clippy::unwrap_used, clippy::print_stdout)]
@@ -118,10 +119,11 @@ fn nft(lab: &Lab, command: &str) {
 
 /// Packets a second through the gateway, by what stands there; the rounds alternate.
 fn rates(lab: &Lab, small: &Ruleset, whole: &Ruleset) {
-    let tracked = tracked();
+    let (tracked, twice) = (tracked(&[Hook::Forward]), tracked(&[Hook::Prerouting, Hook::Forward]));
     let mut ways = vec![
         ("no rules", Way::NoRules),
         ("tracked", Way::Ours(&tracked)),
+        ("at two hooks", Way::Ours(&twice)),
         ("16 prefixes", Way::Ours(small)),
         ("all prefixes", Way::Ours(whole)),
     ];
@@ -194,10 +196,11 @@ fn many_flows(number: usize) -> Duration {
     begun.elapsed()
 }
 
-fn tracked() -> Ruleset {
+fn tracked(hooks: &[Hook]) -> Ruleset {
     let accept = Expression::Verdict(Verdict::Accept);
-    let rule = Rule(vec![Expression::Connection(&[Connection::Established]), accept]);
-    let chains = vec![Chain::at(Hook::Forward, 0, "forward", vec![rule])];
+    let rule = || Rule(vec![Expression::Connection(&[Connection::Established]), accept.clone()]);
+    let chain = |(number, hook): (usize, &Hook)| Chain::at(*hook, 0, format!("established_{number}"), vec![rule()]);
+    let chains = hooks.iter().enumerate().map(chain).collect();
     Ruleset { table: TABLE, sets: Vec::new(), lists: Vec::new(), chains }
 }
 
