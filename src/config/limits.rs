@@ -44,7 +44,8 @@ pub struct Limits {
     /// Takes effect at start.
     pub held_bytes: usize,
     /// The same of all TCP flows together, a quarter of it of one client: 1 MiB to 1 TiB; default 512 MiB. A flow that has
-    /// more to hold is reset, counted and logged. Takes effect at start.
+    /// more to hold is reset, counted and logged. Up to half of it goes to what slow receivers have not taken. Takes
+    /// effect at start.
     pub held_bytes_in_all: usize,
     /// A TCP flow without a byte for so long is ended: 1 s to 7 days; default 5 min. Takes effect at start.
     pub idle: Duration,
