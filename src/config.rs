@@ -46,7 +46,7 @@ use named::{Named, name_of};
 pub use network::ANYBODYS_WORD;
 use network::{Known, Written};
 pub use part::Part;
-pub use policy::is_fingerprint;
+pub use policy::fingerprint_of;
 use sidecar::SidecarSettings;
 use source::Fetcher;
 pub use source::{Fetching, ListSource};
