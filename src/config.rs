@@ -175,7 +175,7 @@ fn read(source: &Arc<Source>, fetching: Fetching, report: &Report) -> Option<Loa
     let enforcer = enforcer(&mut top, report);
     let (included, patterns) = document::included(&mut top, report);
     let documents: Vec<_> = included.iter().map(|source| document::parse(source, report)).collect();
-    let gateway = top.table("gateway").map(limits::read_gateway).unwrap_or_default();
+    let gateway = top.table("gateway").map(|table| limits::read_gateway(table, report)).unwrap_or_default();
     let sidecar = read_sidecar(&mut top, report);
     let limits = top.table("limits").map(limits::read_limits).unwrap_or_default();
     let host: Arc<str> = enforcer.value.as_str().into();

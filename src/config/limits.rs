@@ -4,8 +4,10 @@ mod dns;
 
 use std::time::Duration;
 
+use super::mistake::Report;
 use super::table::Table;
 use crate::sys::fetch;
+use crate::sys::privileges::is_user;
 pub use dns::DnsLimits;
 
 /// What a gateway does when tidegate is not there (SPEC R5).
@@ -97,10 +99,13 @@ impl Default for Limits {
     }
 }
 
-pub(super) fn read_gateway(mut table: Table<'_>) -> GatewaySettings {
+pub(super) fn read_gateway(mut table: Table<'_>, report: &Report) -> GatewaySettings {
     let default = GatewaySettings::default();
-    // It was read before all else: see `super::user`.
-    table.text("user");
+    // It was read before all else: see `super::runs`.
+    if let Some(user) = table.text("user").filter(|user| !is_user(&user.value)) {
+        let what = format!("this host knows no user `{}`: the gateway would not start here", user.value);
+        report.warning(&user.place, what, "make that user, or name another");
+    }
     let words = &[("closed", OnFailure::Closed), ("open", OnFailure::Open)];
     GatewaySettings {
         on_failure: table.word("on_failure", words, default.on_failure),
