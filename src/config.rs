@@ -197,6 +197,7 @@ fn read(source: &Arc<Source>, fetching: Fetching, report: &Report) -> Option<Loa
     let networks = objects.networks_of(&enforcer, report);
     if let Some((_, place)) = &sidecar {
         sidecar::warn_of_inspected_inbound(networks.iter().map(AsRef::as_ref), place, report);
+        sidecar::warn_of_unseen_questions(&networks, place, report);
     }
     let policies = objects.policies.iter().cloned().collect();
     let lists = objects.lists.iter().filter_map(Slot::ready).cloned().collect();
