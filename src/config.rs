@@ -46,7 +46,7 @@ use named::{Named, name_of};
 pub use network::ANYBODYS_WORD;
 use network::{Known, Written};
 pub use part::Part;
-pub use policy::is_fingerprint;
+pub use policy::fingerprint_of;
 use sidecar::SidecarSettings;
 use source::Fetcher;
 pub use source::{Fetching, ListSource};
@@ -175,7 +175,7 @@ fn read(source: &Arc<Source>, fetching: Fetching, report: &Report) -> Option<Loa
     let enforcer = enforcer(&mut top, report);
     let (included, patterns) = document::included(&mut top, report);
     let documents: Vec<_> = included.iter().map(|source| document::parse(source, report)).collect();
-    let gateway = top.table("gateway").map(limits::read_gateway).unwrap_or_default();
+    let gateway = top.table("gateway").map(|table| limits::read_gateway(table, report)).unwrap_or_default();
     let sidecar = read_sidecar(&mut top, report);
     let limits = top.table("limits").map(limits::read_limits).unwrap_or_default();
     let host: Arc<str> = enforcer.value.as_str().into();
@@ -197,6 +197,7 @@ fn read(source: &Arc<Source>, fetching: Fetching, report: &Report) -> Option<Loa
     let networks = objects.networks_of(&enforcer, report);
     if let Some((_, place)) = &sidecar {
         sidecar::warn_of_inspected_inbound(networks.iter().map(AsRef::as_ref), place, report);
+        sidecar::warn_of_unseen_questions(&networks, place, report);
     }
     let policies = objects.policies.iter().cloned().collect();
     let lists = objects.lists.iter().filter_map(Slot::ready).cloned().collect();

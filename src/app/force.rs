@@ -120,6 +120,8 @@ impl App {
         match capture::renew(ruleset, now.wall()) {
             Ok(()) => {
                 self.told = now;
+                // They were told with the ends of entries too.
+                self.judge_names_anew();
                 tracing::info!("the clock was set: entries of lists end by the new time");
             }
             Err(error) => tracing::error!(%error, "the clock was set, and the kernel cannot be told when entries end"),

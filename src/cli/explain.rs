@@ -9,7 +9,7 @@ use std::time::SystemTime;
 use clap::Args;
 
 use super::{ConfigArg, USAGE, say};
-use crate::config::is_fingerprint;
+use crate::config::fingerprint_of;
 use crate::name::DomainName;
 use crate::policy::protocol::number_of;
 use account::{Account, Flow};
@@ -96,7 +96,7 @@ fn protocol(text: &str) -> Result<Protocol, String> {
 }
 
 fn fingerprint(text: &str) -> Result<String, &'static str> {
-    if is_fingerprint(text) { Ok(text.to_owned()) } else { Err("not a JA3 hash, a JA3 string or a JA4") }
+    fingerprint_of(text).ok_or("not a JA3 hash, a JA3 string or a JA4")
 }
 
 fn name(text: &str) -> Result<DomainName, String> {

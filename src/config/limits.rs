@@ -4,8 +4,10 @@ mod dns;
 
 use std::time::Duration;
 
+use super::mistake::Report;
 use super::table::Table;
 use crate::sys::fetch;
+use crate::sys::privileges::is_user;
 pub use dns::DnsLimits;
 
 /// What a gateway does when tidegate is not there (SPEC R5).
@@ -44,7 +46,8 @@ pub struct Limits {
     /// Takes effect at start.
     pub held_bytes: usize,
     /// The same of all TCP flows together, a quarter of it of one client: 1 MiB to 1 TiB; default 512 MiB. A flow that has
-    /// more to hold is reset, counted and logged. Takes effect at start.
+    /// more to hold is reset, counted and logged. Up to half of it goes to what slow receivers have not taken. Takes
+    /// effect at start.
     pub held_bytes_in_all: usize,
     /// A TCP flow without a byte for so long is ended: 1 s to 7 days; default 5 min. Takes effect at start.
     pub idle: Duration,
@@ -96,10 +99,13 @@ impl Default for Limits {
     }
 }
 
-pub(super) fn read_gateway(mut table: Table<'_>) -> GatewaySettings {
+pub(super) fn read_gateway(mut table: Table<'_>, report: &Report) -> GatewaySettings {
     let default = GatewaySettings::default();
-    // It was read before all else: see `super::user`.
-    table.text("user");
+    // It was read before all else: see `super::runs`.
+    if let Some(user) = table.text("user").filter(|user| !is_user(&user.value)) {
+        let what = format!("this host knows no user `{}`: the gateway would not start here", user.value);
+        report.warning(&user.place, what, "make that user, or name another");
+    }
     let words = &[("closed", OnFailure::Closed), ("open", OnFailure::Open)];
     GatewaySettings {
         on_failure: table.word("on_failure", words, default.on_failure),

@@ -14,6 +14,7 @@ use crate::list::{List, ListVerdict};
 use crate::name::Pattern;
 use crate::policy::IpVerdict;
 use crate::policy::rules::{FingerprintDemand, FingerprintRule, Policy};
+use crate::wire::tls::is_grease;
 
 /// What a policy may name.
 #[derive(Clone, Copy)]
@@ -122,14 +123,14 @@ fn fingerprint(mut table: Table<'_>, report: &Report) -> Option<FingerprintRule>
         (table.text("block"), FingerprintDemand::Block),
     ];
     let (value, demand) = demands.into_iter().find_map(|(value, demand)| Some((value?, demand)))?;
-    if !is_fingerprint(&value.value) {
+    let Some(fingerprint) = fingerprint_of(&value.value) else {
         let what = format!("`{}` is no fingerprint", value.value);
         let mend = "write a JA3 hash (32 hexadecimal digits), a JA3 string (771,4865-4866,0-11,29-23,0) or a JA4 \
                     (t13d1516h2_8daaf6152771_b186095e22b6)";
         report.error(&value.place, what, mend);
         return None;
-    }
-    Some(FingerprintRule { domains, demand, value: value.value })
+    };
+    Some(FingerprintRule { domains, demand, value: fingerprint })
 }
 
 fn pattern(name: &Located<String>, report: &Report) -> Option<Pattern> {
@@ -143,23 +144,33 @@ fn pattern(name: &Located<String>, report: &Report) -> Option<Pattern> {
     }
 }
 
-/// Whether it has the shape of one: a JA3 hash, a JA3 string or a JA4.
-pub fn is_fingerprint(text: &str) -> bool {
-    is_hex(&text.to_ascii_lowercase(), 32) || is_ja3_string(text) || is_ja4(text)
+/// A JA3 hash, a JA3 string or a JA4 as a hello gives it, however it is written: a rule is compared octet by octet, and one
+/// that no hello can have would block nothing.
+pub fn fingerprint_of(text: &str) -> Option<String> {
+    let small = text.to_ascii_lowercase();
+    (is_hex(&small, 32) || is_ja4(&small)).then_some(small).or_else(|| ja3_string(text))
 }
 
 fn is_hex(text: &str, length: usize) -> bool {
     text.len() == length && text.bytes().all(|b| matches!(b, b'0'..=b'9' | b'a'..=b'f'))
 }
 
-/// Version, ciphers, extensions, groups and point formats, each decimal numbers joined by `-`.
-fn is_ja3_string(text: &str) -> bool {
+/// Version, ciphers, extensions, groups and point formats, each decimal numbers joined by `-`. What is GREASE in a hello is
+/// left out of its JA3, and here.
+fn ja3_string(text: &str) -> Option<String> {
     let fields: Vec<&str> = text.split(',').collect();
-    let number = |text: &str| text.parse::<u16>().is_ok();
-    let numbers = |field: &str| field.is_empty() || field.split('-').all(number);
-    fields.len() == 5
-        && fields.first().is_some_and(|version| number(version))
-        && fields.iter().skip(1).all(|f| numbers(f))
+    let [version, ciphers, extensions, groups, formats] = fields[..] else { return None };
+    let version: u16 = version.parse().ok()?;
+    let lists = [(ciphers, u16::MAX), (extensions, u16::MAX), (groups, u16::MAX), (formats, u8::MAX.into())];
+    let lists: Option<Vec<String>> = lists.into_iter().map(|(list, most)| ja3_list(list, most)).collect();
+    Some(format!("{version},{}", lists?.join(",")))
+}
+
+fn ja3_list(text: &str, most: u16) -> Option<String> {
+    let numbers = text.split('-').filter(|_| !text.is_empty()).map(|number| number.parse::<u16>().ok());
+    let numbers: Vec<u16> = numbers.collect::<Option<_>>()?;
+    let seen = numbers.iter().filter(|number| !is_grease(**number)).map(u16::to_string);
+    numbers.iter().all(|number| *number <= most).then(|| seen.collect::<Vec<_>>().join("-"))
 }
 
 /// `t13d1516h2_8daaf6152771_b186095e22b6`: transport, version, SNI, two counts, ALPN; two hashes.
@@ -170,10 +181,11 @@ fn is_ja4(text: &str) -> bool {
         return false;
     };
     start.len() == 10
-        && matches!(transport, b't' | b'q' | b'd')
-        && (v1.is_ascii_digit() || matches!(v1, b's' | b'd'))
+        // Others have DTLS for a transport, which nobody peeks at.
+        && matches!(transport, b't' | b'q')
+        && matches!(&[v1, v2], b"13" | b"12" | b"11" | b"10" | b"s3" | b"s2" | b"00")
         && matches!(sni, b'd' | b'i')
-        && [v2, c1, c2, e1, e2].iter().all(u8::is_ascii_digit)
+        && [c1, c2, e1, e2].iter().all(u8::is_ascii_digit)
         && [a1, a2].iter().all(u8::is_ascii_alphanumeric)
         && is_hex(ciphers, 12)
         && is_hex(extensions, 12)
@@ -184,31 +196,48 @@ mod tests {
     use super::*;
 
     #[test]
-    fn fingerprints_are_known_by_their_shape() {
-        for good in [
-            "3fed133de60c35724739b913924b6c24",
-            "3FED133DE60C35724739B913924B6C24",
-            "771,4865-4866-4867,0-11-10,29-23,0",
-            "771,,,,",
-            "t13d1516h2_8daaf6152771_b186095e22b6",
-            "q13i0312h3_55b375c5d22e_06cda9e17597",
+    fn a_fingerprint_is_read_as_a_hello_gives_it_however_it_is_written() {
+        let hash = "3fed133de60c35724739b913924b6c24";
+        let ja4 = "t13d1516h2_8daaf6152771_b186095e22b6";
+        let string = "771,4865-4866-4867,0-11-10,29-23,0";
+        for (written, read) in [
+            (hash, hash),
+            ("3FED133DE60C35724739B913924B6C24", hash),
+            (string, string),
+            ("0771,+4865-04866-4867,00-11-10,29-23,+0", string),
+            ("771,2570-4865-4866-4867,0-11-10-64250,6682-29-23,0", string),
+            ("771,,,,", "771,,,,"),
+            ("771,2570,,,", "771,,,,"),
+            (ja4, ja4),
+            ("T13D1516H2_8DAAF6152771_B186095E22B6", ja4),
+            ("q13i0312h3_55b375c5d22e_06cda9e17597", "q13i0312h3_55b375c5d22e_06cda9e17597"),
+            ("ts3i000000_000000000000_000000000000", "ts3i000000_000000000000_000000000000"),
         ] {
-            assert!(is_fingerprint(good), "{good}");
+            assert_eq!(fingerprint_of(written).as_deref(), Some(read), "{written}");
         }
+    }
+
+    #[test]
+    fn what_no_hello_can_have_is_no_fingerprint() {
         for bad in [
             "",
             "3fed133de60c35724739b913924b6c2",
             "3fed133de60c35724739b913924b6c2g",
+            " 3fed133de60c35724739b913924b6c24",
             "771,4865,0,29",
             ",4865,0,29,0",
+            "771, 4865,0,29,0",
             "771,70000,0,29,0",
             "771,4865--4866,0,29,0",
+            "771,4865,0,29,256",
             "t13d1516h2_8daaf6152771",
             "x13d1516h2_8daaf6152771_b186095e22b6",
-            "t13d1516h2_8DAAF6152771_b186095e22b6",
+            "d13d1516h2_8daaf6152771_b186095e22b6",
+            "t14d1516h2_8daaf6152771_b186095e22b6",
+            "td2d1516h2_8daaf6152771_b186095e22b6",
             "t13d1516h2é_8daaf6152771_b186095e22b6",
         ] {
-            assert!(!is_fingerprint(bad), "{bad}");
+            assert_eq!(fingerprint_of(bad), None, "{bad}");
         }
     }
 }

@@ -1,5 +1,8 @@
 //! `[sidecar]`: sharing the network namespace of an application.
 
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::sync::Arc;
+
 use nix::unistd::User;
 
 use super::mistake::{Place, Report};
@@ -45,6 +48,27 @@ pub(super) fn warn_of_inspected_inbound<'a>(
             network.name
         );
         report.warning(place, what, "mind it in the policy of `inbound`, or put a gateway in front");
+    }
+}
+
+/// A question to a resolver on the loopback comes from the loopback, and is judged by a Network that protects this.
+pub(super) fn warn_of_unseen_questions(networks: &[Arc<Network>], place: &Place, report: &Report) {
+    let prefixes = || {
+        let outbound = networks.iter().filter(|network| network.outbound.is_some());
+        outbound.flat_map(|network| network.ips.iter().map(|ip| ip.prefix))
+    };
+    let loopbacks = [IpAddr::V4(Ipv4Addr::LOCALHOST), IpAddr::V6(Ipv6Addr::LOCALHOST)];
+    for loopback in loopbacks {
+        let is_used = prefixes().any(|prefix| prefix.addr().is_ipv4() == loopback.is_ipv4());
+        if is_used && !prefixes().any(|prefix| prefix.contains(&loopback)) {
+            let what = format!(
+                "no network with `outbound` covers {loopback}: questions to a resolver on the loopback, as many \
+                 containers have one, are not seen"
+            );
+            let length = if loopback.is_ipv4() { 32 } else { 128 };
+            let mend = format!("add `{{ ip = \"{loopback}\", maskbits = {length} }}` to `ips` of the network");
+            report.warning(place, what, mend);
+        }
     }
 }
 

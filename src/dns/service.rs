@@ -19,7 +19,8 @@ use super::review::{Address, Findings, Reader, Review};
 use crate::firewall::naming_networks;
 use crate::name::DomainName;
 use crate::policy::bindings::Bindings;
-use crate::policy::judge::judge_bound;
+use crate::policy::judge::{bound_lasts, judge_bound};
+use crate::policy::network::Network;
 use crate::policy::snapshot::Snapshot;
 use crate::policy::{DropAction, IpVerdict, Reason, Transport};
 use crate::sys::ending::{Ended, Ender};
@@ -262,18 +263,25 @@ pub struct Told {
 /// this. Where the kernel does not take them, the addresses decide. Nothing is kept in the kernel for a name that changes
 /// nothing of the verdict of its address.
 pub fn tell(kernel: &mut NftSocket, snapshot: &Snapshot, told: &[Told]) -> io::Result<()> {
-    let now = SystemTime::now();
-    let named = told.iter().flat_map(|own| {
-        naming_networks(snapshot, own.client).map(move |network| {
-            let passes = own.name.as_ref().and_then(|name| {
-                let verdict = judge_bound(network, own.remote, name, now);
-                (verdict.pass != (verdict.ip == IpVerdict::Allow)).then_some(verdict.pass)
-            });
-            Named { network, client: own.client, remote: own.remote, passes, lasts: own.lasts }
-        })
-    });
-    let named: Vec<_> = named.collect();
+    let named = judged(snapshot, told, SystemTime::now());
     if named.is_empty() { Ok(()) } else { Ok(kernel.set_names(&named)?) }
+}
+
+/// No verdict outlives the entries of lists that made it.
+fn judged<'a>(snapshot: &'a Snapshot, told: &[Told], now: SystemTime) -> Vec<Named<'a>> {
+    let judge = |network: &'a Network, own: &Told| {
+        let mut named = Named { network, client: own.client, remote: own.remote, passes: None, lasts: own.lasts };
+        if let Some(name) = &own.name {
+            let verdict = judge_bound(network, own.remote, name, now);
+            if verdict.pass != (verdict.ip == IpVerdict::Allow) {
+                named.passes = Some(verdict.pass);
+                named.lasts = bound_lasts(network, own.remote, name, now, own.lasts);
+            }
+        }
+        named
+    };
+    let networks = |own: &Told| naming_networks(snapshot, own.client);
+    told.iter().flat_map(|own| networks(own).map(|network| judge(network, own)).collect::<Vec<_>>()).collect()
 }
 
 /// Gives an answer the id of its query and its question byte for byte, in the client's own case.
@@ -300,3 +308,32 @@ pub fn is_answer_to(question: &[u8], id: u16, answer: &[u8]) -> bool {
 const AT_ONCE: usize = 1024;
 /// Addresses in a record.
 const RECORDED: usize = 16;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::firewall::fixture::{network, snapshot, with_policy};
+    use crate::list::{List, ListVerdict, PrefixSet};
+    use crate::name::Pattern;
+
+    #[test]
+    fn the_kernel_is_told_of_a_name_for_no_longer_than_the_entry_lasts_that_blocks_it() {
+        let now = SystemTime::UNIX_EPOCH + Duration::from_secs(1000);
+        let entry = (Pattern::parse("bad.example").unwrap(), Some(now + Duration::from_secs(10)));
+        let (name, verdict, prefixes) = ("bad".into(), ListVerdict::Block, PrefixSet::default());
+        let list = Arc::new(List { name, verdict, domains: [entry].into_iter().collect(), prefixes });
+        let mut office = with_policy(network("office", &[("10.1.0.0/24", None)]), vec![list], IpVerdict::Allow);
+        office.inspection.iter_mut().for_each(|inspection| inspection.use_bindings = true);
+        let snapshot = snapshot(vec![office]);
+        for (name, passes, lasts) in
+            [(Some("bad.example"), Some(false), 10), (Some("other.example"), None, 60), (None, None, 60)]
+        {
+            let name = name.map(|name| DomainName::parse(name.as_bytes()).unwrap());
+            let (client, remote) = ([10, 1, 0, 2].into(), [192, 0, 2, 1].into());
+            let told = Told { client, remote, name, lasts: Duration::from_secs(60) };
+            let named = judged(&snapshot, &[told], now);
+            let seen: Vec<_> = named.iter().map(|named| (named.passes, named.lasts.as_secs())).collect();
+            assert_eq!(seen, [(passes, lasts)]);
+        }
+    }
+}

@@ -1,8 +1,8 @@
 //! Names that DNS gave, for flows that show none to anybody: on ports that nobody inspects (SPEC V12).
 //!
 //! A Network that uses bindings has two sets of pairs of client and remote address: those whose name lets their flows
-//! pass, and those whose name blocks them. A pair is there for as long as the DNS record that made it. A pair in neither
-//! set has the verdict of its address.
+//! pass, and those whose name blocks them. A pair is there for as long as the DNS record that made it, and as the
+//! entries of lists by which its name was judged. A pair in neither set has the verdict of its address.
 
 use std::hash::{DefaultHasher, Hash, Hasher};
 use std::net::IpAddr;

@@ -13,7 +13,7 @@ use std::time::SystemTime;
 use super::compile::Builder;
 use super::entry::{Entry, Reach, Sense};
 use super::file::{Image, Layout, Octets, Stamp};
-use super::prefixes::{Exceptions, seconds};
+use super::prefixes::{Exceptions, seconds, time};
 use super::table::Probe;
 use crate::name::{DomainName, Pattern};
 
@@ -57,6 +57,14 @@ impl DomainSet {
     /// The longest entry by which this set holds `name`.
     pub fn find<'a>(&self, name: &'a DomainName, now: SystemTime) -> Option<Match<'a>> {
         self.parts.iter().find_map(|part| part.find(name.as_str(), now))
+    }
+
+    /// When the entries and exceptions end that reach `name`, those that have ended among them.
+    pub fn ends_of(&self, name: &DomainName) -> Vec<SystemTime> {
+        let images = self.parts.iter().map(|part| Image { octets: (*part.octets).as_ref(), layout: &part.layout });
+        let ends =
+            images.flat_map(|image| [Sense::Holds, Sense::Exception].map(|sense| image.ends_of(sense, name.as_str())));
+        ends.flatten().filter_map(time).collect()
     }
 
     /// How many different patterns went in, exceptions too.
@@ -123,6 +131,18 @@ impl Image<'_> {
                 }
             }
         }
+    }
+}
+
+impl Image<'_> {
+    fn ends_of(&self, sense: Sense, name: &str) -> Vec<u64> {
+        let suffixes = crate::name::suffixes(name).enumerate();
+        let ends = suffixes.flat_map(|(above, suffix)| {
+            let hash = self.layout.key.hash(suffix);
+            let reaches = if above == 0 { [Reach::Exact, Reach::Tree] } else { [Reach::Below, Reach::Tree] };
+            reaches.map(|reach| self.table(sense, reach).probe(hash).and_then(|probe| probe.end()))
+        });
+        ends.flatten().collect()
     }
 }
 

@@ -62,11 +62,19 @@ impl PrefixSet {
     }
 
     pub fn holds(&self, address: IpAddr, now: SystemTime) -> bool {
-        let expires = match address.to_canonical() {
+        self.expiry_of(address).is_some_and(|expires| expires == NEVER || seconds(now) < expires)
+    }
+
+    /// When what holds `address` ends, or has ended.
+    pub fn end_of(&self, address: IpAddr) -> Option<SystemTime> {
+        self.expiry_of(address).and_then(time)
+    }
+
+    fn expiry_of(&self, address: IpAddr) -> Option<u64> {
+        match address.to_canonical() {
             IpAddr::V4(address) => self.v4.expiry_of(address.to_bits()),
             IpAddr::V6(address) => self.v6.expiry_of(address.to_bits()),
-        };
-        expires.is_some_and(|expires| expires == NEVER || seconds(now) < expires)
+        }
     }
 
     /// The fewest prefixes that cover the same addresses, with the time at which each ends: what a kernel set wants.
@@ -199,7 +207,7 @@ fn v6_prefixes((start, end, expires): (u128, u128, u64)) -> impl Iterator<Item =
     Ipv6Subnets::new(start.into(), end.into(), 0).map(move |prefix| (IpNet::V6(prefix), time(expires)))
 }
 
-fn time(expires: u64) -> Option<SystemTime> {
+pub(super) fn time(expires: u64) -> Option<SystemTime> {
     if expires == NEVER { None } else { UNIX_EPOCH.checked_add(Duration::from_secs(expires)) }
 }
 

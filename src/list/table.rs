@@ -97,14 +97,14 @@ impl Probe<'_> {
         let names = self.bucket.len().saturating_sub(PADDING) / REMAINDER;
         let mut others = self.bucket.windows(8).step_by(REMAINDER).take(names).skip(1);
         let found = self.edges.contains(&self.wanted) || others.any(|octets| read_remainder(octets) == self.wanted);
-        found && (self.ends.is_empty() || self.is_live(now))
+        found && self.end().is_none_or(|end| now < end)
     }
 
-    /// A name that is not in the list of ends has none.
-    fn is_live(&self, now: u64) -> bool {
+    /// When the name ends, in seconds since 1970. One that is not in the list of ends has none.
+    pub(super) fn end(&self) -> Option<u64> {
         let (ends, _) = self.ends.as_chunks::<END>();
         let found = ends.binary_search_by_key(&self.hash, |octets| read_u64(octets, 0));
-        found.ok().and_then(|at| ends.get(at)).is_none_or(|octets| now < read_u64(octets, 8))
+        found.ok().and_then(|at| ends.get(at)).map(|octets| read_u64(octets, 8))
     }
 }
 

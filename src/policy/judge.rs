@@ -1,7 +1,7 @@
 //! From what is known of a flow to its verdict.
 
 use std::net::IpAddr;
-use std::time::SystemTime;
+use std::time::{Duration, SystemTime};
 
 use super::matrix::{combine, name_decides};
 use super::network::{Bind, Ech, Network, Otherwise, Rule};
@@ -95,6 +95,24 @@ pub fn judge_bound(network: &Network, remote: IpAddr, name: &DomainName, now: Sy
     judge(network, Direction::Outbound, &facts)
 }
 
+/// How long that verdict stands: until the entries of lists end without which it would be another, `longest` at most.
+pub fn bound_lasts(
+    network: &Network,
+    remote: IpAddr,
+    name: &DomainName,
+    now: SystemTime,
+    longest: Duration,
+) -> Duration {
+    let passes = |at| judge_bound(network, remote, name, at).pass;
+    let Some(rule) = network.rule(Direction::Outbound) else { return longest };
+    let ends = rule.policy.ends_of(remote, name).into_iter();
+    let mut ends: Vec<_> = ends.filter(|end| end.duration_since(now).is_ok_and(|until| until < longest)).collect();
+    ends.sort_unstable();
+    let changed =
+        (!ends.is_empty()).then(|| passes(now)).and_then(|own| ends.into_iter().find(|end| passes(*end) != own));
+    changed.and_then(|end| end.duration_since(now).ok()).unwrap_or(longest)
+}
+
 fn by_name(network: &Network, rule: &Rule, ip: Judged<IpVerdict>, name: &DomainName, facts: &Facts<'_>) -> Verdict {
     let Some(inspection) = &network.inspection else { return by_ip(ip) };
     let found = rule.policy.judge_name(name, facts.now);
@@ -164,7 +182,7 @@ fn is(own: &Fingerprint, value: &str) -> bool {
 #[cfg(test)]
 mod tests {
     use std::sync::Arc;
-    use std::time::{Duration, UNIX_EPOCH};
+    use std::time::UNIX_EPOCH;
 
     use super::*;
     use crate::list::{DomainSet, List, ListVerdict, PrefixSet};
@@ -283,6 +301,41 @@ mod tests {
             }
         }
         assert_eq!(cells, 32);
+    }
+
+    #[test]
+    fn the_verdict_of_a_name_lasts_until_the_entries_end_that_made_it() {
+        let own = policy(Vec::new());
+        let later = |name: &str, verdict, entry: &str, end: Option<u64>| {
+            let end = end.map(|end| UNIX_EPOCH + Duration::from_secs(end));
+            let domains = [(Pattern::parse(entry).unwrap(), end)].into_iter().collect();
+            Arc::new(List { name: name.into(), verdict, domains, prefixes: PrefixSet::default() })
+        };
+        let lasts = |more: Vec<Arc<List>>, remote: &str, name: &str, now, longest| {
+            let lists = own.lists.iter().cloned().chain(more).collect();
+            let policy = Arc::new(Policy { lists, ..(*own).clone() });
+            let network = with_policy(InspectionType::Explicit, policy, |_| ());
+            let name = DomainName::parse(name.as_bytes()).unwrap();
+            let now = UNIX_EPOCH + Duration::from_millis(now);
+            let longest = Duration::from_secs(longest);
+            bound_lasts(&network, remote.parse().unwrap(), &name, now, longest).as_millis()
+        };
+        let good = "www.allowed.example";
+        // Blocked by address: the entry of the name lets it pass. Both end at 1000 s, and then the default lets it pass.
+        assert_eq!(lasts(vec![], BLOCKED, good, 0, 3600), 3_600_000);
+        assert_eq!(lasts(vec![], ALLOWED, "bad.blocked.example", 400_500, 3600), 599_500);
+        assert_eq!(lasts(vec![], ALLOWED, "bad.blocked.example", 400_500, 60), 60_000, "no longer than DNS said");
+        assert_eq!(lasts(vec![], ALLOWED, "bad.blocked.example", 1_000_000, 60), 60_000, "it has ended before");
+        let forever = later("also-bad", ListVerdict::Block, "bad.blocked.example", None);
+        assert_eq!(lasts(vec![forever], ALLOWED, "bad.blocked.example", 0, 3600), 3_600_000, "another holds it on");
+        let longer = || later("also-bad", ListVerdict::Block, "*.blocked.example", Some(2000));
+        assert_eq!(lasts(vec![longer()], ALLOWED, "bad.blocked.example", 0, 3600), 2_000_000);
+        // Allowed until 1000 s, then blocked until 2000 s.
+        let beneath = later("then-bad", ListVerdict::Block, good, Some(2000));
+        assert_eq!(lasts(vec![beneath], ALLOWED, good, 0, 3600), 1_000_000);
+        // The address stays blocked, and the name lets it pass until 500 s.
+        let beneath = later("until", ListVerdict::Allow, "other.example", Some(500));
+        assert_eq!(lasts(vec![beneath], BLOCKED, "other.example", 0, 3600), 500_000);
     }
 
     #[test]

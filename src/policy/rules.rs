@@ -86,6 +86,14 @@ impl Policy {
         }
     }
 
+    /// When entries of the lists end that an address or a name meets, in no order.
+    pub fn ends_of(&self, address: IpAddr, name: &DomainName) -> Vec<SystemTime> {
+        let ends = self.in_order().flat_map(|Question { list, .. }| {
+            list.prefixes.end_of(address).into_iter().chain(list.domains.ends_of(name))
+        });
+        ends.collect()
+    }
+
     /// What an address is asked: the first whose list holds it decides. Threat lists below their threshold are not here.
     pub fn in_order(&self) -> impl Iterator<Item = Question<'_>> {
         let rules = [(Reason::Asn, &self.asns), (Reason::Country, &self.countries)].into_iter().enumerate();

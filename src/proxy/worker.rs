@@ -27,8 +27,8 @@ pub struct Settings {
     pub flows: usize,
     /// Of those, flows of one client address. Default 25,000.
     pub flows_of_one: usize,
-    /// Octets of the beginnings of TCP flows that are held at once in all workers, a quarter of them of one client; a flow
-    /// that has more to hold is reset. Default 512 MiB.
+    /// Octets of TCP flows that are held at once in all workers, a quarter of them of one client. A flow whose beginning
+    /// finds no room is reset; one whose receiver is slow is read in small pieces. Default 512 MiB.
     pub held: usize,
     /// How much of a flow is held while its name is looked for, and what is told of it.
     pub peek: Limits,
@@ -172,7 +172,7 @@ impl Census {
         self.live.load(Ordering::Relaxed)
     }
 
-    /// Octets of the beginnings of flows.
+    /// Octets of flows that wait for a verdict, or for their receiver.
     pub fn held(&self) -> usize {
         self.held.load(Ordering::Relaxed)
     }
@@ -207,6 +207,21 @@ impl Place {
         drop(of);
         self.held = octets;
         true
+    }
+
+    /// Holds up to `most` octets more, as far as there is room: so many. For what the receiver may not take at once, and
+    /// from half the room alone: slow receivers must not cost the beginnings of flows theirs.
+    pub fn lend(&mut self, most: usize) -> usize {
+        let mut of = self.census.shard(self.client);
+        let own = of.entry(self.client).or_default();
+        let half = self.most_held / 2;
+        let free = half.saturating_sub(self.census.held.load(Ordering::Relaxed));
+        let more = most.min(free).min((half / SHARES).saturating_sub(own.held));
+        self.census.held.fetch_add(more, Ordering::Relaxed);
+        own.held += more;
+        drop(of);
+        self.held += more;
+        more
     }
 }
 
@@ -252,6 +267,21 @@ mod tests {
         drop((two, others));
         assert_eq!((census.held(), census.live()), (0, 0));
         assert!(census.of.iter().all(|of| of.lock().unwrap().is_empty()));
+    }
+
+    #[test]
+    fn half_of_the_room_is_lent_and_the_other_half_left_for_beginnings() {
+        let census = Arc::new(Census::default());
+        let settings = settings(100, 100, 800);
+        let clients: Vec<IpAddr> = (1..7).map(|n| IpAddr::from([10, 1, 0, n])).collect();
+        let mut places: Vec<_> = clients.iter().map(|client| census.enter(*client, &settings).unwrap()).collect();
+        let lent: Vec<_> = places.iter_mut().map(|place| (place.lend(60), place.lend(60), place.lend(60))).collect();
+        assert_eq!(lent[..4], [(60, 40, 0); 4], "half of a client's share");
+        assert_eq!(lent[4..], [(0, 0, 0); 2], "half of it all");
+        assert!(places[0].hold(200) && !places[0].hold(201) && places[4].hold(200), "of the other half");
+        assert!(places[0].hold(30));
+        drop(places);
+        assert_eq!(census.held(), 0);
     }
 
     #[test]

@@ -20,10 +20,13 @@ pub struct Pool {
 }
 
 impl Pipe {
+    /// 1 MiB: measured as the size past which splice gains nothing more.
+    pub const SIZE: usize = 1 << 20;
+
     fn new() -> io::Result<Self> {
         let (read, write) = pipe_with(PipeFlags::NONBLOCK | PipeFlags::CLOEXEC)?;
         // Past the user's share of pipe pages the kernel refuses: the pipe then stays small, and only slower.
-        let _ = fcntl_setpipe_size(&write, SIZE);
+        let _ = fcntl_setpipe_size(&write, Self::SIZE);
         Ok(Self { read, write, filled: 0 })
     }
 
@@ -31,10 +34,10 @@ impl Pipe {
         self.filled
     }
 
-    /// Moves what has come from `socket` into this empty pipe; `Ok(0)` is the peer's end.
-    pub fn fill(&mut self, socket: impl AsFd) -> io::Result<usize> {
+    /// Moves what has come from `socket` into this empty pipe, up to `most`; `Ok(0)` is the peer's end.
+    pub fn fill(&mut self, socket: impl AsFd, most: usize) -> io::Result<usize> {
         debug_assert_eq!(self.filled, 0);
-        self.filled = splice(socket, None, &self.write, None, SIZE, SpliceFlags::NONBLOCK)?;
+        self.filled = splice(socket, None, &self.write, None, most, SpliceFlags::NONBLOCK)?;
         Ok(self.filled)
     }
 
@@ -63,6 +66,3 @@ impl Pool {
         }
     }
 }
-
-/// 1 MiB: measured as the size past which splice gains nothing more.
-const SIZE: usize = 1 << 20;

@@ -24,6 +24,7 @@ use caps::{CapSet, Capability, CapsHashSet};
 
 use super::seccomp::service;
 pub use capabilities::{become_user, keep_only};
+pub use user::is_user;
 
 /// Becomes `user`, if one is named, and gives up every capability but those of a gateway and every way to gain one.
 /// `needed` is a file that must stay readable to root.

@@ -1,8 +1,12 @@
 //! One direction of a relayed flow: begins by copying, turns to splice(2) for bulk.
+//!
+//! What was read and not taken by the receiver is held here, and any receiver may stop to take. A small piece is read at
+//! any time; more only as far as the flow's place has room for it.
 
 use std::io;
 use std::os::fd::BorrowedFd;
 
+use crate::proxy::worker::Place;
 use crate::sys::pipe::{Pipe, Pool};
 use crate::sys::tcp;
 
@@ -12,6 +16,8 @@ pub struct Half {
     /// Copied and not yet taken by the receiver, from `sent` on.
     pending: Option<Box<[u8]>>,
     sent: u32,
+    /// So much came that it pays to read more at once.
+    wide: bool,
     bulk: bool,
     /// The sender has sent its last octet.
     ended: bool,
@@ -61,9 +67,15 @@ impl Half {
         self.finished
     }
 
+    /// Octets held beyond a small piece, which has room at any time.
+    pub fn held(&self) -> usize {
+        let piped = self.pipe.as_ref().map_or(0, Pipe::filled);
+        (self.pending.as_ref().map_or(0, |pending| pending.len()) + piped).saturating_sub(PIECE)
+    }
+
     /// Moves what can be moved, up to a share that leaves the other flows theirs. `observer` is shown the octets; with
     /// one they are copied, never spliced. `is_last`: the other direction has ended, so that closing will tell the
-    /// receiver.
+    /// receiver. Afterwards `place` may have room for more than is held: the caller gives it back.
     pub fn turn(
         &mut self,
         ends: Ends<'_>,
@@ -71,7 +83,9 @@ impl Half {
         scratch: &mut [u8],
         mut observer: Option<Observer<'_>>,
         is_last: bool,
+        place: &mut Place,
     ) -> Result<Turn, Broken> {
+        let mut most = PIECE;
         for _ in 0..ROUNDS {
             if !(self.send_pending(ends)? && self.drain_pipe(ends, pool)?) {
                 return Ok(Turn::Waiting);
@@ -79,8 +93,13 @@ impl Half {
             if self.ended {
                 return Ok(self.finish(ends, is_last));
             }
+            if self.wide && most == PIECE {
+                most += place.lend(Pipe::SIZE - PIECE);
+            }
+            let read = most.min(scratch.len());
+            let scratch = scratch.get_mut(..read).unwrap_or_default();
             let came = match &mut observer {
-                None if self.bulk => self.fill_pipe(ends, pool, scratch)?,
+                None if self.bulk && most >= BULK => self.fill_pipe(ends, pool, scratch, most)?,
                 observer => self.copy(ends, scratch, observer)?,
             };
             if !came {
@@ -150,6 +169,7 @@ impl Half {
     ) -> Result<bool, Broken> {
         let Some(count) = ready(|| tcp::receive(ends.from, scratch)).map_err(Broken::Sender)? else { return Ok(false) };
         self.ended = count == 0;
+        self.wide = count >= PIECE;
         self.bulk = count >= BULK;
         let bytes = scratch.get(..count).unwrap_or_default();
         if let Some(observer) = observer {
@@ -170,7 +190,7 @@ impl Half {
     }
 
     /// True if something came, or the sender's end.
-    fn fill_pipe(&mut self, ends: Ends<'_>, pool: &mut Pool, scratch: &mut [u8]) -> Result<bool, Broken> {
+    fn fill_pipe(&mut self, ends: Ends<'_>, pool: &mut Pool, scratch: &mut [u8], most: usize) -> Result<bool, Broken> {
         let mut pipe = match pool.take() {
             Ok(pipe) => pipe,
             Err(_) => {
@@ -179,7 +199,7 @@ impl Half {
                 return Ok(true);
             }
         };
-        let filled = ready(|| pipe.fill(ends.from));
+        let filled = ready(|| pipe.fill(ends.from, most));
         match filled {
             Ok(Some(count)) if count > 0 => {
                 self.bulk = count >= SMALL;
@@ -221,6 +241,8 @@ fn ready(mut call: impl FnMut() -> io::Result<usize>) -> io::Result<Option<usize
 
 /// Rounds in one turn: some 16 MiB of bulk.
 const ROUNDS: usize = 16;
+/// Read at once without asking for room: less than the kernel holds of the flow anyway.
+pub const PIECE: usize = 16 << 10;
 /// A read of so many octets calls for splice.
 const BULK: usize = 64 << 10;
 /// A splice of fewer calls for copying, which is cheaper for small exchanges.

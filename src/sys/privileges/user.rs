@@ -10,8 +10,8 @@ use nix::unistd::{Gid, Uid, User, chown, setgroups, setresgid, setresuid};
 
 /// Does nothing where this process is that user already.
 pub(super) fn become_one(name: &str) -> io::Result<()> {
-    let found = User::from_name(name)?.or_else(|| User::from_uid(Uid::from_raw(name.parse().ok()?)).ok().flatten());
-    let user = found.ok_or_else(|| io::Error::new(io::ErrorKind::NotFound, format!("there is no user `{name}`")))?;
+    let user =
+        find(name)?.ok_or_else(|| io::Error::new(io::ErrorKind::NotFound, format!("there is no user `{name}`")))?;
     if user.uid == Uid::effective() {
         return Ok(());
     }
@@ -25,6 +25,15 @@ pub(super) fn become_one(name: &str) -> io::Result<()> {
     setresgid(user.gid, user.gid, user.gid)?;
     setresuid(user.uid, user.uid, user.uid)?;
     Ok(())
+}
+
+/// Whether this host knows a user by this name or number. Where it cannot tell, it may.
+pub fn is_user(name: &str) -> bool {
+    find(name).map_or(true, |found| found.is_some())
+}
+
+fn find(name: &str) -> io::Result<Option<User>> {
+    Ok(User::from_name(name)?.or_else(|| User::from_uid(Uid::from_raw(name.parse().ok()?)).ok().flatten()))
 }
 
 /// Folders for lists that are fetched, and for the socket. One that is there is left alone: whoever owns it decides what

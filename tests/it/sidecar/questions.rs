@@ -64,6 +64,38 @@ fn a_resolver_on_the_loopback_is_no_way_around() {
     });
 }
 
+/// `check` warns of it.
+#[test]
+fn a_resolver_on_the_loopback_is_asked_unseen_where_no_network_covers_the_loopback() {
+    in_pod(|lab| {
+        let at = "127.0.0.53:53".parse::<SocketAddr>().unwrap();
+        let resolver = lab.client.run(|| UdpSocket::bind(at)).unwrap().unwrap();
+        resolver.set_read_timeout(Some(DEADLINE)).unwrap();
+        let everywhere = "ips = [{ ip = \"0.0.0.0\", maskbits = 0 }, { ip = \"::\", maskbits = 0 }]";
+        let query = question("www.blocked.example.", RecordType::A);
+        let loopback = "{ ip = \"127.0.0.1\", maskbits = 32 }";
+        for (more, is_seen) in [("", false), (loopback, true)] {
+            let ips = format!("ips = [{{ ip = \"10.1.0.0\", maskbits = 24 }}, {more}]");
+            let written = configuration("tcp-reset", "", "").replace(everywhere, &ips);
+            let warnings = tidegate::config::load_text("t", written.clone()).unwrap().warnings.to_string();
+            assert_eq!(warnings.contains("covers 127.0.0.1: questions"), !is_seen, "{warnings}");
+            let sidecar = Sidecar::start(lab, &written);
+            let stub = lab.client.run(|| UdpSocket::bind("127.0.0.1:0")).unwrap().unwrap();
+            stub.set_read_timeout(Some(DEADLINE)).unwrap();
+            stub.connect(at).unwrap();
+            stub.send(&query).unwrap();
+            let mut buffer = [0; 2000];
+            if is_seen {
+                stub.recv(&mut buffer).unwrap();
+                assert_eq!(buffer[3] & 0xf, 3, "NXDOMAIN");
+            } else {
+                assert_eq!(resolver.recv(&mut buffer).unwrap(), query.len());
+            }
+            sidecar.stop();
+        }
+    });
+}
+
 /// Docker's listens at a port of the kernel's choice, which everybody may read in /proc/net, and has port 53 translated.
 #[test]
 fn the_resolver_of_an_engine_is_reached_by_no_other_port() {
