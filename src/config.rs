@@ -91,6 +91,9 @@ impl Loaded {
         if self.networks.is_empty() && !before.networks.is_empty() {
             return Some("no network acts on this enforcer any more: give the last one `mode = \"off\"`".to_owned());
         }
+        if let Some(path) = self.documents.emptied_since(&before.documents) {
+            return Some(format!("{} is empty: remove it, or leave a comment in it", path.display()));
+        }
         if let Some(pattern) = self.documents.lost_since(&before.documents) {
             return Some(format!("no file matches {} any more: take it out of `include`", pattern.display()));
         }

@@ -14,6 +14,8 @@ pub struct Documents {
     files: Vec<PathBuf>,
     /// As `include` names them, seen from the working folder.
     patterns: Vec<PathBuf>,
+    /// Files with nothing in them.
+    blank: Vec<PathBuf>,
     /// When they were read.
     seen: Sight,
 }
@@ -28,10 +30,20 @@ pub(super) type State = (u64, u64, u64, i64, i64);
 impl Documents {
     /// Of what was read: a look only now would take for read what somebody has written since.
     pub(super) fn new<'a>(sources: impl Iterator<Item = &'a Arc<Source>>, patterns: Vec<PathBuf>) -> Self {
-        let mut seen: Vec<_> = sources.map(|source| (source.path.clone(), source.state)).collect();
-        let files = seen.iter().map(|(path, _)| path.clone()).collect();
+        let (mut files, mut blank, mut seen) = (Vec::new(), Vec::new(), Vec::new());
+        for source in sources {
+            files.push(source.path.clone());
+            blank.extend(source.text.trim().is_empty().then(|| source.path.clone()));
+            seen.push((source.path.clone(), source.state));
+        }
         seen.sort();
-        Self { files, patterns, seen: Sight(seen) }
+        Self { files, patterns, blank, seen: Sight(seen) }
+    }
+
+    /// A file with nothing in it by now, though it had.
+    pub(super) fn emptied_since(&self, before: &Self) -> Option<&Path> {
+        let held = |file: &&PathBuf| before.files.contains(file) && !before.blank.contains(file);
+        self.blank.iter().find(held).map(PathBuf::as_path)
     }
 
     /// What `include` still names, and matches no file by now, though it did.
@@ -108,7 +120,7 @@ mod tests {
         let of = |files: &[&str], patterns: &[&str]| Documents {
             files: files.iter().map(PathBuf::from).collect(),
             patterns: patterns.iter().map(PathBuf::from).collect(),
-            seen: Sight::default(),
+            ..Documents::default()
         };
         let both = of(&["t.toml", "a.d/1.toml", "a.d/2.toml"], &["a.d/*.toml", "b.d/*.toml"]);
         for (next, lost) in [
@@ -118,6 +130,23 @@ mod tests {
             (&of(&["t.toml"], &["b.d/*.toml"]), None),
         ] {
             assert_eq!(next.lost_since(&both), lost.map(Path::new), "{next:?}");
+        }
+    }
+
+    #[test]
+    fn a_file_that_was_cut_to_nothing_is_told() {
+        let of = |texts: &[(&str, &str)]| {
+            let sources: Vec<_> = texts.iter().map(|(path, text)| Source::whole(path.into(), (*text).into())).collect();
+            Documents::new(sources.iter(), Vec::new())
+        };
+        let before = of(&[("t.toml", "a = 1"), ("old.toml", "\n")]);
+        for (texts, emptied) in [
+            (&[("t.toml", "# nothing"), ("old.toml", "")][..], None),
+            (&[("old.toml", "a = 1"), ("new.toml", "")], None),
+            (&[("old.toml", ""), ("t.toml", "")], Some("t.toml")),
+            (&[("t.toml", " \n")], Some("t.toml")),
+        ] {
+            assert_eq!(of(texts).emptied_since(&before), emptied.map(Path::new), "{texts:?}");
         }
     }
 

@@ -95,11 +95,11 @@ impl TcpPeek {
         let held = held.get(..self.limits.held).unwrap_or(held);
         let step = self.step(held);
         match step {
-            Step::NeedMore { .. } if held.len() >= self.limits.held && self.waits_in_vain() => {
-                // No server reads so long a line, and protocols of octets have no lines.
-                if self.passed_over() == 0 { self.other() } else { step }
+            // No server that would pass such octets over reads so long a line, and protocols of octets have no lines.
+            Step::NeedMore { .. } if held.len() >= LONGEST_LINE && self.waits_in_vain() && self.passed_over() == 0 => {
+                self.other()
             }
-            Step::NeedMore { .. } if held.len() >= self.limits.held => {
+            Step::NeedMore { .. } if held.len() >= self.limits.held && self.needs_all() => {
                 Step::Found(Discovery::unreadable(self.via(), Unreadable::TooLong))
             }
             Step::NeedMore { .. } if ended => self.give_up(Budget::Ended).map_or(step, Step::Found),
@@ -128,6 +128,11 @@ impl TcpPeek {
     /// How much of the bytes, from the first, cannot be part of what they may yet become.
     pub fn passed_over(&self) -> usize {
         if let Began::Open(beginning) = &self.began { beginning.passed_over() } else { 0 }
+    }
+
+    /// Whether none of the bytes can be let go of while the wait goes on.
+    fn needs_all(&self) -> bool {
+        !self.waits_in_vain() || self.passed_over() == 0
     }
 
     /// Whether the bytes are surely the beginning of TLS or HTTP.
@@ -279,6 +284,9 @@ const LONGEST_HELLO: usize = 0x03_00_00;
 const HEARTBEAT: u8 = 24;
 const REQUEST_LINE: Malformed = Malformed { field: "request line", section: "RFC 9112, 3" };
 const FIRST_RECORD: Malformed = Malformed { field: "record type", section: "RFC 8446, 5.1" };
+
+/// Octets of a request line: Python's server reads as many, others fewer.
+const LONGEST_LINE: usize = 64 << 10;
 
 #[cfg(test)]
 mod tests {

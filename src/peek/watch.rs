@@ -297,7 +297,11 @@ mod tests {
 
     impl Relay {
         fn new() -> Self {
-            let peek = Some(TcpPeek::new(Limits { held: 4096, fingerprints: false }));
+            Self::holding(4096)
+        }
+
+        fn holding(held: usize) -> Self {
+            let peek = Some(TcpPeek::new(Limits { held, fingerprints: false }));
             let (held, sent, judged) = (vec![], vec![], vec![]);
             Self { peek, watch: None, http: HttpRequestsJudged::Every, held, sent, judged, is_blocked: false }
         }
@@ -701,13 +705,28 @@ mod tests {
     #[test]
     fn octets_of_no_protocol_are_not_refused_however_long_they_tell_nothing() {
         for (octets, is_spliced) in [(&b"\0\x01"[..], false), (b"x y\0", true)] {
-            let mut relay = Relay::new();
+            let mut relay = Relay::holding(64 << 10);
             relay.client(octets);
             relay.deadline();
             (0..3000).for_each(|_| relay.client(octets));
-            relay.client(&octets.repeat(6000));
+            relay.client(&octets.repeat(90_000));
             assert_eq!(relay.is_spliced(), is_spliced);
-            assert_eq!((relay.judged.join(" "), relay.sent.len()), ("-".into(), octets.len() * 9001));
+            assert_eq!((relay.judged.join(" "), relay.sent.len()), ("-".into(), octets.len() * 93_001));
+        }
+    }
+
+    #[test]
+    fn a_line_that_a_server_would_read_hides_no_request_because_little_is_held() {
+        for (held, long) in [(1024, 1024), (4096, 5000), (4096, 60_000), (64 << 10, 65_000)] {
+            for first in ["a ?\x01", "\0a ?\x01"] {
+                let mut relay = Relay::holding(held);
+                relay.client(first.as_bytes());
+                relay.deadline();
+                relay.client(&vec![b'x'; long]);
+                relay.client(b" HTTP/1.1\r\nHost: blocked.example\r\n\r\n");
+                assert_eq!(relay.judged, ["-", "unreadable"], "{held} {long} {first:?}");
+                assert!(!relay.sent.contains(&b'\n'), "{held} {long} {first:?}");
+            }
         }
     }
 

@@ -12,7 +12,10 @@
 mod host;
 mod visitor;
 
+use std::fs::{File, OpenOptions};
 use std::io::{Read, Write};
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::Path;
 
 use host::{ALLOWED, Host, OTHER};
 use serde_json::Value;
@@ -320,13 +323,20 @@ fn a_standard_stream_that_leads_past_tidegate_is_not_passed_on() {
         assert!(String::from_utf8_lossy(&done.stderr).contains("standard input is a socket"), "{done:?}");
         assert!(!String::from_utf8_lossy(&done.stdout).contains("ran"), "{done:?}");
 
-        // What is covered inside is seen from a folder that was opened outside.
+        // What is covered inside is seen from a folder that was found outside, and so is a socket that was.
         let (near, _near) = host.path_listener("agent.sock");
-        let folder = std::fs::File::open(near.parent().unwrap()).unwrap();
-        let mut command = host.command(&["--quiet"], &["path_socket /proc/self/fd/0/agent.sock"]);
-        let done = command.stdin(folder).output().unwrap();
-        assert_eq!(done.status.code(), Some(1), "{done:?}");
-        assert!(String::from_utf8_lossy(&done.stderr).contains("standard input is a folder"), "{done:?}");
+        let found = |path: &Path| OpenOptions::new().read(true).custom_flags(libc::O_PATH).open(path).unwrap();
+        let streams = [
+            (File::open(near.parent().unwrap()).unwrap(), "/agent.sock", "a folder"),
+            (found(near.parent().unwrap()), "/agent.sock", "a folder"),
+            (found(&near), "", "a file that was not opened"),
+        ];
+        for (stream, below, what) in streams {
+            let mut command = host.command(&["--quiet"], &[&format!("path_socket /proc/self/fd/0{below}")]);
+            let done = command.stdin(stream).output().unwrap();
+            assert_eq!(done.status.code(), Some(1), "{done:?}");
+            assert!(String::from_utf8_lossy(&done.stderr).contains(&format!("standard input is {what}")), "{done:?}");
+        }
     });
 }
 

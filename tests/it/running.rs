@@ -95,6 +95,10 @@ fn a_configuration_that_has_lost_its_networks_changes_nothing_and_says_so() {
         let (top, objects) = text.split_at(text.find("[[").unwrap());
         let top = format!("{top}include = [\"{}/*.toml\"]\n", folder.path().display());
         std::fs::write(&included, objects).unwrap();
+        let more = folder.path().join("more.toml");
+        let another = "[[network]]\nname = \"another\"\nips = [{ ip = \"10.99.0.0\", maskbits = 16 }]\n\
+                       directions = \"outbound\"\noutbound = { policy = \"out\", drop = \"tcp-reset\" }\n";
+        std::fs::write(&more, another).unwrap();
         let gateway = Gateway::start(lab, &top);
         let becomes = |change: &dyn Fn(), said: &str| {
             let before = gateway.enforcer.messages().len();
@@ -109,6 +113,8 @@ fn a_configuration_that_has_lost_its_networks_changes_nothing_and_says_so() {
         let gone = "no network acts on this enforcer any more";
         becomes(&|| gateway.rewrite(""), gone);
         becomes(&|| gateway.rewrite(&top), "reloaded");
+        becomes(&|| std::fs::write(&more, "").unwrap(), "more.toml is empty");
+        becomes(&|| std::fs::remove_file(&more).unwrap(), "reloaded");
         becomes(&|| std::fs::remove_file(&included).unwrap(), gone);
         becomes(&|| std::fs::write(&included, objects).unwrap(), "reloaded");
         becomes(&|| gateway.rewrite(&text), "reloaded");

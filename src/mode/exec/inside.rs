@@ -49,7 +49,8 @@ pub(super) struct Plan {
 /// The conversations with tidegate.
 #[derive(Debug)]
 pub(super) struct Lines {
-    /// In order: [`ENTERED`], `GO` back; the sockets; init's pid; then GO again, and the command's end.
+    /// In order: [`ENTERED`], `GO` back; the sockets; init's pid; then GO again, what init has to tell, and the command's
+    /// end.
     pub(super) control: Channel,
     /// A request for a socket each, and the socket.
     pub(super) sockets: Channel,
@@ -114,11 +115,7 @@ fn init(plan: &Plan, lines: &Lines) -> u8 {
 
 fn try_init(plan: &Plan, lines: &Lines) -> io::Result<()> {
     hiding::part_from_host()?;
-    if let Err(error) = hiding::hide_processes() {
-        let note =
-            format!("the host's processes stay visible, though out of reach: /proc is not to be mounted: {error}");
-        lines.control.send(&[&[NOTE], note.as_bytes()].concat(), &[])?;
-    }
+    let unhidden = hiding::hide_processes().err();
     plan.hiding.cover()?;
     replacing::replace(&plan.replacements)?;
     let mut children = SigSet::empty();
@@ -126,6 +123,12 @@ fn try_init(plan: &Plan, lines: &Lines) -> io::Result<()> {
     children.thread_block()?;
     let ended = SignalFd::with_flags(&children, SfdFlags::SFD_CLOEXEC | SfdFlags::SFD_NONBLOCK)?;
     expect_go(&lines.control)?;
+    // Not before: it could come in the place of our pid, which the builder may not have sent yet.
+    if let Some(error) = unhidden {
+        let note =
+            format!("the host's processes stay visible, though out of reach: /proc is not to be mounted: {error}");
+        lines.control.send(&[&[NOTE], note.as_bytes()].concat(), &[])?;
+    }
     let command = start(plan)?;
     Watch { lines, ended, command, outside: true, stopped: false, asked: false }.run()
 }

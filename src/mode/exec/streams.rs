@@ -1,20 +1,23 @@
 //! The standard streams, which the command gets as they are.
 //!
 //! Fails closed: a socket that could be connected anew belongs to the host's network still, and is not passed on. A
-//! connected UNIX stream can not, and is what many programs start others with. Nor is a folder passed on, through which
-//! the files would be seen as they are outside, with the sockets that are covered inside.
+//! connected UNIX stream can not, and is what many programs start others with. Nor is a folder passed on, or a file that
+//! was only found and not opened (O_PATH): through them files are reached as they are outside, with the sockets that are
+//! covered inside.
 
 use std::io;
 use std::os::fd::AsFd;
 
-use rustix::fs::FileType;
+use rustix::fs::{FileType, OFlags};
 use socket2::{Domain, SockRef, Type};
 
 pub(super) fn check() -> io::Result<()> {
     let (stdin, stdout, stderr) = (io::stdin(), io::stdout(), io::stderr());
     let streams = [("input", stdin.as_fd()), ("output", stdout.as_fd()), ("error", stderr.as_fd())];
-    if let Some((name, _)) = streams.iter().find(|(_, stream)| is_folder(stream)) {
-        return Err(io::Error::other(format!("standard {name} is a folder, by which the command could get past")));
+    for (name, stream) in &streams {
+        if let Some(what) = place(stream) {
+            return Err(io::Error::other(format!("standard {name} is {what}, by which the command could get past")));
+        }
     }
     match streams.iter().find(|(_, stream)| leads_out(&SockRef::from(stream))) {
         None => Ok(()),
@@ -25,8 +28,15 @@ pub(super) fn check() -> io::Result<()> {
     }
 }
 
-fn is_folder(stream: &impl AsFd) -> bool {
-    rustix::fs::fstat(stream).is_ok_and(|about| FileType::from_raw_mode(about.st_mode).is_dir())
+/// What it is, if it stands for a place among the files more than for what is in one.
+fn place(stream: &impl AsFd) -> Option<&'static str> {
+    let is_folder = rustix::fs::fstat(stream).is_ok_and(|about| FileType::from_raw_mode(about.st_mode).is_dir());
+    let is_unopened = rustix::fs::fcntl_getfl(stream).is_ok_and(|flags| flags.contains(OFlags::PATH));
+    match (is_folder, is_unopened) {
+        (true, _) => Some("a folder"),
+        (_, true) => Some("a file that was not opened (O_PATH)"),
+        _ => None,
+    }
 }
 
 fn leads_out(stream: &SockRef<'_>) -> bool {
