@@ -25,7 +25,7 @@ use super::flow::Closing;
 use super::worker::Place;
 use crate::policy::DropAction;
 use crate::policy::snapshot::Snapshot;
-use crate::sys::epoll::Epoll;
+use crate::sys::epoll::{Epoll, URGENT};
 use crate::sys::readable::{Raw, readable};
 use crate::sys::tcp;
 use crate::telemetry::Telemetry;
@@ -207,7 +207,13 @@ impl Relay {
         }
         let mut table = self.table.borrow_mut();
         for key in keys.iter() {
-            self.turn(&mut table, (key >> 1) as usize, Some(side_of(*key)));
+            let (slot, side) = (((key & !URGENT) >> 1) as usize, side_of(*key));
+            if key & URGENT != 0
+                && let Some(flow) = table.flows.get_mut(slot).and_then(Option::as_mut)
+            {
+                flow.half_from(side).copies = true;
+            }
+            self.turn(&mut table, slot, Some(side));
         }
         true
     }

@@ -15,9 +15,10 @@ impl Epoll {
         Ok(Self(epoll::create(CreateFlags::CLOEXEC)?))
     }
 
-    /// Watches a socket for everything, edge-triggered; its events carry `key`. Closing the socket ends it.
+    /// Watches a socket for everything, edge-triggered; its events carry `key`, and [`URGENT`] with it once urgent data has
+    /// come. Closing the socket ends it.
     pub fn watch(&self, socket: impl AsFd, key: u64) -> io::Result<()> {
-        let flags = EventFlags::IN | EventFlags::OUT | EventFlags::RDHUP | EventFlags::ET;
+        let flags = EventFlags::IN | EventFlags::PRI | EventFlags::OUT | EventFlags::RDHUP | EventFlags::ET;
         Ok(epoll::add(&self.0, socket, EventData::new_u64(key), flags)?)
     }
 
@@ -32,7 +33,8 @@ impl Epoll {
         let mut events = [MaybeUninit::<epoll::Event>::uninit(); BATCH];
         let (events, _) = epoll::wait(&self.0, &mut events[..], Some(&NOW))?;
         keys.clear();
-        keys.extend(events.iter().map(|event| event.data.u64()));
+        let urgent = |flags: EventFlags| if flags.contains(EventFlags::PRI) { URGENT } else { 0 };
+        keys.extend(events.iter().map(|event| event.data.u64() | urgent(event.flags)));
         Ok(())
     }
 }
@@ -43,5 +45,7 @@ impl AsFd for Epoll {
     }
 }
 
+/// The bit of a key that is not its owner's.
+pub const URGENT: u64 = 1 << 63;
 /// Events taken at once.
 pub const BATCH: usize = 128;

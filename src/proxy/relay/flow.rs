@@ -5,7 +5,7 @@ use std::os::fd::{AsFd, OwnedFd};
 
 use super::half::{Broken, Ends, Half, Observer, Turn};
 use super::watched::{Step, Watched};
-use super::{ClosedBy, Over};
+use super::{ClosedBy, Over, Side};
 use crate::proxy::flow::Closing;
 use crate::proxy::worker::Place;
 use crate::sys::pipe::Pool;
@@ -62,6 +62,14 @@ impl Flow {
             let _ = self.down.turn(ends, pool, scratch, None, true, &mut self.place);
         }
         turn
+    }
+
+    /// What comes from this side.
+    pub(super) fn half_from(&mut self, side: Side) -> &mut Half {
+        match side {
+            Side::Client => &mut self.up,
+            Side::Server => &mut self.down,
+        }
     }
 
     fn up(&mut self, pool: &mut Pool, scratch: &mut [u8], telemetry: &Telemetry) -> Result<Turn, Over> {

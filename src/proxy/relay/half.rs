@@ -19,6 +19,8 @@ pub struct Half {
     /// So much came that it pays to read more at once.
     wide: bool,
     bulk: bool,
+    /// Urgent data has come (RFC 6093), before which splice stops for good: nothing is spliced any more.
+    pub copies: bool,
     /// The sender has sent its last octet.
     ended: bool,
     /// The receiver has been told so.
@@ -99,7 +101,7 @@ impl Half {
             let read = most.min(scratch.len());
             let scratch = scratch.get_mut(..read).unwrap_or_default();
             let came = match &mut observer {
-                None if self.bulk && most >= BULK => self.fill_pipe(ends, pool, scratch, most)?,
+                None if self.bulk && !self.copies && most >= BULK => self.fill_pipe(ends, pool, scratch, most)?,
                 observer => self.copy(ends, scratch, observer)?,
             };
             if !came {
@@ -206,10 +208,14 @@ impl Half {
                 self.pipe = Some(pipe);
                 Ok(true)
             }
-            Ok(_) => {
+            Ok(Some(_)) => {
                 pool.give(pipe);
-                // Before urgent data (RFC 6093) splice sees nothing, or the end, for good. Reading tells.
+                // So it looks before urgent data too, of which it was not told yet. Reading tells.
                 self.copy(ends, scratch, &mut None)
+            }
+            Ok(None) => {
+                pool.give(pipe);
+                Ok(false)
             }
             Err(error) => {
                 pool.give(pipe);
