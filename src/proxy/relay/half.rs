@@ -16,9 +16,7 @@ pub struct Half {
     /// Copied and not yet taken by the receiver, from `sent` on.
     pending: Option<Box<[u8]>>,
     sent: u32,
-    /// So much came that it pays to read more at once.
-    wide: bool,
-    bulk: bool,
+    came: Came,
     /// Urgent data has come (RFC 6093), before which splice stops for good: nothing is spliced any more.
     pub copies: bool,
     /// The sender has sent its last octet.
@@ -28,6 +26,17 @@ pub struct Half {
     pipe: Option<Pipe>,
     /// Octets handed to the receiver.
     pub moved: u64,
+}
+
+/// How much came last: what it pays to read at once, and how.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
+enum Came {
+    #[default]
+    Little,
+    /// More than is read at any time.
+    Much,
+    /// It is spliced.
+    Bulk,
 }
 
 /// The two ends of a direction, for one turn.
@@ -95,13 +104,15 @@ impl Half {
             if self.ended {
                 return Ok(self.finish(ends, is_last));
             }
-            if self.wide && most == PIECE {
+            if self.came > Came::Little && most == PIECE {
                 most += place.lend(Pipe::SIZE - PIECE);
             }
             let read = most.min(scratch.len());
             let scratch = scratch.get_mut(..read).unwrap_or_default();
             let came = match &mut observer {
-                None if self.bulk && !self.copies && most >= BULK => self.fill_pipe(ends, pool, scratch, most)?,
+                None if self.came == Came::Bulk && !self.copies && most >= BULK => {
+                    self.fill_pipe(ends, pool, scratch, most)?
+                }
                 observer => self.copy(ends, scratch, observer)?,
             };
             if !came {
@@ -171,8 +182,11 @@ impl Half {
     ) -> Result<bool, Broken> {
         let Some(count) = ready(|| tcp::receive(ends.from, scratch)).map_err(Broken::Sender)? else { return Ok(false) };
         self.ended = count == 0;
-        self.wide = count >= PIECE;
-        self.bulk = count >= BULK;
+        self.came = match count {
+            BULK.. => Came::Bulk,
+            PIECE.. => Came::Much,
+            _ => Came::Little,
+        };
         let bytes = scratch.get(..count).unwrap_or_default();
         if let Some(observer) = observer {
             observer(bytes);
@@ -197,14 +211,16 @@ impl Half {
             Ok(pipe) => pipe,
             Err(_) => {
                 // No descriptor for a pipe: copying needs none.
-                self.bulk = false;
+                self.came = Came::Much;
                 return Ok(true);
             }
         };
         let filled = ready(|| pipe.fill(ends.from, most));
         match filled {
             Ok(Some(count)) if count > 0 => {
-                self.bulk = count >= SMALL;
+                if count < SMALL {
+                    self.came = Came::Much;
+                }
                 self.pipe = Some(pipe);
                 Ok(true)
             }
